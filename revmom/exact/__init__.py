@@ -1,0 +1,1 @@
+"""Integers that lose nothing: fixed point and information buffers."""

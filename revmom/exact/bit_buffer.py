@@ -1,0 +1,284 @@
+"""Multiplication by a factor below one that loses nothing.
+
+Heavy-ball momentum multiplies the velocity by beta, which throws log2(1/beta)
+bits away.  Maclaurin, Duvenaud & Adams (2015, Algorithm 3) keep them: they
+move the remainder of an integer division by d into an information buffer and
+take a digit in base n out of it, for beta = n/d.  Here each element holds an
+integer i and a remainder r of a mixed-radix number whose last digit has base
+b (the capacity, one number for a whole array):
+
+    N = i b + r,    -b/2 <= r < b/2,
+
+so that N / b is the exact value in units of the grid, and i that value
+rounded to nearest.  Multiplying by b / b' is then only a change of the base,
+
+    i' = round(N / b'),    r' = N - i' b',                              (1)
+
+which any b' undoes, without waste (the capacity grows by exactly
+log2(b'/b) bits) and without noise (the discarded fraction stays in r').
+The capacities approximate b_{t+1} = b_t / beta_t; each rounding error is
+carried to the next step, so that the product of all factors is within 2^-21
+of the product of the betas, however many steps there are.
+
+When the next capacity would pass 2^30, the low 8 bits of every remainder are
+spilled to a row of `words`.  When that happens depends on the betas alone:
+`schedule` computes all steps ahead, shapes are static, and nothing waits for
+the host.  With 64-bit integers the capacity stays below 2^62 and words have
+32 bits.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from revmom.exact import fixed_point
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How many bits of an integer type go where."""
+
+  limb: int  # half a value, so that products of two limbs fit
+  word: int  # spilled at a time
+  word_dtype: DTypeLike
+  float_dtype: DTypeLike  # computes capacities
+
+  @property
+  def largest_capacity(self) -> int:
+    return 2 ** (2 * self.limb)
+
+  @property
+  def initial_capacity(self) -> int:
+    return 2 ** (2 * self.limb - self.word)
+
+  @property
+  def smallest_factor(self) -> float:
+    """A spill must make room for the growth of one step."""
+    return 2.0 ** (1 - self.word)
+
+
+def layout(dtype: DTypeLike) -> Layout:
+  """The layout that belongs to int32 or int64."""
+  if jnp.dtype(dtype) == jnp.int32:
+    return Layout(15, 8, jnp.uint8, jnp.float32)
+  if jnp.dtype(dtype) == jnp.int64:
+    return Layout(31, 32, jnp.uint32, jnp.float64)
+  raise ValueError(f"integers are {jnp.dtype(dtype)}; use int32 or int64.")
+
+
+class Ratio(NamedTuple):
+  """numerator / denominator = whole + fraction / 2^(2 limb), of capacities."""
+
+  numerator: jax.Array
+  denominator: jax.Array
+  whole: jax.Array
+  fraction: jax.Array
+
+
+class Schedule(NamedTuple):
+  """When to spill and by what to multiply, for every step of a run.
+
+  All have shape [steps, ...]; one step's slice is what `multiply` and
+  `divide` take.
+  """
+
+  spill: jax.Array  # bool: move a word out before multiplying
+  row: jax.Array  # int32: of `words`, where it goes
+  forward: Ratio
+  inverse: Ratio
+
+
+class BitBuffer(NamedTuple):
+  """What multiplications took out of an array of integers."""
+
+  remainder: jax.Array  # like the integers
+  words: jax.Array  # [rows, *integers.shape], uint8 (uint32 for int64)
+
+
+def rows_needed(
+  forgetting: np.ndarray,
+  dtype: DTypeLike = jnp.int32,
+  length: int | None = None,
+) -> int:
+  """Words an element spills at most, from the betas alone.
+
+  Args:
+    forgetting: 1 - beta of every step of a run, [steps].
+    dtype: of the integers.
+    length: of a segment anywhere in the run; by default the whole run, which
+      starts with an empty buffer and so with room for one word more.
+
+  >>> rows_needed(np.full(1000, 1 - 0.9))  # 152 bits, 8 of them in the head
+  19
+  """
+  factors = 1 - np.asarray(forgetting, np.float64)
+  # A spill rounds the capacity, at least 2^22 beta, up by at most two.
+  word = layout(dtype).word - 2.0**-20 / np.min(factors, initial=1.0)
+  words = np.concatenate([[0.0], np.cumsum(-np.log2(factors))]) / word
+  if length is None or length >= len(factors):
+    most = words[-1] - 1
+  else:
+    most = np.max(words[length:] - words[: len(words) - length])
+  return max(0, math.ceil(most + 2.0**-16)) if length != 0 else 0
+
+
+def schedule(forgetting: jax.Array, dtype: DTypeLike = jnp.int32) -> Schedule:
+  """Capacities, ratios and spills of a run, from the betas alone.
+
+  Args:
+    forgetting: 1 - beta of every step and group, [steps, groups].  (Not beta:
+      for the 1 - 1e-5 of a weight decay float32 would round 1e-5 by 0.3 %.)
+    dtype: of the integers.
+
+  Returns:
+    A schedule whose arrays have shape [steps, groups].
+  """
+  layout_ = layout(dtype)
+  groups = forgetting.shape[1:]
+  forgetting = forgetting.astype(layout_.float_dtype)
+  start = (
+    jnp.full(groups, layout_.initial_capacity, dtype),
+    jnp.zeros(groups, layout_.float_dtype),
+    jnp.zeros(groups, jnp.int32),
+  )
+
+  def step(carry, forgotten):
+    capacity, error, row = carry
+    spill, before, after, error = _next_capacity(
+      capacity, error, forgotten, layout_
+    )
+    carry = after, error, row + spill.astype(jnp.int32)
+    return carry, (spill, row, before, after)
+
+  _, (spill, row, before, after) = lax.scan(step, start, forgetting)
+  return Schedule(
+    spill, row, _ratio(before, after, layout_), _ratio(after, before, layout_)
+  )
+
+
+def _next_capacity(capacity, error, forgotten, layout_):
+  """b' = b / beta, rounded; `error` is what rounding has left out so far."""
+  growth = forgotten / (1 - forgotten)
+  real = capacity.astype(layout_.float_dtype)
+  room = jnp.asarray(layout_.largest_capacity * (1 - 2.0**-20), real.dtype)
+  spill = real + real * growth > room
+  # One more than half the spilled capacity's need on either side of zero.
+  spilled = (capacity >> layout_.word) + 2
+  lost = (capacity & (2**layout_.word - 1)).astype(real.dtype) + error
+  error = jnp.where(spill, lost * 2.0**-layout_.word - 2, error)
+  before = jnp.where(spill, spilled, capacity)
+  exact = before.astype(real.dtype) * growth + error
+  rounded = jnp.round(exact)
+  return spill, before, before + rounded.astype(before.dtype), exact - rounded
+
+
+def _ratio(numerator, denominator, layout_) -> Ratio:
+  """Long division in base 2, to 2 * limb bits after the point, rounded."""
+  whole = numerator // denominator
+
+  def digit(_, carry):
+    rest, quotient = carry
+    bit = 2 * rest >= denominator
+    return 2 * rest - jnp.where(bit, denominator, 0), 2 * quotient + bit
+
+  rest = numerator - whole * denominator
+  rest, fraction = lax.fori_loop(
+    0, 2 * layout_.limb, digit, (rest, jnp.zeros_like(rest))
+  )
+  fraction = fraction + (2 * rest >= denominator)
+  return Ratio(numerator, denominator, whole, fraction)
+
+
+def init(integers: jax.Array, rows: int) -> BitBuffer:
+  """An empty buffer for an array of integers, sharded like it."""
+  words = jnp.zeros_like(integers, layout(integers.dtype).word_dtype)
+  words = jnp.broadcast_to(words, (rows, *integers.shape))
+  return BitBuffer(jnp.zeros_like(integers), words)
+
+
+def is_empty(buffer: BitBuffer) -> jax.Array:
+  """Whether nothing is left in the heads of the buffer."""
+  return jnp.all(buffer.remainder == 0)
+
+
+def rescale(
+  integers: jax.Array, remainder: jax.Array, ratio: Ratio
+) -> tuple[jax.Array, jax.Array]:
+  """Equation (1): the same number N on another base, N = i b + r = i' b' + r'.
+
+  i' is estimated from limbs of i and b / b', with an error of at most one; the
+  remainder, computed modulo the word size, tells which way.
+  """
+  layout_ = layout(integers.dtype)
+  limb, mask = layout_.limb, 2**layout_.limb - 1
+  scale = 2.0**limb / ratio.denominator.astype(layout_.float_dtype)
+  carry = jnp.round(remainder.astype(layout_.float_dtype) * scale)
+  high, low = integers >> limb, integers & mask
+  ratio_high, ratio_low = ratio.fraction >> limb, ratio.fraction & mask
+  middle = high * ratio_low + low * ratio_high + ((low * ratio_low) >> limb)
+  middle = middle + carry.astype(integers.dtype) + (1 << (limb - 1))
+  estimate = integers * ratio.whole + high * ratio_high + (middle >> limb)
+  rest = remainder + integers * ratio.numerator - estimate * ratio.denominator
+  half = ratio.denominator >> 1
+  above = rest >= ratio.denominator - half
+  below = rest < -half
+  one = jnp.ones((), integers.dtype)
+  estimate = jnp.where(above, estimate + one, estimate)
+  estimate = jnp.where(below, estimate - one, estimate)
+  rest = jnp.where(above, rest - ratio.denominator, rest)
+  return estimate, jnp.where(below, rest + ratio.denominator, rest)
+
+
+def multiply(
+  integers: jax.Array, buffer: BitBuffer, step: Schedule
+) -> tuple[jax.Array, BitBuffer]:
+  """i <- round(beta i), keeping in the buffer what rounding takes away.
+
+  Args:
+    integers: any shape, int32 or int64; `overflow` stays what it is.
+    buffer: of the same shape.
+    step: one step of a `schedule`; its arrays broadcast against `integers`.
+  """
+  remainder, words = buffer
+  word = layout(integers.dtype).word
+  if words.shape[0]:
+    kept = lax.dynamic_index_in_dim(words, step.row, keepdims=False)
+    low = (remainder & (2**word - 1)).astype(words.dtype)
+    spilled = jnp.where(step.spill, low, kept)
+    words = lax.dynamic_update_index_in_dim(words, spilled, step.row, 0)
+  remainder = jnp.where(step.spill, remainder >> word, remainder)
+  product, remainder = rescale(integers, remainder, step.forward)
+  product = jnp.where(fixed_point.has_overflowed(integers), integers, product)
+  return product, BitBuffer(remainder, words)
+
+
+def divide(
+  integers: jax.Array, buffer: BitBuffer, step: Schedule
+) -> tuple[jax.Array, jax.Array]:
+  """Undoes `multiply`; returns the integers and the remainder.
+
+  `words` is only read: see `erase`.
+  """
+  remainder, words = buffer
+  word = layout(integers.dtype).word
+  integers, remainder = rescale(integers, remainder, step.inverse)
+  if words.shape[0]:
+    low = lax.dynamic_index_in_dim(words, step.row, keepdims=False)
+    unspilled = (remainder << word) | low.astype(remainder.dtype)
+    remainder = jnp.where(step.spill, unspilled, remainder)
+  return integers, remainder
+
+
+def erase(words: jax.Array, step: Schedule) -> jax.Array:
+  """Zeroes the row that `multiply` wrote in this step, if it wrote one."""
+  if not words.shape[0]:
+    return words
+  row = lax.dynamic_index_in_dim(words, step.row, keepdims=False)
+  row = jnp.where(step.spill, jnp.zeros_like(row), row)
+  return lax.dynamic_update_index_in_dim(words, row, step.row, 0)

@@ -1,0 +1,143 @@
+"""Hyperparameters that vary with the step and with the parameter.
+
+A hyperparameter is a float; an array whose leading axis counts steps, of shape
+[steps] or, with one value per element, [steps, *leaf] ([1, *leaf] if it is the
+same at every step); a function of the step, such as an optax schedule; or a
+pytree of these, like the parameters or a prefix of them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+
+class StepFunction(struct.PyTreeNode):
+  """A hyperparameter given as a function of the step; it has no leaves."""
+
+  function: Callable[[ArrayLike], ArrayLike] = struct.field(pytree_node=False)
+
+
+class PerStep(NamedTuple):
+  """A hyperparameter with a value for every step."""
+
+  values: jax.Array  # [steps, ...]
+
+
+def wrap(value: Any) -> Any:
+  """Makes functions of the step into pytrees without leaves."""
+  is_function = lambda leaf: callable(leaf)
+  return jax.tree.map(
+    lambda leaf: StepFunction(leaf) if callable(leaf) else leaf,
+    value,
+    is_leaf=is_function,
+  )
+
+
+def _is_leaf(value: Any) -> bool:
+  return isinstance(value, StepFunction)
+
+
+def num_steps(value: Any) -> int | None:
+  """The length of the step axis, if a hyperparameter has one."""
+  for leaf in jax.tree.leaves(value):
+    if jnp.ndim(leaf) and jnp.shape(leaf)[0] > 1:
+      return jnp.shape(leaf)[0]
+  return None
+
+
+def per_leaf(name: str, value: Any, params: Any, steps: int) -> tuple:
+  """One array or `PerStep` for every parameter leaf, or one that all share.
+
+  Args:
+    name: of the hyperparameter, for error messages.
+    value: as the user gave it, functions wrapped.
+    params: the parameters (or anything of their structure).
+    steps: length of the run.
+
+  Raises:
+    ValueError: the pytree is not a prefix of the parameters, or an array's
+      leading axis is not the step axis.
+  """
+  if _is_leaf(value) or jax.tree.structure(value).num_nodes == 1:
+    return (_resolve(name, value, steps),)
+  try:
+    full = jax.tree.broadcast(value, params, is_leaf=_is_leaf)
+  except ValueError as error:
+    raise ValueError(
+      f"{name} is a pytree {jax.tree.structure(value)}, but the parameters are "
+      f"{jax.tree.structure(params)}; give a number, an array over steps, or "
+      "a pytree like the parameters (or a prefix of it)."
+    ) from error
+  leaves = jax.tree.leaves(full, is_leaf=_is_leaf)
+  return tuple(_resolve(name, leaf, steps) for leaf in leaves)
+
+
+def _resolve(name: str, value: Any, steps: int) -> jax.Array | PerStep:
+  if isinstance(value, StepFunction):
+    return PerStep(jnp.asarray(jax.vmap(value.function)(jnp.arange(steps, dtype=jnp.int32))))
+  value = jnp.asarray(value)
+  if not jnp.issubdtype(value.dtype, jnp.inexact):
+    value = value.astype(jnp.result_type(float))
+  if value.ndim == 0:
+    return value
+  if value.shape[0] == 1:
+    return value[0]
+  if value.shape[0] != steps:
+    raise ValueError(
+      f"{name} has shape {value.shape}, but the run has {steps} steps; the "
+      f"leading axis must be {steps}, or 1 for a value per element."
+    )
+  return PerStep(value)
+
+
+def at(values: Sequence, leaf: int, step: ArrayLike, dtype: DTypeLike) -> Any:
+  """The value for one leaf at one step."""
+  value = values[leaf if len(values) > 1 else 0]
+  if isinstance(value, PerStep):
+    value = lax.dynamic_index_in_dim(value.values, step, keepdims=False)
+  return value.astype(dtype)
+
+
+def accumulate(
+  totals: Sequence, leaf: int, step: ArrayLike, cotangent: jax.Array
+) -> tuple:
+  """Adds the cotangent of `at(values, leaf, step)` to those of `values`."""
+  index = leaf if len(totals) > 1 else 0
+  total = totals[index]
+  if isinstance(total, PerStep):
+    dtype = total.values.dtype
+    total = PerStep(total.values.at[step].add(cotangent.astype(dtype)))
+  else:
+    total = total + cotangent.astype(total.dtype)
+  return (*totals[:index], total, *totals[index + 1 :])
+
+
+def concrete(value: Any) -> np.ndarray | None:
+  """The numbers of a value that is known now, None while it is traced."""
+  try:
+    return np.asarray(value)
+  except (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.ConcretizationTypeError,
+  ):
+    return None
+
+
+def extreme(
+  value: Any, pick: Callable[[np.ndarray], Any]
+) -> float | None:
+  """The smallest (pick=np.min) or largest number of a hyperparameter.
+
+  None where it is traced or a function of the step.
+  """
+  leaves = jax.tree.leaves(value, is_leaf=_is_leaf)
+  numbers = [None if _is_leaf(x) else concrete(x) for x in leaves]
+  if not numbers or any(n is None or not n.size for n in numbers):
+    return None
+  return float(pick([pick(n) for n in numbers]))

@@ -1,0 +1,375 @@
+"""One step of an optimizer as a bijection.
+
+Every optimizer whose state z and parameters theta follow
+
+    z'     = rho z + phi(g(theta)),                                     (1)
+    theta' = rho_theta theta + u(z'),                                   (2)
+
+with 0 < rho <= 1, is an exact bijection on a grid: phi and u are increments
+computed from quantities that are known on the way back, so they are rounded
+and subtracted again; only the factors lose information, and a `BitBuffer`
+keeps it (Maclaurin, Duvenaud & Adams 2015, Algorithm 3).  Its Jacobian is a
+product of shears and scalings, so log|det| is the sum of the log factors.
+
+An optimizer states phi, u and the factors; all else is derived here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax import lax
+
+from revmom.exact import bit_buffer, fixed_point
+from revmom.exact.bit_buffer import Schedule
+from revmom.optimizers import hyperparameters
+from revmom.optimizers.dynamics import PARAMS, Dynamics, Leaf, compute_dtype
+
+DEFAULT_STEPS = 1000
+
+
+class State(struct.PyTreeNode):
+  """Everything needed to go on with a run, or back to its start."""
+
+  count: jax.Array  # int32 []: steps taken
+  leaves: list[Leaf]  # one for every parameter array
+  schedules: dict[str, Schedule]  # role -> [steps, groups]
+  steps: int = struct.field(pytree_node=False)  # that the buffers can hold
+  structure: Any = struct.field(pytree_node=False)  # of the parameters
+  dtypes: tuple = struct.field(pytree_node=False)
+
+
+class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
+  """A reversible optimizer, as a pytree of its hyperparameters.
+
+  A subclass declares its hyperparameters as fields and three equations, each
+  written for one parameter array at one step: there `self` holds scalars.
+
+  Attributes:
+    fraction_bits: (role, bits) for "params" and every slot of the state: the
+      resolution of each grid is 2^-bits.
+    floors: (role, factor): the smallest factor that buffers leave room for
+      when the hyperparameters are traced and the true one can't be known.
+    preprocess: a stateless optax transformation of the gradients.
+    integer: int32, or int64 where x64 is on.
+    forgetting_varies: whether factors depend on the step even where no
+      hyperparameter does.
+  """
+
+  fraction_bits: tuple[tuple[str, int], ...] = struct.field(pytree_node=False)
+  floors: tuple[tuple[str, float], ...] = struct.field(pytree_node=False)
+  preprocess: optax.GradientTransformation | None = struct.field(
+    pytree_node=False, default=None
+  )
+  integer: Any = struct.field(pytree_node=False, default=np.dtype("int32"))
+  forgetting_varies: bool = struct.field(pytree_node=False, default=False)
+
+  # The three equations.
+
+  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
+    """1 - rho of every role that is multiplied, equations (1) and (2)."""
+    raise NotImplementedError
+
+  def increments(
+    self, gradient: jax.Array, step: jax.Array
+  ) -> dict[str, jax.Array]:
+    """phi of every slot, equation (1)."""
+    raise NotImplementedError
+
+  def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
+    """u, equation (2)."""
+    raise NotImplementedError
+
+  # What follows from them.
+
+  def init(self, params: Any, num_steps: int | None = None) -> State:
+    """Snaps the parameters to the grid and makes empty buffers.
+
+    Args:
+      params: a pytree of floating-point arrays.
+      num_steps: how many steps the buffers must hold; by default the length
+        of the hyperparameters' step axis, else 1000.
+
+    Raises:
+      ValueError: a parameter is not floating point or exceeds its grid, or a
+        factor has no inverse.
+    """
+    self.check_params(params)
+    steps = self.num_steps() or DEFAULT_STEPS
+    steps = steps if num_steps is None else num_steps
+    dynamics = self.resolve(params, steps)
+    spills = dynamics.spills()
+    arrays, structure = jax.tree.flatten(params)
+    return State(
+      count=jnp.zeros((), jnp.int32),
+      leaves=dynamics.begin(arrays, spills, steps),
+      schedules=spills.schedules,
+      steps=steps,
+      structure=structure,
+      dtypes=tuple(jnp.asarray(array).dtype for array in arrays),
+    )
+
+  def forward(self, state: State, grad_fn: Callable[[Any], Any]) -> State:
+    """One step.
+
+    Args:
+      state: of `init`, or of a step before.
+      grad_fn: parameters -> gradients of the same structure.
+
+    Raises:
+      ValueError: the gradients are not like the parameters.
+    """
+    dynamics = self.resolve_for(state)
+    gradients = self._gradients(dynamics, state, grad_fn)
+    # A step that the buffers have no room for must not look like one.
+    gradients = [jnp.where(state.count < state.steps, g, jnp.nan)
+                 for g in gradients]
+    leaves = dynamics.forward(
+      state.leaves, gradients, state.count, state.schedules
+    )
+    return state.replace(count=state.count + 1, leaves=leaves)
+
+  def inverse(self, state: State, grad_fn: Callable[[Any], Any]) -> State:
+    """The state before a step, bit for bit.
+
+    `grad_fn` must compute the bits that it computed in `forward`: compile the
+    two alike, and give both the same batch, devices and threads.
+    """
+    dynamics = self.resolve_for(state)
+    step = state.count - 1
+    now = [
+      dynamics.now(state.schedules, i, step) for i in range(len(state.leaves))
+    ]
+    leaves = [
+      dynamics.undo_update(i, leaf, step, now[i], compute_dtype(dtype))
+      for i, (leaf, dtype) in enumerate(
+        zip(state.leaves, state.dtypes, strict=True)
+      )
+    ]
+    gradients = self._gradients(
+      dynamics, state.replace(leaves=leaves), grad_fn
+    )
+    leaves = [
+      _erase(dynamics.undo_increments(i, leaf, gradient, step, now[i]), now[i])
+      for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True))
+    ]
+    return state.replace(count=step, leaves=leaves)
+
+  def params(self, state: State) -> Any:
+    """The parameters as floats of their own types.
+
+    NaN where a value or a gradient left its grid at any time: `check` tells
+    which and what to do.
+    """
+    dynamics = self.resolve_for(state)
+    views = []
+    for leaf, dtype in zip(state.leaves, state.dtypes, strict=True):
+      view = dynamics.view(leaf, compute_dtype(dtype))
+      views.append(jnp.where(overflowed(leaf), jnp.nan, view).astype(dtype))
+    return jax.tree.unflatten(state.structure, views)
+
+  def log_det(self, state: State) -> jax.Array:
+    """log|det ds_k/ds_0| of the k steps taken: the sum of all log factors.
+
+    For heavy-ball momentum without decay this is k D log(beta), D being the
+    number of parameters: the update is a shear and contributes nothing.
+    """
+    dynamics = self.resolve_for(state)
+    total = jnp.zeros(())
+    for i, leaf in enumerate(state.leaves):
+      for forgotten in dynamics.forgetting(i).values():
+        logs = jnp.log1p(-forgotten)
+        if logs.ndim == 0:
+          logs = state.count * logs
+        else:
+          taken = jnp.arange(state.steps) < state.count
+          logs = _sum_in_blocks(jnp.where(taken, logs, 0))
+        total = total + leaf.params.size * logs.astype(total.dtype)
+    return total
+
+  def check(self, state: State) -> None:
+    """Raises if any value left its grid in any step up to this state.
+
+    Raises:
+      ValueError: naming the parameter array, its shape and the remedy.
+    """
+    names = [
+      jax.tree_util.keystr(path) or "params"
+      for path, _ in jax.tree.leaves_with_path(
+        jax.tree.unflatten(state.structure, state.leaves),
+        is_leaf=lambda node: isinstance(node, Leaf),
+      )
+    ]
+    for name, leaf in zip(names, state.leaves, strict=True):
+      count = int(jnp.sum(overflowed(leaf)))
+      if count:
+        raise ValueError(self._overflow_message(name, leaf, count, state))
+
+  def _overflow_message(self, name, leaf, count, state) -> str:
+    roles = {PARAMS: leaf.params, **leaf.slots}
+    guilty = [
+      f"{role} (fraction bits {bits}, so at most "
+      f"{fixed_point.largest(bits, self.integer):g})"
+      for role, bits in self.fraction_bits
+      if bool(jnp.any(fixed_point.has_overflowed(roles[role])))
+    ]
+    return (
+      f"{count} of {leaf.params.size} elements of the parameter array {name}, "
+      f"shape {leaf.params.shape}, left the grid of {' and '.join(guilty)} "
+      "within the run: a value or gradient was NaN or too large, more than "
+      f"the {state.steps} steps of `init` were taken, or the factors were "
+      f"smaller than the floors {dict(self.floors)}.  Lower the learning "
+      "rate, clip the gradients, give a role fewer fraction bits, or set "
+      "`num_steps` or `floors`."
+    )
+
+  # Machinery shared with the drivers of whole runs.
+
+  def hyperparameters(self) -> dict[str, Any]:
+    """The fields that are hyperparameters and in use."""
+    values = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.metadata.get("pytree_node", True)
+    }
+    return {name: v for name, v in values.items() if v is not None}
+
+  def num_steps(self) -> int | None:
+    """The length of the hyperparameters' step axis, if one has it."""
+    return hyperparameters.num_steps(self.hyperparameters())
+
+  def resolve(self, params: Any, steps: int) -> Dynamics:
+    """The dynamics of a run; hyperparameters differentiate through it."""
+    chosen = self.hyperparameters()
+    values = {
+      name: hyperparameters.per_leaf(name, value, params, steps)
+      for name, value in chosen.items()
+    }
+    emptied = self.replace(**{name: None for name in chosen})
+    return Dynamics(values, emptied, steps)
+
+  def resolve_for(self, state: State) -> Dynamics:
+    """The dynamics of the run that a state belongs to."""
+    placeholders = jax.tree.unflatten(state.structure, [0] * len(state.leaves))
+    return self.resolve(placeholders, state.steps)
+
+  def check_params(self, params: Any) -> None:
+    """Raises ValueError for parameters that can't live on the grid."""
+    bits = dict(self.fraction_bits)[PARAMS]
+    largest = fixed_point.largest(bits, self.integer)
+    for path, leaf in jax.tree.leaves_with_path(params):
+      name = jax.tree_util.keystr(path) or "params"
+      if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        raise ValueError(
+          f"the parameter array {name} is {jnp.result_type(leaf)}; parameters "
+          "must be floating point (pass anything else as an argument of the "
+          "loss)."
+        )
+      known = hyperparameters.concrete(leaf)
+      if known is not None and known.size:
+        magnitude = float(np.max(np.abs(known.astype(np.float64))))
+        if not magnitude <= largest:
+          raise ValueError(
+            f"the parameter array {name} holds a magnitude of {magnitude}, but "
+            f"{bits} fraction bits reach only {largest:g}; pass a smaller "
+            f'fraction_bits["{PARAMS}"].'
+          )
+
+  def transform(self, gradients: Any, params: Any) -> Any:
+    """The gradients after `preprocess`."""
+    if self.preprocess is None:
+      return gradients
+    return self.preprocess.update(
+      gradients, self.preprocess.init(params), params
+    )[0]
+
+  def _gradients(self, dynamics, state, grad_fn) -> list[jax.Array]:
+    views = [
+      dynamics.view(leaf, compute_dtype(dtype)).astype(dtype)
+      for leaf, dtype in zip(state.leaves, state.dtypes, strict=True)
+    ]
+    params = state.structure.unflatten(lax.optimization_barrier(views))
+    gradients = grad_fn(params)
+    check_like("gradients", gradients, params)
+    widen = lambda array: array.astype(compute_dtype(array.dtype))
+    gradients = self.transform(
+      jax.tree.map(widen, gradients), jax.tree.map(widen, params)
+    )
+    return lax.optimization_barrier(jax.tree.leaves(gradients))
+
+
+def overflowed(leaf: Leaf) -> jax.Array:
+  """Where any role of a parameter array has left its grid."""
+  flags = fixed_point.has_overflowed(leaf.params)
+  for integers in leaf.slots.values():
+    flags = flags | fixed_point.has_overflowed(integers)
+  return flags
+
+
+def check_like(name: str, tree: Any, params: Any) -> None:
+  """Raises ValueError unless a tree has the parameters' structure and shapes."""
+  expected, got = jax.tree.structure(params), jax.tree.structure(tree)
+  if expected != got:
+    raise ValueError(
+      f"the {name} are {got}, but the parameters are {expected}; return one "
+      "array for every parameter array."
+    )
+  for (path, leaf), other in zip(
+    jax.tree.leaves_with_path(params), jax.tree.leaves(tree), strict=True
+  ):
+    if jnp.shape(leaf) != jnp.shape(other):
+      raise ValueError(
+        f"the {name} of {jax.tree_util.keystr(path)} have shape "
+        f"{jnp.shape(other)}, but the parameters have {jnp.shape(leaf)}."
+      )
+
+
+def check_stateless(preprocess: optax.GradientTransformation | None) -> None:
+  """Raises ValueError for a transformation that keeps a state.
+
+  Its state would have to be reversed too; equation (1) has no place for it.
+  """
+  if preprocess is None:
+    return
+  state = preprocess.init({"probe": jnp.zeros(1)})
+  if jax.tree.leaves(state):
+    raise ValueError(
+      "preprocess keeps a state "
+      f"({jax.tree.structure(state)}), which no step could undo; use a "
+      "stateless transformation such as optax.clip_by_global_norm."
+    )
+
+
+def roomy_floor(factor: float) -> float:
+  """A floor that leaves room for twice the bits of a factor, rounded up.
+
+  Quarter octaves, so that nearby factors share a floor and a compilation.
+
+  >>> round(roomy_floor(0.9), 3)
+  0.783
+  """
+  bits = -2 * math.log2(factor)
+  if bits == 0:
+    return 1.0
+  return 2.0 ** -(2.0 ** (math.ceil(4 * math.log2(bits)) / 4))
+
+
+def _erase(leaf: Leaf, now: dict[str, Schedule]) -> Leaf:
+  buffers = {
+    role: buffer._replace(words=bit_buffer.erase(buffer.words, now[role]))
+    for role, buffer in leaf.buffers.items()
+  }
+  return leaf._replace(buffers=buffers)
+
+
+def _sum_in_blocks(values: jax.Array) -> jax.Array:
+  """A sum whose rounding grows with the root of the length."""
+  side = math.isqrt(max(values.shape[0] - 1, 0)) + 1
+  padded = jnp.pad(values, (0, side * side - values.shape[0]))
+  return jnp.sum(jnp.sum(padded.reshape(side, side), 0))

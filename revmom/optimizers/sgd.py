@@ -1,0 +1,180 @@
+"""Stochastic gradient descent with momentum, as a bijection."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import struct
+
+from revmom.optimizers import hyperparameters
+from revmom.optimizers.dynamics import PARAMS
+from revmom.optimizers.reversible import (
+  ReversibleOptimizer,
+  check_stateless,
+  roomy_floor,
+)
+
+VELOCITY = "velocity"
+FORMS = ("heavy_ball", "ema", "trace")
+
+
+class SGD(ReversibleOptimizer, kw_only=True):
+  """Momentum SGD; build it with `sgd`."""
+
+  learning_rate: Any
+  momentum: Any
+  weight_decay: Any = None
+  form: str = struct.field(pytree_node=False, default="heavy_ball")
+
+  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
+    factors = {VELOCITY: 1 - self.momentum}
+    if self.weight_decay is not None:
+      factors[PARAMS] = self.learning_rate * self.weight_decay
+    return factors
+
+  def increments(
+    self, gradient: jax.Array, step: jax.Array
+  ) -> dict[str, jax.Array]:
+    gain = {
+      "heavy_ball": self.learning_rate,
+      "ema": 1 - self.momentum,
+      "trace": 1,
+    }[self.form]
+    return {VELOCITY: -gain * gradient}
+
+  def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
+    if self.form == "heavy_ball":
+      return slots[VELOCITY]
+    return self.learning_rate * slots[VELOCITY]
+
+
+def sgd(
+  learning_rate: Any,
+  momentum: Any,
+  *,
+  weight_decay: Any = None,
+  form: str = "heavy_ball",
+  preprocess: optax.GradientTransformation | None = None,
+  fraction_bits: Mapping[str, int] | None = None,
+  floors: Mapping[str, float] | None = None,
+  integer: Any = "int32",
+) -> SGD:
+  r"""Momentum SGD whose every step can be undone bit for bit.
+
+  With :math:`g = \nabla L(\theta)`, learning rate :math:`\alpha`, momentum
+  :math:`\beta` and weight decay :math:`\lambda`, the forms are
+
+  .. math::
+    \text{heavy_ball:}\quad p' &= \beta p - \alpha g, &
+      \theta' &= (1 - \alpha\lambda)\,\theta + p' \\
+    \text{ema:}\quad v' &= \beta v - (1 - \beta)\, g, &
+      \theta' &= (1 - \alpha\lambda)\,\theta + \alpha v' \\
+    \text{trace:}\quad m' &= \beta m - g, &
+      \theta' &= (1 - \alpha\lambda)\,\theta + \alpha m'
+
+  Polyak (1964); Maclaurin, Duvenaud & Adams (2015), Algorithm 1, use "ema";
+  "trace" is `optax.sgd`, also under a schedule (for a constant learning rate
+  "heavy_ball" has the same parameters).  The decay is decoupled (Loshchilov &
+  Hutter 2019) with the convention of `optax.adamw`.
+
+  Args:
+    learning_rate: a number; an array over steps, [steps] or with a value per
+      element [steps or 1, *leaf]; a function of the step, such as an optax
+      schedule; or a pytree of these like the parameters or a prefix of them.
+      May be traced and differentiated.
+    momentum: likewise, in (0, 1] and one number per step and parameter array.
+    weight_decay: likewise; None or 1e-12 < learning_rate * weight_decay < 1.
+    form: "heavy_ball", "ema" or "trace".
+    preprocess: a stateless optax transformation of the gradients, such as
+      `optax.clip_by_global_norm`.
+    fraction_bits: resolution 2^-bits of "params" (24) and "velocity" (28;
+      24 in the other forms, whose velocity has the size of gradients).  With
+      int32 values reach 2^(30 - bits): 64 for parameters, 4 for velocities.
+      With int64 both are 48.
+    floors: the smallest factor of "velocity" (and "params" under weight decay)
+      to make room for when it is traced; by default twice the bits of the
+      values given here.
+    integer: "int32", or "int64" where x64 is on.
+
+  Returns:
+    A `ReversibleOptimizer`: `init`, `forward`, `inverse`, `params`, `log_det`.
+
+  Raises:
+    ValueError: momentum outside (0, 1], an unknown form or role, or a
+      `preprocess` with a state.
+
+  >>> import jax, jax.numpy as jnp, revmom
+  >>> optimizer = revmom.sgd(learning_rate=0.1, momentum=0.9)
+  >>> gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.cos(x))))
+  >>> start = state = optimizer.init(jnp.array([0.3, -1.2]), num_steps=100)
+  >>> for _ in range(100): state = optimizer.forward(state, gradient)
+  >>> for _ in range(100): state = optimizer.inverse(state, gradient)
+  >>> all(bool((a == b).all()) for a, b in
+  ...     zip(jax.tree.leaves(state), jax.tree.leaves(start)))
+  True
+  """
+  if form not in FORMS:
+    raise ValueError(f"form={form!r}; choose one of {FORMS}.")
+  check_momentum(momentum)
+  check_stateless(preprocess)
+  integer = np.dtype(integer)
+  default = {PARAMS: 24, VELOCITY: 28 if form == "heavy_ball" else 24}
+  if integer == np.dtype("int64"):
+    default = {PARAMS: 48, VELOCITY: 48}
+  bits = _override("fraction_bits", default, fraction_bits)
+  room = {VELOCITY: _velocity_floor(momentum)}
+  if weight_decay is not None:
+    room[PARAMS] = _decay_floor(learning_rate, weight_decay)
+  room = _override("floors", room, floors)
+  return SGD(
+    learning_rate=hyperparameters.wrap(learning_rate),
+    momentum=hyperparameters.wrap(momentum),
+    weight_decay=hyperparameters.wrap(weight_decay),
+    form=form,
+    preprocess=preprocess,
+    fraction_bits=tuple(bits.items()),
+    floors=tuple(room.items()),
+    integer=integer,
+  )
+
+
+def check_momentum(momentum: Any) -> None:
+  """Raises ValueError for a known momentum outside (0, 1]."""
+  smallest = hyperparameters.extreme(momentum, np.min)
+  largest = hyperparameters.extreme(momentum, np.max)
+  if smallest is None or largest is None:
+    return
+  if not (smallest > 0 and largest <= 1):
+    bad = largest if smallest > 0 else smallest
+    raise ValueError(
+      f"momentum={bad}, but it must lie in (0, 1].  A step multiplies the "
+      "velocity by the momentum; with 0 it forgets the velocity, so two states "
+      "lead to the same one and no inverse exists, and a negative or larger "
+      "factor is not a decay that a buffer of known size can undo."
+    )
+
+
+def _velocity_floor(momentum: Any) -> float:
+  smallest = hyperparameters.extreme(momentum, np.min)
+  return 0.5 if smallest is None else roomy_floor(smallest)
+
+
+def _decay_floor(learning_rate: Any, weight_decay: Any) -> float:
+  rate = hyperparameters.extreme(learning_rate, np.max)
+  decay = hyperparameters.extreme(weight_decay, np.max)
+  if rate is None or decay is None or not 0 <= rate * decay < 1:
+    return 0.999
+  return roomy_floor(1 - rate * decay)
+
+
+def _override(
+  name: str, default: dict[str, Any], given: Mapping[str, Any] | None
+) -> dict[str, Any]:
+  unknown = set(given or {}) - set(default)
+  if unknown:
+    raise ValueError(
+      f"{name} has roles {sorted(unknown)}; choose from {sorted(default)}."
+    )
+  return {**default, **(given or {})}

@@ -1,0 +1,155 @@
+"""How a run is kept, so that it can be reversed within a memory budget.
+
+A run of T steps is kept as S leading segments of equal length and a final one.
+The final segment keeps the words that its buffers spilled.  A leading segment
+either moves them to host memory, or keeps only the integers it started from
+and is run again before it is reversed; each part may be split again.  A split
+into segments that are run again costs one more forward pass, and
+
+    bytes = S * state + bytes of the longest part.
+
+At beta = 0.9 spilled words need 0.019 bytes a step and parameter: one buffer
+is the fastest and, up to some 10^4 steps, also nearly the smallest.
+"""
+
+import math
+from typing import NamedTuple, Optional
+
+WORDS = ("device", "host", "recompute")
+_DEEPEST = 3
+
+
+class Costs(NamedTuple):
+  """Bytes of a run."""
+
+  state: int  # integers and remainders
+  words_per_step: float  # spilled
+
+
+class Plan(NamedTuple):
+  """A tree of segments; the leaves of the tree keep their words."""
+
+  steps: int
+  segments: int = 0  # leading ones; 0 keeps all words
+  length: int = 0  # of a leading segment
+  words: str = "device"  # where leading segments put theirs
+  leading: Optional["Plan"] = None
+  final: Optional["Plan"] = None
+
+  @property
+  def final_start(self) -> int:
+    """Steps before the final segment."""
+    return self.segments * self.length
+
+  @property
+  def depth(self) -> int:
+    """How many more forward passes the reversal takes, at most."""
+    if not self.segments or self.words == "host":
+      return 0
+    return 1 + self.leading.depth
+
+  def size(self, costs: Costs) -> int:
+    """Bytes of integers, remainders and words on the device, at most."""
+    return math.ceil(costs.state + self._extra(costs))
+
+  def _extra(self, costs: Costs) -> float:
+    if not self.segments:
+      return self.steps * costs.words_per_step
+    parts = max(self.leading._extra(costs), self.final._extra(costs))
+    if self.words == "host":
+      return parts
+    return self.segments * costs.state + parts
+
+  def describe(self) -> str:
+    """One line that says what was chosen."""
+    if not self.segments:
+      return f"all words of {self.steps} steps kept"
+    if self.words == "host":
+      how = "words in host memory"
+    else:
+      how = f"run again ({self.leading.describe()})"
+    return (
+      f"{self.segments} x {self.length} steps, {how}, then "
+      f"{self.steps - self.final_start} steps ({self.final.describe()})"
+    )
+
+
+def make(
+  steps: int,
+  costs: Costs,
+  memory_budget: int | None = None,
+  words: str | None = None,
+) -> Plan:
+  """The fastest plan that fits a budget.
+
+  Args:
+    steps: length of the run.
+    costs: its bytes.
+    memory_budget: bytes on the device for integers, remainders and words;
+      None is no limit.
+    words: "device" keeps everything there, "host" streams words to host
+      memory, "recompute" checkpoints and runs segments again; by default
+      "device" without a budget and "recompute" with one.
+
+  Raises:
+    ValueError: nothing fits, or an argument is unknown.
+
+  >>> make(100_000, Costs(12, 0.019), memory_budget=400).describe()
+  ... # doctest: +ELLIPSIS
+  '5 x 16666 steps, run again (all words of 16666 steps kept), then ...'
+  """
+  words = words or ("recompute" if memory_budget is not None else "device")
+  if words not in WORDS:
+    raise ValueError(f"words={words!r}; choose one of {WORDS}.")
+  plans = _candidates(steps, words, costs, memory_budget)
+  sizes = [plan.size(costs) for plan in plans]
+  for plan, size in zip(plans, sizes, strict=True):
+    if memory_budget is None or size <= memory_budget:
+      return plan
+  smallest = min(sizes)
+  raise ValueError(
+    f"memory_budget={memory_budget} bytes, but a run of {steps} steps needs at "
+    f"least {smallest} ({plans[sizes.index(smallest)].describe()}); raise the "
+    'budget, pass words="host", or use a momentum closer to 1.'
+  )
+
+
+def _candidates(steps, words, costs, memory_budget) -> list[Plan]:
+  """Fastest first; among equally fast ones, fewest segments first."""
+  if words == "device":
+    return [Plan(steps)]
+  counts = _segment_counts(steps)
+  if words == "host":
+    # A block should be small beside the state, and large beside a transfer.
+    if memory_budget is None:
+      block = costs.state / max(costs.words_per_step, 1e-9)
+      counts = [min(steps - 1, math.ceil(steps / max(block, 1)))]
+    return [_split(steps, count, words, 1) for count in counts]
+  return [Plan(steps)] + [
+    _split(steps, count, words, depth)
+    for depth in range(1, _DEEPEST + 1)
+    for count in counts
+  ]
+
+
+def _segment_counts(steps: int) -> list[int]:
+  counts, count = [], 1
+  while count < min(steps, 10_000):
+    counts.append(count)
+    count = max(count + 1, int(count * 1.1))
+  return counts
+
+
+def _split(steps: int, segments: int, words: str, depth: int) -> Plan:
+  segments = min(segments, steps - 1)
+  if depth == 0 or segments <= 0:
+    return Plan(steps)
+  length = steps // (segments + 1)
+  return Plan(
+    steps,
+    segments,
+    length,
+    words,
+    _split(length, segments, words, depth - 1),
+    _split(steps - segments * length, segments, words, depth - 1),
+  )

@@ -1,0 +1,116 @@
+"""Proof that a run was reversed, or where it went wrong."""
+
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from revmom.optimizers.dynamics import Leaf
+
+
+class Receipt(NamedTuple):
+  """What a reversal found when it came back to the first step."""
+
+  params_restored: jax.Array  # bool []: the initial integers, bit for bit
+  slots_restored: jax.Array  # bool []: velocities are zero
+  buffers_empty: jax.Array  # bool []: every stored bit was used
+  diverged_at: jax.Array  # int32 []: last checked step still wrong, else -1
+
+  @property
+  def ok(self) -> jax.Array:
+    """Whether the reversal was exact."""
+    return (
+      self.params_restored
+      & self.slots_restored
+      & self.buffers_empty
+      & (self.diverged_at < 0)
+    )
+
+  def check(self, checksum_every: int) -> None:
+    """Raises RuntimeError unless the reversal was exact."""
+    if not bool(self.ok):
+      raise RuntimeError(message(self, checksum_every))
+
+
+def message(receipt: Receipt, checksum_every: int) -> str:
+  """What went wrong, and what to do."""
+  step = int(receipt.diverged_at)
+  where = (
+    f"between steps {step} and {step + checksum_every}"
+    if step >= 0
+    else "at the first step"
+  )
+  return (
+    f"the reversal first diverged {where}: the gradient there was not "
+    "recomputed bit for bit, or a value left its grid.  Initial parameters "
+    f"restored: {bool(receipt.params_restored)}, velocities zero: "
+    f"{bool(receipt.slots_restored)}, buffers empty: "
+    f"{bool(receipt.buffers_empty)}.  Run scripts/doctor.py, which names what "
+    "on this machine makes gradients irreproducible, and "
+    "`optimizer.check(run.state)`."
+  )
+
+
+def checksum(leaves: list[Leaf]) -> jax.Array:
+  """A hash of all integers, uint32 []; sums, so that sharding can't matter."""
+  total = jnp.zeros((), jnp.uint32)
+  for number, leaf in enumerate(leaves):
+    remainders = [buffer.remainder for _, buffer in sorted(leaf.buffers.items())]
+    slots = [z for _, z in sorted(leaf.slots.items())]
+    mixed = jnp.full((), 2 * number + 1, jnp.uint32)
+    for integers in [leaf.params, *slots, *remainders]:
+      folded = integers.astype(jnp.uint32)
+      if integers.dtype == jnp.int64:
+        folded = folded ^ (integers >> 32).astype(jnp.uint32)
+      mixed = (mixed ^ folded) * jnp.uint32(0x9E3779B1)
+      mixed = mixed ^ (mixed >> 15)
+    total = total + jnp.sum(mixed, dtype=jnp.uint32)
+  return total
+
+
+class Fingerprint(NamedTuple):
+  """What must not change between a run and its reversal."""
+
+  jax: str
+  jaxlib: str
+  backend: str
+  device_kind: str
+  device_count: int
+  threads: int
+  x64: bool
+  matmul_precision: str
+  xla_flags: str
+
+
+def fingerprint() -> Fingerprint:
+  """The fingerprint of this process.
+
+  Batching is not in it, being invisible from inside `vmap`: reverse vmapped
+  what ran vmapped.
+  """
+  import jaxlib
+
+  device = jax.devices()[0]
+  return Fingerprint(
+    jax=jax.__version__,
+    jaxlib=jaxlib.__version__,
+    backend=device.platform,
+    device_kind=device.device_kind,
+    device_count=jax.device_count(),
+    threads=len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else os.cpu_count() or 1,
+    x64=bool(jax.config.jax_enable_x64),
+    matmul_precision=str(jax.config.jax_default_matmul_precision),
+    xla_flags=os.environ.get("XLA_FLAGS", ""),
+  )
+
+
+def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
+  """One line for every field that changed."""
+  return [
+    f"{name}: {old!r} then, {new!r} now"
+    for name, old, new in zip(before._fields, before, now, strict=True)
+    if old != new
+  ]

@@ -1,0 +1,354 @@
+"""A whole run forward, backward, and backward with its adjoint.
+
+All loops are scans over one step.  A step's gradient is computed from the
+float view of integers and consumed as rounded increments, with optimisation
+barriers on both sides, so that forward and reverse compile the same program
+for it (docs/design.md).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from revmom.exact.bit_buffer import Schedule
+from revmom.optimizers import hyperparameters
+from revmom.optimizers.dynamics import (
+  PARAMS,
+  Dynamics,
+  Leaf,
+  Spills,
+  with_words,
+)
+from revmom.training import receipt
+from revmom.training.plan import Plan
+
+
+class Adjoint(NamedTuple):
+  """The cotangents of everything, between two steps of the reverse pass."""
+
+  params: list[jax.Array]
+  slots: list[dict[str, jax.Array]]
+  hyperparameters: dict[str, tuple]
+  shared: list[jax.Array]  # of the differentiated inputs common to all steps
+  stacked: list[jax.Array]  # of those with a step axis
+
+
+class Backward(NamedTuple):
+  """The state of the reverse pass."""
+
+  leaves: list[Leaf]
+  adjoint: Adjoint | None
+  diverged_at: jax.Array  # int32 []
+
+
+class Problem(NamedTuple):
+  """The static side of a run: what is computed, and how it is kept."""
+
+  loss: Callable[[list, Any, jax.Array], jax.Array]  # (views, others, step)
+  select: Callable[[Any], Any]  # others -> the differentiated ones
+  merge: Callable[[Any, Any], Any]  # (others, differentiated ones) -> others
+  transform: Callable[[list, list], list]  # (gradients, views) -> gradients
+  evaluate: Callable  # second_order.forward_over_reverse or the other
+  dtypes: tuple  # of the views
+  checksum_every: int
+
+
+class Inputs(NamedTuple):
+  """The arrays a run depends on besides the parameters."""
+
+  dynamics: Dynamics
+  spills: Spills
+  shared: list[jax.Array]
+  stacked: list[jax.Array]  # [steps, ...]
+
+
+def _views(problem: Problem, dynamics: Dynamics, leaves: list[Leaf]) -> list:
+  views = [
+    dynamics.view(leaf, dtype)
+    for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
+  ]
+  return lax.optimization_barrier(views)
+
+
+def _item(stacked: list[jax.Array], step: jax.Array) -> list[jax.Array]:
+  pick = lambda a: lax.dynamic_index_in_dim(a, step, keepdims=False)
+  return [pick(array) for array in stacked]
+
+
+def _bare(leaves: list[Leaf]) -> list[Leaf]:
+  """The leaves without words."""
+  return [
+    leaf._replace(
+      buffers={
+        role: buffer._replace(words=buffer.words[:0])
+        for role, buffer in leaf.buffers.items()
+      }
+    )
+    for leaf in leaves
+  ]
+
+
+def _words(leaves: list[Leaf]) -> list[dict[str, jax.Array]]:
+  return [{r: b.words for r, b in leaf.buffers.items()} for leaf in leaves]
+
+
+def _put_words(leaves: list[Leaf], words: list) -> list[Leaf]:
+  return [
+    leaf._replace(
+      buffers={
+        role: buffer._replace(words=own[role])
+        for role, buffer in leaf.buffers.items()
+      }
+    )
+    for leaf, own in zip(leaves, words, strict=True)
+  ]
+
+
+def _rebased(schedules: dict[str, Schedule], start: Any) -> dict:
+  """Schedules whose rows count from the first of a segment."""
+  return {
+    role: schedule._replace(row=schedule.row - schedule.row[start])
+    for role, schedule in schedules.items()
+  }
+
+
+def forward_steps(
+  problem: Problem, inputs: Inputs, leaves: list, start: Any, length: int
+) -> tuple[list[Leaf], tuple[jax.Array, jax.Array]]:
+  """Steps start, ..., start + length - 1; losses and checksums [length]."""
+  dynamics, spills, shared, stacked = inputs
+  schedules = _rebased(spills.schedules, start) if length else {}
+
+  def step(leaves, t):
+    checked = lax.cond(
+      t % problem.checksum_every == 0,
+      lambda: receipt.checksum(leaves),
+      lambda: jnp.zeros((), jnp.uint32),
+    )
+    views = _views(problem, dynamics, leaves)
+    value, gradients = jax.value_and_grad(problem.loss)(
+      views, (shared, _item(stacked, t)), t
+    )
+    gradients = lax.optimization_barrier(problem.transform(gradients, views))
+    leaves = dynamics.forward(leaves, gradients, t, schedules)
+    return leaves, (value, checked)
+
+  return lax.scan(step, leaves, start + jnp.arange(length, dtype=jnp.int32))
+
+
+def forward(
+  problem: Problem, inputs: Inputs, leaves: list, plan: Plan, start: Any
+) -> tuple[list[Leaf], list, list]:
+  """A run or segment by its plan: leaves, [(losses, checksums)], kept."""
+  if not plan.segments:
+    leaves = with_words(leaves, inputs.spills.rows(plan.steps))
+    leaves, logs = forward_steps(problem, inputs, leaves, start, plan.steps)
+    return leaves, [logs], []
+  streams = plan.words == "host"
+
+  def segment(leaves, first):
+    before = leaves
+    if streams:
+      leaves = with_words(leaves, inputs.spills.rows(plan.length))
+    leaves, logs = forward_steps(problem, inputs, leaves, first, plan.length)
+    kept = before
+    if streams:
+      kept = jax.device_put(_words(leaves), jax.memory.Space.Host)
+    return _bare(leaves), (logs, kept)
+
+  firsts = start + plan.length * jnp.arange(plan.segments, dtype=jnp.int32)
+  leaves, (logs, kept) = lax.scan(segment, _bare(leaves), firsts)
+  logs = jax.tree.map(lambda a: a.reshape(-1), logs)
+  leaves, final_logs, final_kept = forward(
+    problem, inputs, leaves, plan.final, start + plan.final_start
+  )
+  return leaves, [logs, *final_logs], [kept, *final_kept]
+
+
+def backward(
+  problem: Problem,
+  inputs: Inputs,
+  state: Backward,
+  plan: Plan,
+  kept: list,
+  start: Any,
+  reference: tuple,
+) -> Backward:
+  """Undoes `forward`; `reference` holds loss cotangents and checksums.
+
+  `state.leaves` have the words of the plan's last segment.
+  """
+  if not plan.segments:
+    return backward_steps(
+      problem, inputs, state, start, plan.steps, reference
+    )
+  state = backward(
+    problem, inputs, state, plan.final, kept[1:],
+    start + plan.final_start, reference,
+  )
+
+  def segment(state, xs):
+    first, own = xs
+    leaves, inner = state.leaves, []
+    if plan.words == "host":
+      own = jax.device_put(own, jax.memory.Space.Device)
+      leaves = _put_words(leaves, own)
+    else:
+      again, _, inner = forward(problem, inputs, own, plan.leading, first)
+      # Only words are taken from the second pass: integers must agree anyway.
+      leaves = _put_words(leaves, _words(again))
+    state = backward(
+      problem, inputs, state._replace(leaves=leaves), plan.leading, inner,
+      first, reference,
+    )
+    return state._replace(leaves=_bare(state.leaves)), None
+
+  firsts = start + plan.length * jnp.arange(plan.segments, dtype=jnp.int32)
+  state = state._replace(leaves=_bare(state.leaves))
+  return lax.scan(segment, state, (firsts, kept[0]), reverse=True)[0]
+
+
+def backward_steps(
+  problem: Problem,
+  inputs: Inputs,
+  state: Backward,
+  start: Any,
+  length: int,
+  reference: tuple,
+) -> Backward:
+  """Undoes steps start + length - 1, ..., start, words being in the leaves."""
+  words = _words(state.leaves)
+  schedules = _rebased(inputs.spills.schedules, start) if length else {}
+
+  def step(state, t):
+    state = state._replace(leaves=_put_words(state.leaves, words))
+    state = _undo(problem, inputs, state, t, schedules, reference)
+    return state._replace(leaves=_bare(state.leaves)), None
+
+  state = state._replace(leaves=_bare(state.leaves))
+  steps = start + jnp.arange(length, dtype=jnp.int32)
+  return lax.scan(step, state, steps, reverse=True)[0]
+
+
+def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
+  """One step back, with the adjoint if there is one."""
+  dynamics, _, shared, stacked = inputs
+  losses_bar, checksums = reference
+  now = [dynamics.now(schedules, i, t) for i in range(len(state.leaves))]
+  adjoint = state.adjoint
+  if adjoint is not None:
+    adjoint = _update_pullback(problem, dynamics, state.leaves, adjoint, t)
+  leaves = [
+    dynamics.undo_update(i, leaf, t, now[i], dtype)
+    for i, (leaf, dtype) in enumerate(
+      zip(state.leaves, problem.dtypes, strict=True)
+    )
+  ]
+  views = _views(problem, dynamics, leaves)
+  others = (shared, _item(stacked, t))
+  if adjoint is None:
+    _, raw = jax.value_and_grad(problem.loss)(views, others, t)
+  else:
+    chosen = problem.select(others)
+    loss = lambda views, chosen: problem.loss(
+      views, problem.merge(others, chosen), t
+    )
+    _, raw, loss_pullback = problem.evaluate(loss, views, chosen)
+  gradients, transform_pullback = jax.vjp(problem.transform, raw, views)
+  gradients = lax.optimization_barrier(gradients)
+  after = leaves
+  leaves = [
+    dynamics.undo_increments(i, leaf, gradient, t, now[i])
+    for i, (leaf, gradient) in enumerate(zip(after, gradients, strict=True))
+  ]
+  if adjoint is not None:
+    adjoint, gradients_bar = _increments_pullback(
+      problem, dynamics, leaves, gradients, adjoint, t
+    )
+    raw_bar, views_bar = transform_pullback(gradients_bar)
+    value_bar = None if losses_bar is None else losses_bar[t]
+    params_bar, chosen_bar = loss_pullback(raw_bar, value_bar)
+    adjoint = adjoint._replace(
+      params=_sum(adjoint.params, views_bar, params_bar),
+      shared=_sum(adjoint.shared, chosen_bar[0]),
+      stacked=[
+        total.at[t].set(bar)
+        for total, bar in zip(adjoint.stacked, chosen_bar[1], strict=True)
+      ],
+    )
+  every = problem.checksum_every
+  diverged = lax.cond(
+    t % every == 0,
+    lambda: receipt.checksum(leaves) != checksums[t // every],
+    lambda: jnp.zeros((), bool),
+  )
+  diverged_at = jnp.where(
+    diverged & (state.diverged_at < 0), t, state.diverged_at
+  )
+  return Backward(leaves, adjoint, diverged_at)
+
+
+def _update_pullback(problem, dynamics, leaves, adjoint, t) -> Adjoint:
+  """The adjoint of theta' = rho theta + u(z'), before theta is known.
+
+  z'_bar += (du/dz')^T theta'_bar;  the factor's part follows in
+  `_increments_pullback`, which knows theta.
+  """
+  slots_bar, totals = [], adjoint.hyperparameters
+  for i, leaf in enumerate(leaves):
+    dtype = problem.dtypes[i]
+    equations = dynamics.at(i, t, dtype)
+    update = lambda equations, slots: equations.update(slots, t)
+    _, pullback = jax.vjp(update, equations, dynamics.slot_views(leaf, dtype))
+    equations_bar, bars = pullback(adjoint.params[i])
+    totals = _accumulate(totals, i, t, equations_bar)
+    slots_bar.append(_sum(adjoint.slots[i], bars))
+  return adjoint._replace(slots=slots_bar, hyperparameters=totals)
+
+
+def _increments_pullback(problem, dynamics, leaves, gradients, adjoint, t):
+  """The adjoint of z' = rho z + phi(g), and of the factors; g's cotangents."""
+  params_bar, slots_bar, gradients_bar = [], [], []
+  totals = adjoint.hyperparameters
+  for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
+    dtype = problem.dtypes[i]
+    values = {PARAMS: dynamics.view(leaf, dtype)}
+    values |= dynamics.slot_views(leaf, dtype)
+    bars = {PARAMS: adjoint.params[i], **adjoint.slots[i]}
+
+    def equations_of(equations, gradient, values=values):
+      forgotten = equations.forgetting(t)
+      scaled = {r: (1 - f) * values[r] for r, f in forgotten.items()}
+      return scaled, equations.increments(gradient, t)
+
+    equations = dynamics.at(i, t, dtype)
+    (scaled, _), pullback = jax.vjp(equations_of, equations, gradient)
+    equations_bar, gradient_bar = pullback(
+      ({role: bars[role] for role in scaled}, adjoint.slots[i])
+    )
+    totals = _accumulate(totals, i, t, equations_bar)
+    gradients_bar.append(gradient_bar)
+    for role, forgotten in equations.forgetting(t).items():
+      bars[role] = (1 - forgotten) * bars[role]
+    params_bar.append(bars.pop(PARAMS))
+    slots_bar.append(bars)
+  adjoint = adjoint._replace(
+    params=params_bar, slots=slots_bar, hyperparameters=totals
+  )
+  return adjoint, gradients_bar
+
+
+def _accumulate(totals: dict, i: int, t: Any, equations_bar: Any) -> dict:
+  return {
+    name: hyperparameters.accumulate(
+      values, i, t, getattr(equations_bar, name)
+    )
+    for name, values in totals.items()
+  }
+
+
+def _sum(*trees: Any) -> Any:
+  return jax.tree.map(lambda *bars: sum(bars[1:], bars[0]), *trees)

@@ -1,0 +1,44 @@
+"""Settings shared by all tests: eight virtual devices and strict promotion."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# XLA reads its flags once, so this comes before anything that imports jax.
+_FLAG = "--xla_force_host_platform_device_count"
+_EIGHT_DEVICES = f"{_FLAG}=8"
+if _FLAG not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = " ".join(
+    [*os.environ.get("XLA_FLAGS", "").split(), _EIGHT_DEVICES]
+  )
+
+import jax  # noqa: E402
+
+# A silent broadcast or a silent change of dtype is a bug in exact code. Some of
+# optax (Adam's bias correction, cosine and piecewise schedules) raises a float
+# to an integer power: call it under jax.numpy_dtype_promotion("standard").
+STRICT = {
+  "jax_numpy_dtype_promotion": "strict",
+  "jax_numpy_rank_promotion": "raise",
+}
+for _name, _value in STRICT.items():
+  jax.config.update(_name, _value)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+  """Turns 64-bit types on for one test."""
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture
+def user_env() -> dict[str, str]:
+  """The environment without the virtual devices, for scripts in subprocesses.
+
+  A script then sees the devices that its user would see.
+  """
+  flags = os.environ["XLA_FLAGS"].split()
+  flags = [flag for flag in flags if flag != _EIGHT_DEVICES]
+  return {**os.environ, "XLA_FLAGS": " ".join(flags)}
