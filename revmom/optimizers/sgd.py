@@ -95,7 +95,7 @@ def sgd(
       With int64 both are 48.
     floors: the smallest factor of "velocity" (and "params" under weight decay)
       to make room for when it is traced; by default twice the bits of the
-      values given here.
+      values given here, or 0.5 (0.99) if they are traced already.
     integer: "int32", or "int64" where x64 is on.
 
   Returns:
@@ -165,7 +165,7 @@ def _decay_floor(learning_rate: Any, weight_decay: Any) -> float:
   rate = hyperparameters.extreme(learning_rate, np.max)
   decay = hyperparameters.extreme(weight_decay, np.max)
   if rate is None or decay is None or not 0 <= rate * decay < 1:
-    return 0.999
+    return 0.99
   return roomy_floor(1 - rate * decay)
 
 

@@ -15,6 +15,7 @@ class Receipt(NamedTuple):
   params_restored: jax.Array  # bool []: the initial integers, bit for bit
   slots_restored: jax.Array  # bool []: velocities are zero
   buffers_empty: jax.Array  # bool []: every stored bit was used
+  in_range: jax.Array  # bool []: no value left its grid
   diverged_at: jax.Array  # int32 []: last checked step still wrong, else -1
 
   @property
@@ -24,6 +25,7 @@ class Receipt(NamedTuple):
       self.params_restored
       & self.slots_restored
       & self.buffers_empty
+      & self.in_range
       & (self.diverged_at < 0)
     )
 
@@ -35,6 +37,12 @@ class Receipt(NamedTuple):
 
 def message(receipt: Receipt, checksum_every: int) -> str:
   """What went wrong, and what to do."""
+  if not bool(receipt.in_range):
+    return (
+      "a run can't be reversed, because a value left its grid on the way: it "
+      "was NaN or too large, or a traced factor was below its floor.  "
+      "`optimizer.check(run.state)` names the parameter array and the remedy."
+    )
   step = int(receipt.diverged_at)
   where = (
     f"between steps {step} and {step + checksum_every}"
@@ -42,13 +50,13 @@ def message(receipt: Receipt, checksum_every: int) -> str:
     else "at the first step"
   )
   return (
-    f"the reversal first diverged {where}: the gradient there was not "
-    "recomputed bit for bit, or a value left its grid.  Initial parameters "
-    f"restored: {bool(receipt.params_restored)}, velocities zero: "
+    f"a reversal first diverged {where}: the gradient there was not "
+    "recomputed bit for bit.  Initial parameters restored: "
+    f"{bool(receipt.params_restored)}, velocities zero: "
     f"{bool(receipt.slots_restored)}, buffers empty: "
-    f"{bool(receipt.buffers_empty)}.  Run scripts/doctor.py, which names what "
-    "on this machine makes gradients irreproducible, and "
-    "`optimizer.check(run.state)`."
+    f"{bool(receipt.buffers_empty)}.  Reverse with the same batching, devices, "
+    "threads and loss as the run; scripts/doctor.py names what on this machine "
+    "makes gradients irreproducible."
   )
 
 

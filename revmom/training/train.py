@@ -106,7 +106,7 @@ def train(
   ...   return jnp.sum((run.params - 1.5) ** 2)
   >>> gradient = jax.grad(objective)(revmom.sgd(0.01, 0.9))
   >>> print(f"{gradient.learning_rate:.2f} {gradient.momentum:.2f}")
-  -20.48 1.79
+  1.63 -0.46
   """
   optimizer.check_params(params)
   steps = _num_steps(optimizer, batches, num_steps)
@@ -168,7 +168,7 @@ def rewind(
   >>> run = revmom.train(loss_fn, optimizer, jnp.zeros(2), batches)
   >>> rewound = revmom.rewind(loss_fn, optimizer, run.state, batches)
   >>> print(run.params, rewound.params, rewound.receipt.ok)
-  [4.147494 4.147494] [0. 0.] True
+  [-2.2469645 -2.2469645] [0. 0.] True
   """
   changed = receipts.differences(state.fingerprint, receipts.fingerprint())
   if changed:
@@ -197,7 +197,7 @@ def rewind(
     0,
     (None, state.checksums),
   )
-  receipt = _receipt(back, state.checksums, None)
+  receipt = _receipt(back, state.checksums, _in_range(state.leaves))
   if hyperparameters.concrete(receipt.ok) is not None:
     receipt.check(state.checksum_every)
   start = State(
@@ -284,6 +284,7 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
     receipt = _receipt(
       back,
       extra["checksums"],
+      _in_range(extra["leaves"]),
       inputs.dynamics.begin(params, spills, 0),
     )
     _report(receipt, problem.checksum_every)
@@ -473,7 +474,12 @@ def _costs(arrays, spills) -> plans.Costs:
   return plans.Costs(sum(sizes) * width * roles, spills.words_per_step(sizes))
 
 
-def _receipt(back, checksums, initial: list[Leaf] | None) -> Receipt:
+def _in_range(leaves: list[Leaf]) -> jax.Array:
+  flags = [jnp.any(overflowed(leaf)) for leaf in leaves]
+  return ~jnp.any(jnp.stack([jnp.zeros((), bool), *flags]))
+
+
+def _receipt(back, checksums, in_range, initial=None) -> Receipt:
   leaves = back.leaves
   every = lambda flags: jnp.all(jnp.stack([jnp.ones((), bool), *flags]))
   restored = [receipts.checksum(leaves) == c for c in checksums[:1]]
@@ -482,9 +488,8 @@ def _receipt(back, checksums, initial: list[Leaf] | None) -> Receipt:
       jnp.all(leaf.params == first.params)
       for leaf, first in zip(leaves, initial, strict=True)
     ]
-  sound = [~jnp.any(overflowed(leaf)) for leaf in leaves]
   return Receipt(
-    params_restored=every(restored + sound),
+    params_restored=every(restored),
     slots_restored=every(
       [jnp.all(z == 0) for leaf in leaves for z in leaf.slots.values()]
     ),
@@ -495,6 +500,7 @@ def _receipt(back, checksums, initial: list[Leaf] | None) -> Receipt:
         for buffer in leaf.buffers.values()
       ]
     ),
+    in_range=in_range,
     diverged_at=back.diverged_at,
   )
 
