@@ -66,7 +66,7 @@ class Spills(NamedTuple):
     ]
 
   def words_per_step(self, sizes: list[int]) -> float:
-    """Bytes that parameter arrays of these sizes spill in a step, on average."""
+    """Bytes that arrays of these sizes spill in a step, on average."""
     total = 0.0
     for i, size in enumerate(sizes):
       for bound in self.bounds.values():
@@ -128,18 +128,21 @@ class Dynamics(struct.PyTreeNode):
     fixed = lax.stop_gradient(self)
     integer = self.equations.integer
     groups = [fixed.forgetting(group) for group in range(self.groups)]
-    schedules, bounds, valid = {}, {}, jnp.ones((), bool)
+    schedules: dict[str, Schedule] = {}
+    bounds: dict[str, np.ndarray] = {}
+    valid = jnp.ones((), bool)
     for role in groups[0]:
       forgetting = jnp.stack(
         [jnp.broadcast_to(g[role], (self.steps,)) for g in groups], -1
       )
       schedules[role] = bit_buffer.schedule(forgetting, integer)
-      bounds[role] = hyperparameters.concrete(forgetting)
-      if bounds[role] is None:
+      known = hyperparameters.concrete(forgetting)
+      if known is None:
         largest = 1 - dict(self.equations.floors)[role]
-        bounds[role] = np.full(forgetting.shape, largest)
+        known = np.full(forgetting.shape, largest)
         valid &= jnp.all((forgetting >= 0) & (forgetting <= largest))
-      _check_factor(role, bounds[role], integer)
+      _check_factor(role, known, integer)
+      bounds[role] = known
     slots = len(self.equations.fraction_bits) - 1
     return Spills(schedules, bounds, valid, slots, integer)
 
@@ -157,9 +160,7 @@ class Dynamics(struct.PyTreeNode):
       start = jnp.where(spills.valid, start, fixed_point.overflow(integer))
       zero = jnp.zeros_like(start)
       slots = {role: zero for role in bits if role != PARAMS}
-      buffers = {
-        role: bit_buffer.init(zero, 0) for role in spills.schedules
-      }
+      buffers = {role: bit_buffer.init(zero, 0) for role in spills.schedules}
       leaves.append(Leaf(start, slots, buffers))
     return with_words(leaves, spills.rows(length))
 
@@ -230,9 +231,14 @@ class Dynamics(struct.PyTreeNode):
     return jax.tree.map(pick, schedules)
 
   def view(self, leaf: Leaf, dtype: DTypeLike) -> jax.Array:
-    """The parameters as floats."""
+    """The parameters as floats, on the grid that is shown."""
     bits = dict(self.equations.fraction_bits)[PARAMS]
-    return fixed_point.from_fixed(leaf.params, bits, dtype)
+    shown = self.equations.shown_bits
+    if shown is None or shown >= bits:
+      return fixed_point.from_fixed(leaf.params, bits, dtype)
+    hidden = bits - shown
+    rounded = (leaf.params + (1 << (hidden - 1))) >> hidden
+    return fixed_point.from_fixed(rounded, shown, dtype)
 
   def _views(self, slots: dict, dtype: DTypeLike) -> dict[str, jax.Array]:
     bits = dict(self.equations.fraction_bits)

@@ -64,7 +64,7 @@ def per_leaf(name: str, value: Any, params: Any, steps: int) -> tuple:
     ValueError: the pytree is not a prefix of the parameters, or an array's
       leading axis is not the step axis.
   """
-  if _is_leaf(value) or jax.tree.structure(value).num_nodes == 1:
+  if _is_leaf(value) or jax.tree_util.all_leaves([value]):
     return (_resolve(name, value, steps),)
   try:
     full = jax.tree.broadcast(value, params, is_leaf=_is_leaf)
@@ -80,7 +80,9 @@ def per_leaf(name: str, value: Any, params: Any, steps: int) -> tuple:
 
 def _resolve(name: str, value: Any, steps: int) -> jax.Array | PerStep:
   if isinstance(value, StepFunction):
-    return PerStep(jnp.asarray(jax.vmap(value.function)(jnp.arange(steps, dtype=jnp.int32))))
+    return PerStep(
+      jnp.asarray(jax.vmap(value.function)(jnp.arange(steps, dtype=jnp.int32)))
+    )
   value = jnp.asarray(value)
   if not jnp.issubdtype(value.dtype, jnp.inexact):
     value = value.astype(jnp.result_type(float))
@@ -129,15 +131,15 @@ def concrete(value: Any) -> np.ndarray | None:
     return None
 
 
-def extreme(
-  value: Any, pick: Callable[[np.ndarray], Any]
-) -> float | None:
+def extreme(value: Any, pick: Callable[[np.ndarray], Any]) -> float | None:
   """The smallest (pick=np.min) or largest number of a hyperparameter.
 
   None where it is traced or a function of the step.
   """
-  leaves = jax.tree.leaves(value, is_leaf=_is_leaf)
-  numbers = [None if _is_leaf(x) else concrete(x) for x in leaves]
-  if not numbers or any(n is None or not n.size for n in numbers):
-    return None
-  return float(pick([pick(n) for n in numbers]))
+  numbers = []
+  for leaf in jax.tree.leaves(value, is_leaf=_is_leaf):
+    known = None if _is_leaf(leaf) else concrete(leaf)
+    if known is None or not known.size:
+      return None
+    numbers.append(pick(known))
+  return float(pick(np.asarray(numbers))) if numbers else None

@@ -58,6 +58,8 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       when the hyperparameters are traced and the true one can't be known.
     preprocess: a stateless optax transformation of the gradients.
     integer: int32, or int64 where x64 is on.
+    shown_bits: fraction bits of the floats that the parameters are shown as,
+      where their low bits are to stay hidden in the state; None shows all.
     forgetting_varies: whether factors depend on the step even where no
       hyperparameter does.
   """
@@ -68,6 +70,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     pytree_node=False, default=None
   )
   integer: Any = struct.field(pytree_node=False, default=np.dtype("int32"))
+  shown_bits: int | None = struct.field(pytree_node=False, default=None)
   forgetting_varies: bool = struct.field(pytree_node=False, default=False)
 
   # The three equations.
@@ -126,10 +129,11 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       ValueError: the gradients are not like the parameters.
     """
     dynamics = self.resolve_for(state)
-    gradients = self._gradients(dynamics, state, grad_fn)
+    gradients = self.gradients(dynamics, state, grad_fn)
     # A step that the buffers have no room for must not look like one.
-    gradients = [jnp.where(state.count < state.steps, g, jnp.nan)
-                 for g in gradients]
+    gradients = [
+      jnp.where(state.count < state.steps, g, jnp.nan) for g in gradients
+    ]
     leaves = dynamics.forward(
       state.leaves, gradients, state.count, state.schedules
     )
@@ -141,25 +145,41 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     `grad_fn` must compute the bits that it computed in `forward`: compile the
     two alike, and give both the same batch, devices and threads.
     """
+    before = self.undo_update(state)
+    dynamics = self.resolve_for(state)
+    return self.undo_increments(
+      before, self.gradients(dynamics, before, grad_fn)
+    )
+
+  def undo_update(self, state: State) -> State:
+    """The first half of `inverse`: equation (2) undone, parameters restored."""
     dynamics = self.resolve_for(state)
     step = state.count - 1
-    now = [
-      dynamics.now(state.schedules, i, step) for i in range(len(state.leaves))
-    ]
     leaves = [
-      dynamics.undo_update(i, leaf, step, now[i], compute_dtype(dtype))
+      dynamics.undo_update(
+        i,
+        leaf,
+        step,
+        dynamics.now(state.schedules, i, step),
+        compute_dtype(dtype),
+      )
       for i, (leaf, dtype) in enumerate(
         zip(state.leaves, state.dtypes, strict=True)
       )
     ]
-    gradients = self._gradients(
-      dynamics, state.replace(leaves=leaves), grad_fn
-    )
-    leaves = [
-      _erase(dynamics.undo_increments(i, leaf, gradient, step, now[i]), now[i])
-      for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True))
-    ]
     return state.replace(count=step, leaves=leaves)
+
+  def undo_increments(self, state: State, gradients: list) -> State:
+    """The second half: equation (1) undone, with the gradients consumed."""
+    dynamics = self.resolve_for(state)
+    leaves = []
+    for i, (leaf, gradient) in enumerate(
+      zip(state.leaves, gradients, strict=True)
+    ):
+      now = dynamics.now(state.schedules, i, state.count)
+      leaf = dynamics.undo_increments(i, leaf, gradient, state.count, now)
+      leaves.append(_erase(leaf, now))
+    return state.replace(leaves=leaves)
 
   def params(self, state: State) -> Any:
     """The parameters as floats of their own types.
@@ -289,7 +309,10 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       gradients, self.preprocess.init(params), params
     )[0]
 
-  def _gradients(self, dynamics, state, grad_fn) -> list[jax.Array]:
+  def gradients(
+    self, dynamics: Dynamics, state: State, grad_fn: Callable[[Any], Any]
+  ) -> list[jax.Array]:
+    """The gradients that a step consumes: checked, transformed, flat."""
     views = [
       dynamics.view(leaf, compute_dtype(dtype)).astype(dtype)
       for leaf, dtype in zip(state.leaves, state.dtypes, strict=True)
@@ -313,8 +336,9 @@ def overflowed(leaf: Leaf) -> jax.Array:
 
 
 def check_like(name: str, tree: Any, params: Any) -> None:
-  """Raises ValueError unless a tree has the parameters' structure and shapes."""
-  expected, got = jax.tree.structure(params), jax.tree.structure(tree)
+  """Raises ValueError unless a tree is shaped like the parameters."""
+  expected: Any = jax.tree.structure(params)
+  got: Any = jax.tree.structure(tree)
   if expected != got:
     raise ValueError(
       f"the {name} are {got}, but the parameters are {expected}; return one "

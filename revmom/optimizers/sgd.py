@@ -1,6 +1,6 @@
 """Stochastic gradient descent with momentum, as a bijection."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax

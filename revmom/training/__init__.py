@@ -1,5 +1,17 @@
 """Whole training runs as bijections, and the gradients through them."""
 
+from revmom.training.receipt import Fingerprint, Receipt, fingerprint
+from revmom.training.stepper import Stepper
 from revmom.training.train import Rewound, Run, RunState, rewind, train
 
-__all__ = ["Rewound", "Run", "RunState", "rewind", "train"]
+__all__ = [
+  "Fingerprint",
+  "Receipt",
+  "Rewound",
+  "Run",
+  "RunState",
+  "Stepper",
+  "fingerprint",
+  "rewind",
+  "train",
+]

@@ -25,7 +25,7 @@ def hoist(
     `pure` and `constants`, with pure(constants, *args) == function(*args).
   """
   closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*examples)
-  structure = jax.tree.structure(out_shape)
+  structure: Any = jax.tree.structure(out_shape)
 
   def pure(constants: list[jax.Array], *args: Any) -> Any:
     program = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))

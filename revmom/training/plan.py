@@ -13,7 +13,7 @@ is the fastest and, up to some 10^4 steps, also nearly the smallest.
 """
 
 import math
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple
 
 WORDS = ("device", "host", "recompute")
 _DEEPEST = 3
@@ -33,8 +33,8 @@ class Plan(NamedTuple):
   segments: int = 0  # leading ones; 0 keeps all words
   length: int = 0  # of a leading segment
   words: str = "device"  # where leading segments put theirs
-  leading: Optional["Plan"] = None
-  final: Optional["Plan"] = None
+  leading: Any = None  # the plan of each leading segment
+  final: Any = None  # the plan of the final segment
 
   @property
   def final_start(self) -> int:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 
 from revmom.optimizers.dynamics import Leaf
 
@@ -64,7 +65,9 @@ def checksum(leaves: list[Leaf]) -> jax.Array:
   """A hash of all integers, uint32 []; sums, so that sharding can't matter."""
   total = jnp.zeros((), jnp.uint32)
   for number, leaf in enumerate(leaves):
-    remainders = [buffer.remainder for _, buffer in sorted(leaf.buffers.items())]
+    remainders = [
+      buffer.remainder for _, buffer in sorted(leaf.buffers.items())
+    ]
     slots = [z for _, z in sorted(leaf.slots.items())]
     mixed = jnp.full((), 2 * number + 1, jnp.uint32)
     for integers in [leaf.params, *slots, *remainders]:
@@ -97,8 +100,6 @@ def fingerprint() -> Fingerprint:
   Batching is not in it, being invisible from inside `vmap`: reverse vmapped
   what ran vmapped.
   """
-  import jaxlib
-
   device = jax.devices()[0]
   return Fingerprint(
     jax=jax.__version__,
@@ -109,8 +110,8 @@ def fingerprint() -> Fingerprint:
     threads=len(os.sched_getaffinity(0))
     if hasattr(os, "sched_getaffinity")
     else os.cpu_count() or 1,
-    x64=bool(jax.config.jax_enable_x64),
-    matmul_precision=str(jax.config.jax_default_matmul_precision),
+    x64=jnp.result_type(float) == jnp.float64,
+    matmul_precision=str(jax.config.values["jax_default_matmul_precision"]),
     xla_flags=os.environ.get("XLA_FLAGS", ""),
   )
 

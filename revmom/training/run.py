@@ -182,17 +182,21 @@ def backward(
   `state.leaves` have the words of the plan's last segment.
   """
   if not plan.segments:
-    return backward_steps(
-      problem, inputs, state, start, plan.steps, reference
-    )
+    return backward_steps(problem, inputs, state, start, plan.steps, reference)
   state = backward(
-    problem, inputs, state, plan.final, kept[1:],
-    start + plan.final_start, reference,
+    problem,
+    inputs,
+    state,
+    plan.final,
+    kept[1:],
+    start + plan.final_start,
+    reference,
   )
 
   def segment(state, xs):
     first, own = xs
-    leaves, inner = state.leaves, []
+    leaves = state.leaves
+    inner: list = []
     if plan.words == "host":
       own = jax.device_put(own, jax.memory.Space.Device)
       leaves = _put_words(leaves, own)
@@ -201,8 +205,13 @@ def backward(
       # Only words are taken from the second pass: integers must agree anyway.
       leaves = _put_words(leaves, _words(again))
     state = backward(
-      problem, inputs, state._replace(leaves=leaves), plan.leading, inner,
-      first, reference,
+      problem,
+      inputs,
+      state._replace(leaves=leaves),
+      plan.leading,
+      inner,
+      first,
+      reference,
     )
     return state._replace(leaves=_bare(state.leaves)), None
 
@@ -343,9 +352,7 @@ def _increments_pullback(problem, dynamics, leaves, gradients, adjoint, t):
 
 def _accumulate(totals: dict, i: int, t: Any, equations_bar: Any) -> dict:
   return {
-    name: hyperparameters.accumulate(
-      values, i, t, getattr(equations_bar, name)
-    )
+    name: hyperparameters.accumulate(values, i, t, getattr(equations_bar, name))
     for name, values in totals.items()
   }
 

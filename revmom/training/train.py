@@ -11,7 +11,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import Leaf, compute_dtype, with_words
+from revmom.optimizers.dynamics import Leaf, with_words
 from revmom.optimizers.reversible import (
   ReversibleOptimizer,
   State,
@@ -20,9 +20,8 @@ from revmom.optimizers.reversible import (
 from revmom.training import plan as plans
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
-from revmom.training import second_order
-from revmom.training.closure import hoist
 from revmom.training.plan import Plan
+from revmom.training.problem import merger, pose, run_length, selector
 from revmom.training.receipt import Fingerprint, Receipt
 
 
@@ -109,19 +108,27 @@ def train(
   1.63 -0.46
   """
   optimizer.check_params(params)
-  steps = _num_steps(optimizer, batches, num_steps)
-  problem, pieces = _pose(
-    loss_fn, params, batches, args, checksum_every, second_order_mode,
+  steps = run_length(optimizer, batches, num_steps)
+  problem, pieces = pose(
+    loss_fn,
+    params,
+    batches,
+    args,
+    checksum_every,
+    second_order_mode,
     optimizer,
   )
   dynamics = optimizer.resolve(params, steps)
   spills = dynamics.spills()
+  structure: Any
   arrays, structure = jax.tree.flatten(params)
   plan = plans.make(steps, _costs(arrays, spills), memory_budget, words)
   views, losses, extra = _differentiable(problem, plan, dynamics, spills)(
     dynamics.hyperparameters,
-    [jnp.asarray(a).astype(d) for a, d in
-     zip(arrays, problem.dtypes, strict=True)],
+    [
+      jnp.asarray(a).astype(d)
+      for a, d in zip(arrays, problem.dtypes, strict=True)
+    ],
     pieces.shared,
     pieces.stacked,
   )
@@ -177,13 +184,20 @@ def rewind(
       "their last bits: " + "; ".join(changed)
     )
   params = state.structure.unflatten(
-    [jax.ShapeDtypeStruct(leaf.params.shape, dtype) for leaf, dtype in
-     zip(state.leaves, state.dtypes, strict=True)]
+    [
+      jax.ShapeDtypeStruct(leaf.params.shape, dtype)
+      for leaf, dtype in zip(state.leaves, state.dtypes, strict=True)
+    ]
   )
-  _num_steps(optimizer, batches, state.steps)
-  problem, pieces = _pose(
-    loss_fn, params, batches, args, state.checksum_every,
-    "reverse_over_reverse", optimizer,
+  run_length(optimizer, batches, state.steps)
+  problem, pieces = pose(
+    loss_fn,
+    params,
+    batches,
+    args,
+    state.checksum_every,
+    "reverse_over_reverse",
+    optimizer,
   )
   dynamics = optimizer.resolve(params, state.steps)
   spills = dynamics.spills()._replace(schedules=state.schedules)
@@ -211,13 +225,6 @@ def rewind(
   return Rewound(optimizer.params(start), start, receipt)
 
 
-class _Pieces(NamedTuple):
-  """The arrays a loss depends on, flat."""
-
-  shared: list[jax.Array]
-  stacked: list[jax.Array]
-
-
 class _Residuals(struct.PyTreeNode):
   """What the reverse pass starts from."""
 
@@ -243,7 +250,9 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
     inputs = inputs_of(hypers, shared, stacked)
     leaves = inputs.dynamics.begin(params, spills, 0)
     leaves, logs, kept = runs.forward(problem, inputs, leaves, plan, 0)
-    losses, checksums = (jnp.concatenate(log) for log in zip(*logs))
+    losses, checksums = (
+      jnp.concatenate(log) for log in zip(*logs, strict=True)
+    )
     checksums = checksums[:: problem.checksum_every]
     views = [
       jnp.where(overflowed(leaf), jnp.nan, inputs.dynamics.view(leaf, dtype))
@@ -260,7 +269,16 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
     )
     arrays = [value(tree) for tree in (hypers, params, shared, stacked)]
     out = run(*arrays)
-    return out, _Residuals(*arrays, out[2], mask(shared), mask(stacked))
+    residuals = _Residuals(
+      hyperparameters=arrays[0],
+      params=arrays[1],
+      shared=arrays[2],
+      stacked=arrays[3],
+      extra=out[2],
+      shared_mask=mask(shared),
+      stacked_mask=mask(stacked),
+    )
+    return out, residuals
 
   def backward(residuals, bars):
     hypers, params = residuals.hyperparameters, residuals.params
@@ -273,7 +291,7 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
     extra = residuals.extra
     adjoint = _zero_adjoint(inputs, problem, extra["leaves"], views_bar, masks)
     back = runs.backward(
-      problem._replace(select=_selector(masks), merge=_merger(masks)),
+      problem._replace(select=selector(masks), merge=merger(masks)),
       inputs,
       runs.Backward(extra["leaves"], adjoint, jnp.full((), -1, jnp.int32)),
       plan,
@@ -288,14 +306,15 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
       inputs.dynamics.begin(params, spills, 0),
     )
     _report(receipt, problem.checksum_every)
-    final = back.adjoint
-    proved = lambda bar: jnp.where(receipt.ok, bar, jnp.nan)
-    proved = lambda tree, proved=proved: jax.tree.map(proved, tree)
+    # A reversal that failed must not return a plausible number.
+    final: Any = jax.tree.map(
+      lambda bar: jnp.where(receipt.ok, bar, jnp.nan), back.adjoint
+    )
     return (
-      proved(final.hyperparameters),
-      proved(final.params),
-      _scatter(proved(final.shared), masks[0]),
-      _scatter(proved(final.stacked), masks[1]),
+      final.hyperparameters,
+      final.params,
+      _scatter(final.shared, masks[0]),
+      _scatter(final.stacked, masks[1]),
     )
 
   run.defvjp(forward, backward, symbolic_zeros=True)
@@ -303,9 +322,7 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
 
 
 def _zero_adjoint(inputs, problem, leaves, views_bar, masks) -> runs.Adjoint:
-  zeros = lambda arrays, mask: [
-    jnp.zeros_like(a) for a, chosen in zip(arrays, mask, strict=True) if chosen
-  ]
+  shared, stacked = selector(masks)((inputs.shared, inputs.stacked))
   return runs.Adjoint(
     params=views_bar,
     slots=[
@@ -315,35 +332,9 @@ def _zero_adjoint(inputs, problem, leaves, views_bar, masks) -> runs.Adjoint:
     hyperparameters=jax.tree.map(
       jnp.zeros_like, inputs.dynamics.hyperparameters
     ),
-    shared=zeros(inputs.shared, masks[0]),
-    stacked=zeros(inputs.stacked, masks[1]),
+    shared=jax.tree.map(jnp.zeros_like, shared),
+    stacked=jax.tree.map(jnp.zeros_like, stacked),
   )
-
-
-def _selector(masks) -> Callable:
-  def select(others):
-    return tuple(
-      [a for a, chosen in zip(arrays, mask, strict=True) if chosen]
-      for arrays, mask in zip(others, masks, strict=True)
-    )
-
-  return select
-
-
-def _merger(masks) -> Callable:
-  def merge(others, chosen):
-    merged = []
-    for arrays, mask, own in zip(others, masks, chosen, strict=True):
-      replacements = iter(own)
-      merged.append(
-        [
-          next(replacements) if m else a
-          for a, m in zip(arrays, mask, strict=True)
-        ]
-      )
-    return tuple(merged)
-
-  return merge
 
 
 def _scatter(bars: list[jax.Array], mask: Sequence[bool]) -> list:
@@ -354,117 +345,8 @@ def _scatter(bars: list[jax.Array], mask: Sequence[bool]) -> list:
 
 def _instantiate(bar: Any) -> jax.Array:
   if isinstance(bar, SymbolicZero):
-    return jnp.zeros(bar.aval.shape, bar.aval.dtype)
+    return jnp.zeros(bar.shape, bar.dtype)
   return bar
-
-
-def _pose(
-  loss_fn, params, batches, args, checksum_every, mode, optimizer
-) -> tuple[runs.Problem, _Pieces]:
-  """The static problem of a run, and the arrays it depends on."""
-  arrays, structure = jax.tree.flatten(params)
-  dtypes = tuple(jnp.result_type(array) for array in arrays)
-  views = [
-    jax.ShapeDtypeStruct(jnp.shape(a), compute_dtype(d))
-    for a, d in zip(arrays, dtypes, strict=True)
-  ]
-  stacked, item_structure, pure_batches, batch_constants = [], None, None, []
-  step = jax.ShapeDtypeStruct((), jnp.int32)
-  if callable(batches):
-    pure_batches, batch_constants = hoist(batches, step)
-    batch = jax.eval_shape(batches, step)
-  else:
-    stacked, item_structure = jax.tree.flatten(batches)
-    stacked = [jnp.asarray(array) for array in stacked]
-    batch = item_structure.unflatten(
-      [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked]
-    )
-  pure_loss, loss_constants = hoist(loss_fn, _shaped(params), batch, *args)
-  _check_scalar(loss_fn, _shaped(params), batch, args)
-  shared = (list(args), loss_constants, batch_constants)
-  shared, shared_structure = jax.tree.flatten(shared)
-  shared = [jnp.asarray(array) for array in shared]
-
-  def batch_loss(views, others, t):
-    shared, item = others
-    args, loss_constants, batch_constants = shared_structure.unflatten(shared)
-    if pure_batches is None:
-      batch = item_structure.unflatten(item)
-    else:
-      batch = pure_batches(batch_constants, t)
-    casts = [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
-    params = structure.unflatten(casts)
-    return pure_loss(loss_constants, params, batch, *args)
-
-  def transform(gradients, views):
-    changed = optimizer.transform(
-      structure.unflatten(gradients), structure.unflatten(views)
-    )
-    return jax.tree.leaves(changed)
-
-  nothing = lambda others: ([], [])
-  problem = runs.Problem(
-    loss=batch_loss,
-    select=nothing,
-    merge=lambda others, chosen: others,
-    transform=transform,
-    evaluate=None,
-    dtypes=tuple(view.dtype for view in views),
-    checksum_every=checksum_every,
-  )
-  item = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked]
-  evaluate = second_order.choose(
-    mode,
-    lambda views, others: batch_loss(views, others, jnp.zeros((), jnp.int32)),
-    views,
-    (shared, item),
-  )
-  return problem._replace(evaluate=evaluate), _Pieces(shared, stacked)
-
-
-def _shaped(tree: Any) -> Any:
-  return jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree
-  )
-
-
-def _check_scalar(loss_fn, params, batch, args) -> None:
-  out = jax.eval_shape(loss_fn, params, batch, *args)
-  shape = getattr(out, "shape", None)
-  if shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
-    raise ValueError(
-      f"loss_fn returned {out}; it must return one floating-point scalar "
-      "(take a mean or a sum, and return nothing beside it)."
-    )
-
-
-def _num_steps(optimizer, batches, num_steps: int | None) -> int:
-  """The length of a run, on which all its inputs must agree."""
-  known = {}
-  if not callable(batches):
-    for path, leaf in jax.tree.leaves_with_path(batches):
-      if jnp.ndim(leaf) == 0:
-        raise ValueError(
-          f"batches{jax.tree_util.keystr(path)} is a scalar; every array of "
-          "the batches needs a leading step axis."
-        )
-      known[f"batches{jax.tree_util.keystr(path)}"] = jnp.shape(leaf)[0]
-  if num_steps is not None:
-    known["num_steps"] = num_steps
-  scheduled = optimizer.num_steps()
-  if scheduled is not None:
-    known["the optimizer's hyperparameters"] = scheduled
-  if not known:
-    raise ValueError(
-      "batches is a function of the step, so pass num_steps, the length of "
-      "the run."
-    )
-  if len(set(known.values())) > 1:
-    raise ValueError(
-      "the lengths of the run disagree: "
-      + ", ".join(f"{name}: {length}" for name, length in known.items())
-    )
-  return next(iter(known.values()))
 
 
 def _costs(arrays, spills) -> plans.Costs:
@@ -512,6 +394,4 @@ def _report(receipt: Receipt, checksum_every: int) -> None:
     if not receipt.ok:
       logging.error("revmom: %s", receipts.message(receipt, checksum_every))
 
-  lax.cond(
-    receipt.ok, lambda: None, lambda: jax.debug.callback(log, receipt)
-  )
+  lax.cond(receipt.ok, lambda: None, lambda: jax.debug.callback(log, receipt))

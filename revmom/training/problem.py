@@ -1,0 +1,172 @@
+"""From a user's loss and batches to a function of flat arrays and the step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from revmom.optimizers.dynamics import compute_dtype
+from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.training import run as runs
+from revmom.training import second_order
+from revmom.training.closure import hoist
+
+
+class Pieces(NamedTuple):
+  """The arrays that a loss depends on besides the parameters, flat."""
+
+  shared: list[jax.Array]
+  stacked: list[jax.Array]
+
+
+def pose(
+  loss_fn: Callable[..., jax.Array],
+  params: Any,
+  batches: Any,
+  args: tuple,
+  checksum_every: int,
+  mode: str,
+  optimizer: ReversibleOptimizer,
+) -> tuple[runs.Problem, Pieces]:
+  """The static problem of a run, and the arrays it depends on."""
+  structure: Any
+  item_structure: Any = None
+  shared_structure: Any
+  stacked: list[jax.Array] = []
+  batch_constants: list[jax.Array] = []
+  pure_batches: Callable | None = None
+  arrays, structure = jax.tree.flatten(params)
+  dtypes = tuple(jnp.result_type(array) for array in arrays)
+  views = [
+    jax.ShapeDtypeStruct(jnp.shape(a), compute_dtype(d))
+    for a, d in zip(arrays, dtypes, strict=True)
+  ]
+  step = jax.ShapeDtypeStruct((), jnp.int32)
+  if callable(batches):
+    pure_batches, batch_constants = hoist(batches, step)
+    batch = jax.eval_shape(batches, step)
+  else:
+    stacked, item_structure = jax.tree.flatten(batches)
+    stacked = [jnp.asarray(array) for array in stacked]
+    batch = item_structure.unflatten(
+      [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked]
+    )
+  pure_loss, loss_constants = hoist(loss_fn, _shaped(params), batch, *args)
+  _check_scalar(loss_fn, _shaped(params), batch, args)
+  shared, shared_structure = jax.tree.flatten(
+    (list(args), loss_constants, batch_constants)
+  )
+  shared = [jnp.asarray(array) for array in shared]
+
+  def batch_loss(views, others, t):
+    shared, item = others
+    args, loss_constants, batch_constants = shared_structure.unflatten(shared)
+    if pure_batches is None:
+      batch = item_structure.unflatten(item)
+    else:
+      batch = pure_batches(batch_constants, t)
+    casts = [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
+    params = structure.unflatten(casts)
+    return pure_loss(loss_constants, params, batch, *args)
+
+  def transform(gradients, views):
+    changed = optimizer.transform(
+      structure.unflatten(gradients), structure.unflatten(views)
+    )
+    return jax.tree.leaves(changed)
+
+  item = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked]
+  evaluate = second_order.choose(
+    mode,
+    lambda views, others: batch_loss(views, others, jnp.zeros((), jnp.int32)),
+    views,
+    (shared, item),
+  )
+  problem = runs.Problem(
+    loss=batch_loss,
+    select=lambda others: ([], []),
+    merge=lambda others, chosen: others,
+    transform=transform,
+    evaluate=evaluate,
+    dtypes=tuple(view.dtype for view in views),
+    checksum_every=checksum_every,
+  )
+  return problem, Pieces(shared, stacked)
+
+
+def _shaped(tree: Any) -> Any:
+  return jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree
+  )
+
+
+def _check_scalar(loss_fn, params, batch, args) -> None:
+  out = jax.eval_shape(loss_fn, params, batch, *args)
+  shape = getattr(out, "shape", None)
+  if shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
+    raise ValueError(
+      f"loss_fn returned {out}; it must return one floating-point scalar "
+      "(take a mean or a sum, and return nothing beside it)."
+    )
+
+
+def selector(masks: tuple) -> Callable:
+  """Picks the masked ones of (shared, item)."""
+
+  def select(others):
+    return tuple(
+      [a for a, chosen in zip(arrays, mask, strict=True) if chosen]
+      for arrays, mask in zip(others, masks, strict=True)
+    )
+
+  return select
+
+
+def merger(masks: tuple) -> Callable:
+  """Puts picked ones back: merge(others, select(others)) == others."""
+
+  def merge(others, chosen):
+    merged = []
+    for arrays, mask, own in zip(others, masks, chosen, strict=True):
+      replacements = iter(own)
+      merged.append(
+        [
+          next(replacements) if m else a
+          for a, m in zip(arrays, mask, strict=True)
+        ]
+      )
+    return tuple(merged)
+
+  return merge
+
+
+def run_length(
+  optimizer: ReversibleOptimizer, batches: Any, num_steps: int | None
+) -> int:
+  """The length of a run, on which all its inputs must agree."""
+  known = {}
+  if not callable(batches):
+    for path, leaf in jax.tree.leaves_with_path(batches):
+      if jnp.ndim(leaf) == 0:
+        raise ValueError(
+          f"batches{jax.tree_util.keystr(path)} is a scalar; every array of "
+          "the batches needs a leading step axis."
+        )
+      known[f"batches{jax.tree_util.keystr(path)}"] = jnp.shape(leaf)[0]
+  if num_steps is not None:
+    known["num_steps"] = num_steps
+  scheduled = optimizer.num_steps()
+  if scheduled is not None:
+    known["the optimizer's hyperparameters"] = scheduled
+  if not known:
+    raise ValueError(
+      "batches is a function of the step, so pass num_steps, the length of "
+      "the run."
+    )
+  if len(set(known.values())) > 1:
+    raise ValueError(
+      "the lengths of the run disagree: "
+      + ", ".join(f"{name}: {length}" for name, length in known.items())
+    )
+  return next(iter(known.values()))
