@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.typing import DTypeLike
 
 from revmom.exact import fixed_point
@@ -231,8 +232,42 @@ def rescale(
   one = jnp.ones((), integers.dtype)
   estimate = jnp.where(above, estimate + one, estimate)
   estimate = jnp.where(below, estimate - one, estimate)
-  rest = jnp.where(above, rest - ratio.denominator, rest)
-  return estimate, jnp.where(below, rest + ratio.denominator, rest)
+  # Without a barrier compilers compute the estimate once for each result.
+  quotient = lax.optimization_barrier(estimate)
+  rest = remainder + integers * ratio.numerator - quotient * ratio.denominator
+  return quotient, rest
+
+
+@custom_vmap
+def _write_row(words, values, spill, row):
+  """words[row] = values if spill.
+
+  On CPU a branch that is not taken costs nothing; elsewhere it would make the
+  host wait for `spill`, so that a row is written at every step.
+  """
+  write = lambda words: lax.dynamic_update_index_in_dim(words, values, row, 0)
+  return lax.platform_dependent(
+    words,
+    cpu=lambda words: lax.cond(spill, write, lambda words: words, words),
+    default=lambda words: _rewrite_row(words, values, spill, row),
+  )
+
+
+def _rewrite_row(words, values, spill, row):
+  kept = lax.dynamic_index_in_dim(words, row, keepdims=False)
+  values = jnp.where(spill, values, kept)
+  return lax.dynamic_update_index_in_dim(words, values, row, 0)
+
+
+@_write_row.def_vmap
+def _write_rows(axis_size, batched, words, values, spill, row):
+  """A batched branch would copy all words at every step; rewrite a row."""
+  words_batched, _, spill_batched, _ = batched
+  if not words_batched:
+    words = jnp.broadcast_to(words, (axis_size, *words.shape))
+  axes = [0, *(0 if b else None for b in batched[1:])]
+  write = _rewrite_row if spill_batched else _write_row.fun
+  return jax.vmap(write, axes)(words, values, spill, row), True
 
 
 def multiply(
@@ -248,10 +283,8 @@ def multiply(
   remainder, words = buffer
   word = layout(integers.dtype).word
   if words.shape[0]:
-    kept = lax.dynamic_index_in_dim(words, step.row, keepdims=False)
     low = (remainder & (2**word - 1)).astype(words.dtype)
-    spilled = jnp.where(step.spill, low, kept)
-    words = lax.dynamic_update_index_in_dim(words, spilled, step.row, 0)
+    words = _write_row(words, low, step.spill, step.row)
   remainder = jnp.where(step.spill, remainder >> word, remainder)
   product, remainder = rescale(integers, remainder, step.forward)
   product = jnp.where(fixed_point.has_overflowed(integers), integers, product)
@@ -269,16 +302,21 @@ def divide(
   word = layout(integers.dtype).word
   integers, remainder = rescale(integers, remainder, step.inverse)
   if words.shape[0]:
-    low = lax.dynamic_index_in_dim(words, step.row, keepdims=False)
-    unspilled = (remainder << word) | low.astype(remainder.dtype)
-    remainder = jnp.where(step.spill, unspilled, remainder)
+    remainder = lax.cond(
+      step.spill,
+      lambda: (remainder << word) | _row(words, step).astype(remainder.dtype),
+      lambda: remainder,
+    )
   return integers, remainder
+
+
+def _row(words: jax.Array, step: Schedule) -> jax.Array:
+  return lax.dynamic_index_in_dim(words, step.row, keepdims=False)
 
 
 def erase(words: jax.Array, step: Schedule) -> jax.Array:
   """Zeroes the row that `multiply` wrote in this step, if it wrote one."""
   if not words.shape[0]:
     return words
-  row = lax.dynamic_index_in_dim(words, step.row, keepdims=False)
-  row = jnp.where(step.spill, jnp.zeros_like(row), row)
-  return lax.dynamic_update_index_in_dim(words, row, step.row, 0)
+  zeros = jnp.zeros(words.shape[1:], words.dtype)
+  return _write_row(words, zeros, step.spill, step.row)
