@@ -1,4 +1,4 @@
-"""Settings shared by all tests: eight virtual devices and strict promotion."""
+"""Settings shared by all tests: eight virtual devices, strict dtypes."""
 
 import os
 from collections.abc import Iterator
@@ -15,15 +15,10 @@ if _FLAG not in os.environ.get("XLA_FLAGS", ""):
 
 import jax  # noqa: E402
 
-# A silent broadcast or a silent change of dtype is a bug in exact code. Some of
+# A silent change of dtype is a bug in exact code. Some of
 # optax (Adam's bias correction, cosine and piecewise schedules) raises a float
 # to an integer power: call it under jax.numpy_dtype_promotion("standard").
-STRICT = {
-  "jax_numpy_dtype_promotion": "strict",
-  "jax_numpy_rank_promotion": "raise",
-}
-for _name, _value in STRICT.items():
-  jax.config.update(_name, _value)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture

@@ -186,14 +186,16 @@ def _ratio(numerator, denominator, layout_) -> Ratio:
   def digit(_, carry):
     rest, quotient = carry
     bit = 2 * rest >= denominator
-    return 2 * rest - jnp.where(bit, denominator, 0), 2 * quotient + bit
+    return 2 * rest - jnp.where(bit, denominator, 0), 2 * quotient + bit.astype(
+      rest.dtype
+    )
 
   rest = numerator - whole * denominator
   rest, fraction = lax.fori_loop(
     0, 2 * layout_.limb, digit, (rest, jnp.zeros_like(rest))
   )
-  fraction = fraction + (2 * rest >= denominator)
-  return Ratio(numerator, denominator, whole, fraction)
+  round_up = (2 * rest >= denominator).astype(rest.dtype)
+  return Ratio(numerator, denominator, whole, fraction + round_up)
 
 
 def init(integers: jax.Array, rows: int) -> BitBuffer:

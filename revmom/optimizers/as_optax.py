@@ -94,7 +94,10 @@ def as_optax(
   def update(gradients: Any, state: State, params: Any = None, **extra: Any):
     del extra
     if params is None:
-      raise ValueError(optax.NO_PARAMS_MSG)
+      raise ValueError(
+        "update got no params; pass transformation.update(gradients, state, "
+        "params), which must be the parameters of the state."
+      )
     same = jax.tree.map(
       lambda given, own: jnp.all((given == own) | jnp.isnan(own)),
       params,

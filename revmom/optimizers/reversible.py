@@ -206,7 +206,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       for forgotten in dynamics.forgetting(i).values():
         logs = jnp.log1p(-forgotten)
         if logs.ndim == 0:
-          logs = state.count * logs
+          logs = state.count.astype(logs.dtype) * logs
         else:
           taken = jnp.arange(state.steps) < state.count
           logs = _sum_in_blocks(jnp.where(taken, logs, 0))
