@@ -71,8 +71,8 @@ class Spills(NamedTuple):
     for i, size in enumerate(sizes):
       for bound in self.bounds.values():
         factors = 1 - bound[:, i if bound.shape[1] > 1 else 0]
-        total -= size * float(np.mean(np.log2(factors))) / 8
-    return total
+        total -= size * float(np.sum(np.log2(factors))) / 8
+    return total / max(1, *(len(b) for b in self.bounds.values()))
 
 
 class Dynamics(struct.PyTreeNode):

@@ -119,8 +119,10 @@ def forward_steps(
   problem: Problem, inputs: Inputs, leaves: list, start: Any, length: int
 ) -> tuple[list[Leaf], tuple[jax.Array, jax.Array]]:
   """Steps start, ..., start + length - 1; losses and checksums [length]."""
+  if not length:
+    return leaves, (jnp.zeros(0), jnp.zeros(0, jnp.uint32))
   dynamics, spills, shared, stacked = inputs
-  schedules = _rebased(spills.schedules, start) if length else {}
+  schedules = _rebased(spills.schedules, start)
 
   def step(leaves, t):
     checked = lax.cond(
@@ -229,8 +231,10 @@ def backward_steps(
   reference: tuple,
 ) -> Backward:
   """Undoes steps start + length - 1, ..., start, words being in the leaves."""
+  if not length:
+    return state
   words = _words(state.leaves)
-  schedules = _rebased(inputs.spills.schedules, start) if length else {}
+  schedules = _rebased(inputs.spills.schedules, start)
 
   def step(state, t):
     state = state._replace(leaves=_put_words(state.leaves, words))
