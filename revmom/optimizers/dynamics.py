@@ -125,16 +125,21 @@ class Dynamics(struct.PyTreeNode):
     Raises:
       ValueError: a factor is known and has no inverse.
     """
-    fixed = lax.stop_gradient(self)
     integer = self.equations.integer
-    groups = [fixed.forgetting(group) for group in range(self.groups)]
+    # Inside jit too, factors that are known should size the buffers.
+    with jax.ensure_compile_time_eval():
+      fixed = lax.stop_gradient(self)
+      groups = [fixed.forgetting(group) for group in range(self.groups)]
+      factors = {
+        role: jnp.stack(
+          [jnp.broadcast_to(g[role], (self.steps,)) for g in groups], -1
+        )
+        for role in groups[0]
+      }
     schedules: dict[str, Schedule] = {}
     bounds: dict[str, np.ndarray] = {}
     valid = jnp.ones((), bool)
-    for role in groups[0]:
-      forgetting = jnp.stack(
-        [jnp.broadcast_to(g[role], (self.steps,)) for g in groups], -1
-      )
+    for role, forgetting in factors.items():
       schedules[role] = bit_buffer.schedule(forgetting, integer)
       known = hyperparameters.concrete(forgetting)
       if known is None:
@@ -263,7 +268,8 @@ def _widen(values: Any) -> jax.Array:
 
 def compute_dtype(dtype: DTypeLike) -> DTypeLike:
   """Where gradients and adjoints of parameters of a type are computed."""
-  return jnp.promote_types(dtype, jnp.float32)
+  narrow = jnp.dtype(dtype).itemsize < 4
+  return jnp.dtype("float32") if narrow else jnp.dtype(dtype)
 
 
 def _check_factor(role: str, forgetting: np.ndarray, integer: Any) -> None:

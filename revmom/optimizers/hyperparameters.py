@@ -103,7 +103,7 @@ def at(values: Sequence, leaf: int, step: ArrayLike, dtype: DTypeLike) -> Any:
   value = values[leaf if len(values) > 1 else 0]
   if isinstance(value, PerStep):
     value = lax.dynamic_index_in_dim(value.values, step, keepdims=False)
-  return value.astype(dtype)
+  return jnp.asarray(value).astype(dtype)
 
 
 def accumulate(
@@ -138,7 +138,7 @@ def extreme(value: Any, pick: Callable[[np.ndarray], Any]) -> float | None:
   """
   numbers = []
   for leaf in jax.tree.leaves(value, is_leaf=_is_leaf):
-    known = None if _is_leaf(leaf) else concrete(leaf)
+    known = None if callable(leaf) or _is_leaf(leaf) else concrete(leaf)
     if known is None or not known.size:
       return None
     numbers.append(pick(known))

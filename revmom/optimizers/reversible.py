@@ -267,10 +267,11 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
   def resolve(self, params: Any, steps: int) -> Dynamics:
     """The dynamics of a run; hyperparameters differentiate through it."""
     chosen = self.hyperparameters()
-    values = {
-      name: hyperparameters.per_leaf(name, value, params, steps)
-      for name, value in chosen.items()
-    }
+    with jax.ensure_compile_time_eval():  # what is known stays known
+      values = {
+        name: hyperparameters.per_leaf(name, value, params, steps)
+        for name, value in chosen.items()
+      }
     emptied = self.replace(**{name: None for name in chosen})
     return Dynamics(values, emptied, steps)
 

@@ -77,12 +77,15 @@ def pose(
     return jax.tree.leaves(changed)
 
   item = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked]
-  evaluate = second_order.choose(
-    mode,
-    lambda views, others: batch_loss(views, others, jnp.zeros((), jnp.int32)),
-    views,
-    (shared, item),
-  )
+  second_order.check_mode(mode)
+
+  def evaluate(loss, views, chosen):
+    first = lambda views, others: batch_loss(
+      views, others, jnp.zeros((), jnp.int32)
+    )
+    choice = second_order.choose(mode, first, views, (_shaped(shared), item))
+    return choice(loss, views, chosen)
+
   problem = runs.Problem(
     loss=batch_loss,
     select=lambda others: ([], []),

@@ -52,6 +52,12 @@ def reverse_over_reverse(loss: Loss, params: Any, others: Any):
   return value, gradient, pullback
 
 
+def check_mode(mode: str) -> None:
+  """Raises ValueError for an unknown mode."""
+  if mode not in MODES:
+    raise ValueError(f"second_order_mode={mode!r}; choose one of {MODES}.")
+
+
 def choose(mode: str, loss: Loss, params: Any, others: Any) -> Callable:
   """The evaluator of a mode; "auto" asks whether the model has forward mode.
 
@@ -62,15 +68,21 @@ def choose(mode: str, loss: Loss, params: Any, others: Any) -> Callable:
   Raises:
     ValueError: the mode is unknown.
   """
-  if mode not in MODES:
-    raise ValueError(f"second_order={mode!r}; choose one of {MODES}.")
+  check_mode(mode)
   if mode == "reverse_over_reverse":
     return reverse_over_reverse
   if mode == "forward_over_reverse":
     return forward_over_reverse
-  gradient = lambda params: jax.grad(loss)(params, others)
-  try:
-    jax.eval_shape(lambda p: jax.jvp(gradient, (p,), (p,)), params)
+
+  def product(params, others):
+    gradient = lambda params: jax.grad(loss)(params, others)
+    return jax.jvp(gradient, (params,), (params,))
+
+  shaped = lambda tree: jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree
+  )
+  try:  # to lower it: tracing alone takes a custom_vjp for differentiable
+    jax.jit(product).lower(shaped(params), shaped(others))
   except (TypeError, NotImplementedError):
     return reverse_over_reverse
   return forward_over_reverse

@@ -125,6 +125,7 @@ def train(
   plan = plans.make(steps, _costs(arrays, spills), memory_budget, words)
   views, losses, extra = _differentiable(problem, plan, dynamics, spills)(
     dynamics.hyperparameters,
+    (spills.schedules, spills.valid),
     [
       jnp.asarray(a).astype(d)
       for a, d in zip(arrays, problem.dtypes, strict=True)
@@ -229,6 +230,7 @@ class _Residuals(struct.PyTreeNode):
   """What the reverse pass starts from."""
 
   hyperparameters: Any
+  timing: tuple
   params: list[jax.Array]
   shared: list[jax.Array]
   stacked: list[jax.Array]
@@ -238,17 +240,25 @@ class _Residuals(struct.PyTreeNode):
 
 
 def _differentiable(problem, plan, dynamics, spills) -> Callable:
-  """(hyperparameters, params, shared, stacked) -> (views, losses, extra)."""
+  """(hyperparameters, timing, params, shared, stacked) -> results.
 
-  def inputs_of(hypers, shared, stacked):
+  `timing` is the traced part of the spills: a custom derivative must not
+  close over it.
+  """
+
+  def inputs_of(hypers, timing, shared, stacked):
+    schedules, valid = timing
     return runs.Inputs(
-      dynamics.replace(hyperparameters=hypers), spills, shared, stacked
+      dynamics.replace(hyperparameters=hypers),
+      spills._replace(schedules=schedules, valid=valid),
+      shared,
+      stacked,
     )
 
   @jax.custom_vjp
-  def run(hypers, params, shared, stacked):
-    inputs = inputs_of(hypers, shared, stacked)
-    leaves = inputs.dynamics.begin(params, spills, 0)
+  def run(hypers, timing, params, shared, stacked):
+    inputs = inputs_of(hypers, timing, shared, stacked)
+    leaves = inputs.dynamics.begin(params, inputs.spills, 0)
     leaves, logs, kept = runs.forward(problem, inputs, leaves, plan, 0)
     losses, checksums = (
       jnp.concatenate(log) for log in zip(*logs, strict=True)
@@ -261,19 +271,20 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
     extra = {"leaves": leaves, "checksums": checksums, "kept": kept}
     return views, losses, extra
 
-  def forward(hypers, params, shared, stacked):
+  def forward(hypers, timing, params, shared, stacked):
     value = lambda tree: jax.tree.map(lambda leaf: leaf.value, tree)
     mask = lambda leaves: tuple(
       leaf.perturbed and jnp.issubdtype(leaf.value.dtype, jnp.inexact)
       for leaf in leaves
     )
-    arrays = [value(tree) for tree in (hypers, params, shared, stacked)]
+    arrays = [value(tree) for tree in (hypers, timing, params, shared, stacked)]
     out = run(*arrays)
     residuals = _Residuals(
       hyperparameters=arrays[0],
-      params=arrays[1],
-      shared=arrays[2],
-      stacked=arrays[3],
+      timing=arrays[1],
+      params=arrays[2],
+      shared=arrays[3],
+      stacked=arrays[4],
       extra=out[2],
       shared_mask=mask(shared),
       stacked_mask=mask(stacked),
@@ -287,7 +298,9 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
     views_bar = [_instantiate(bar) for bar in views_bar]
     if isinstance(losses_bar, SymbolicZero):
       losses_bar = None
-    inputs = inputs_of(hypers, residuals.shared, residuals.stacked)
+    inputs = inputs_of(
+      hypers, residuals.timing, residuals.shared, residuals.stacked
+    )
     extra = residuals.extra
     adjoint = _zero_adjoint(inputs, problem, extra["leaves"], views_bar, masks)
     back = runs.backward(
@@ -303,7 +316,7 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
       back,
       extra["checksums"],
       _in_range(extra["leaves"]),
-      inputs.dynamics.begin(params, spills, 0),
+      inputs.dynamics.begin(params, inputs.spills, 0),
     )
     _report(receipt, problem.checksum_every)
     # A reversal that failed must not return a plausible number.
@@ -312,6 +325,7 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
     )
     return (
       final.hyperparameters,
+      None,
       final.params,
       _scatter(final.shared, masks[0]),
       _scatter(final.stacked, masks[1]),

@@ -1,0 +1,472 @@
+"""Reports what on this machine threatens exactness, and tests reversals.
+
+  python scripts/doctor.py --workdir=out/doctor
+
+Half a minute on 2 cores.  Expect OK in all ten lines of the self-test, and
+exit status 0; it is 1 if a reversal fails or jit returns wrong numbers.
+
+An exact reversal recomputes every gradient and needs the same bits.  First the
+settings that decide about them are listed, each with a remedy; then short
+runs, in float32 and bfloat16, are trained and rewound.  --workdir receives
+result.json; a second visit says what has changed since the first one, and
+whether another process computes the same bits.
+"""
+
+import hashlib
+import json
+import math
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from jax import lax
+from tqdm import tqdm
+
+import revmom
+
+_STEPS = flags.DEFINE_integer(
+  "steps", 50, "SGD steps of each run of the self-test.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of weights and data.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where result.json goes.")
+
+_YNN_OFF = "--xla_cpu_experimental_ynn_fusion_type="
+_MARK = {True: "ok  ", False: "WARN", None: "    "}
+
+
+class Finding(NamedTuple):
+  """One line of the report."""
+
+  name: str
+  value: str
+  ok: bool | None  # None is information
+  remedy: str = ""
+
+
+class Case(NamedTuple):
+  """A model of the self-test."""
+
+  params: dict[str, jax.Array]
+  loss_fn: Callable  # (params, batch) -> scalar
+  batch: Any  # of one step
+
+
+class Outcome(NamedTuple):
+  """What became of a case."""
+
+  verdict: str  # OK, DIVERGED, NO KERNEL, FAILED
+  detail: str
+  digest: str  # of the final integers
+  seconds: float
+
+  @property
+  def ok(self) -> bool:
+    return self.verdict in ("OK", "NO KERNEL")
+
+
+# The environment.
+
+
+def findings() -> Iterable[Finding]:
+  """What decides whether gradients are recomputed bit for bit."""
+  here = revmom.fingerprint()
+  yield from versions(here)
+  kinds = sorted({device.device_kind for device in jax.devices()})
+  yield Finding(
+    "devices",
+    f"{here.device_count} x {here.backend} ({', '.join(kinds)})",
+    None,
+  )
+  if here.device_count > 1:
+    yield Finding(
+      "sharding",
+      "sums across devices depend on it",
+      None,
+      "reverse with the mesh and shardings of the run",
+    )
+  yield Finding(
+    "threads",
+    str(here.threads),
+    None,
+    "reverse with as many: some models round differently with another number",
+  )
+  yield Finding("XLA_FLAGS", here.xla_flags or "(none)", None)
+  yield Finding("jax_enable_x64", str(here.x64), None)
+  yield from precision(here)
+  if here.backend in ("gpu", "cuda", "rocm"):
+    yield from gpu(here.xla_flags)
+
+
+def versions(here: Any) -> Iterable[Finding]:
+  """Releases known to compute wrong numbers."""
+  agree = here.jax == here.jaxlib
+  yield Finding(
+    "jax",
+    here.jax,
+    agree or None,
+    "" if agree else f"jaxlib is {here.jaxlib}",
+  )
+  flagged = _YNN_OFF in here.xla_flags.split()
+  remedy = {
+    ("0.10.2", "cpu"): "wrong numbers (jax#39103): install another release",
+    ("0.11.0", "cpu"): f"may crash (jax#39257): set XLA_FLAGS={_YNN_OFF}",
+    ("0.11.0", "gpu"): "wrong values (jax#40633, jax#36958): update",
+    ("0.11.1", "gpu"): "wrong values on some cards (jax#40633): update",
+  }.get((here.jaxlib, here.backend))
+  if here.backend == "cpu" and flagged:
+    remedy = None
+  if here.backend == "gpu" and here.jaxlib.startswith(("0.10.", "0.9.")):
+    remedy = "scans under vmap may be miscompiled (jax#36958): use >= 0.11.2"
+  yield Finding("jaxlib", here.jaxlib, remedy is None, remedy or "")
+  wrong = miscompiled()
+  yield Finding(
+    "jax#39103 reproduced",
+    f"{wrong} wrong elements",
+    wrong == 0,
+    "" if wrong == 0 else f"update jaxlib, or set XLA_FLAGS={_YNN_OFF}",
+  )
+
+
+def miscompiled() -> int:
+  """Elements that a jitted, vmapped matrix-vector product gets wrong."""
+
+  def norms(x):  # [n, 3] -> [n], of integers, so that any order is exact
+    eye = jnp.eye(3, dtype=x.dtype)
+    return jax.vmap(lambda row: jnp.sum((eye @ row) ** 2))(x)
+
+  wrong = 0
+  with jax.enable_x64(True):
+    for dtype, n in ((jnp.float64, 16385), (jnp.float32, 32769)):
+      if dtype == jnp.float64 and jax.default_backend() == "tpu":
+        continue
+      numbers = np.zeros((n, 3), dtype)
+      numbers[:, 0] = np.arange(n) % 1024
+      expected = numbers[:, 0] ** 2
+      wrong += int(np.sum(np.asarray(jax.jit(norms)(numbers)) != expected))
+  return wrong
+
+
+def precision(here: Any) -> Iterable[Finding]:
+  """How products are rounded."""
+  pinned = here.matmul_precision != "None" or here.backend == "cpu"
+  yield Finding(
+    "matmul precision",
+    here.matmul_precision,
+    pinned,
+    "" if pinned else "pin it (TF32): JAX_DEFAULT_MATMUL_PRECISION=highest",
+  )
+  fixed = _flag(here.xla_flags, "xla_allow_excess_precision") == "false"
+  yield Finding(
+    "excess precision",
+    "off" if fixed else "allowed",
+    True if fixed else None,
+    ""
+    if fixed
+    else "if bfloat16 diverges: XLA_FLAGS=--xla_allow_excess_precision=false",
+  )
+
+
+def gpu(xla_flags: str) -> Iterable[Finding]:
+  """Kernels that add in any order, or are chosen by their speed."""
+  deterministic = _flag(xla_flags, "xla_gpu_deterministic_ops") == "true"
+  excluded = (
+    deterministic
+    or _flag(xla_flags, "xla_gpu_exclude_nondeterministic_ops") == "true"
+  )
+  tuned = not (
+    deterministic
+    or _flag(xla_flags, "xla_gpu_autotune_level") == "0"
+    or _flag(xla_flags, "xla_gpu_load_autotune_results_from")
+  )
+  yield Finding(
+    "nondeterministic ops",
+    "excluded" if excluded else "allowed",
+    excluded,
+    "" if excluded else "XLA_FLAGS=--xla_gpu_deterministic_ops=true",
+  )
+  yield Finding(
+    "autotuning",
+    "by measured speed" if tuned else "off or loaded",
+    not tuned,
+    "XLA_FLAGS=--xla_gpu_autotune_level=0, or deterministic ops"
+    if tuned
+    else "",
+  )
+
+
+def _flag(xla_flags: str, name: str) -> str | None:
+  """The last value of an XLA flag; one without a value is true."""
+  value = None
+  for word in xla_flags.split():
+    key, _, text = word.lstrip("-").partition("=")
+    if key == name:
+      value = text or "true"
+  return value
+
+
+# The self-test.
+
+
+def mlp(key: jax.Array) -> Case:
+  """Dense layers."""
+  weights = _weights(key, hidden=(32, 32), out=(32, 10))
+
+  def loss_fn(params, batch):
+    x, labels = batch
+    return _loss(jnp.tanh(x @ params["hidden"]) @ params["out"], labels)
+
+  return Case(weights, loss_fn, _batch(key, 64, 32))
+
+
+def conv(key: jax.Array) -> Case:
+  """A strided convolution."""
+  weights = _weights(key, filters=(3, 3, 1, 8), out=(8, 10))
+
+  def loss_fn(params, batch):
+    x, labels = batch
+    x = _conv(x[..., None], params["filters"], 2)
+    return _loss(jax.nn.relu(x).mean((1, 2)) @ params["out"], labels)
+
+  return Case(weights, loss_fn, _batch(key, 16, 8, 8))
+
+
+def max_pool(key: jax.Array) -> Case:
+  """A maximum over windows; its gradient is a select-and-scatter."""
+  weights = _weights(key, filters=(3, 3, 1, 8), out=(8, 10))
+
+  def loss_fn(params, batch):
+    x, labels = batch
+    x = _conv(x[..., None], params["filters"], 1)
+    window = (1, 3, 3, 1)
+    x = lax.reduce_window(x, -jnp.inf, lax.max, window, (1, 2, 2, 1), "VALID")
+    return _loss(x.mean((1, 2)) @ params["out"], labels)
+
+  return Case(weights, loss_fn, _batch(key, 16, 8, 8))
+
+
+def lstm(key: jax.Array) -> Case:
+  """A scan in the loss."""
+  weights = _weights(key, gates=(8 + 16, 4 * 16), out=(16, 10))
+
+  def loss_fn(params, batch):
+    x, labels = batch
+    zero = jnp.zeros((x.shape[0], 16), x.dtype)
+
+    def step(carry, x):
+      h, c = carry
+      gates = jnp.concatenate([x, h], -1) @ params["gates"]
+      i, f, g, o = jnp.split(gates, 4, -1)
+      c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+      return (jax.nn.sigmoid(o) * jnp.tanh(c), c), None
+
+    (h, _), _ = lax.scan(step, (zero, zero), x.swapaxes(0, 1))
+    return _loss(h @ params["out"], labels)
+
+  return Case(weights, loss_fn, _batch(key, 16, 8, 8))
+
+
+def embedding(key: jax.Array) -> Case:
+  """Rows of a table; its gradient is a scatter with repeated indices."""
+  weights = _weights(key, table=(16, 24), out=(24, 10))
+  tokens_key, labels_key = jax.random.split(key)
+  tokens = jax.random.randint(tokens_key, (64, 12), 0, 16)
+  labels = jax.random.randint(labels_key, (64,), 0, 10)
+
+  def loss_fn(params, batch):
+    tokens, labels = batch
+    return _loss(params["table"][tokens].mean(1) @ params["out"], labels)
+
+  return Case(weights, loss_fn, (tokens, labels))
+
+
+CASES = (mlp, conv, lstm, max_pool, embedding)
+DTYPES = ("float32", "bfloat16")
+
+
+def _weights(key: jax.Array, **shapes: tuple[int, ...]) -> dict:
+  keys = jax.random.split(key, len(shapes))
+  return {
+    name: jax.random.normal(own, shape) / math.sqrt(math.prod(shape[:-1]))
+    for own, (name, shape) in zip(keys, shapes.items(), strict=True)
+  }
+
+
+def _batch(key: jax.Array, *shape: int) -> tuple[jax.Array, jax.Array]:
+  labels = jax.random.randint(key, shape[:1], 0, 10)
+  return jax.random.normal(key, shape), labels
+
+
+def _conv(x: jax.Array, filters: jax.Array, stride: int) -> jax.Array:
+  layout = ("NHWC", "HWIO", "NHWC")
+  return lax.conv_general_dilated(
+    x, filters, (stride, stride), "SAME", dimension_numbers=layout
+  )
+
+
+def _loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  scores = jax.nn.log_softmax(logits.astype(jnp.float32))
+  return -jnp.take_along_axis(scores, labels[:, None], 1).mean()
+
+
+def reverse(case: Case, dtype: str, steps: int, seed: int) -> Outcome:
+  """Trains and rewinds a case, in two programs as a user would."""
+  start = time.perf_counter()
+  cast = lambda a: (
+    a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
+  )
+  params, batch = jax.tree.map(cast, (case.params, case.batch))
+  optimizer = revmom.sgd(0.1, 0.9)
+  key = jax.random.key(seed)
+
+  def batches(step):  # the images in another order, with other noise
+    order = jax.random.permutation(jax.random.fold_in(key, step), len(batch[1]))
+    return jax.tree.map(lambda a: a[order[: len(order) // 2]], batch)
+
+  train = jax.jit(
+    lambda params: revmom.train(
+      case.loss_fn, optimizer, params, batches, num_steps=steps
+    )
+  )
+  rewind = jax.jit(
+    lambda state: revmom.rewind(case.loss_fn, optimizer, state, batches)
+  )
+  done = lambda verdict, detail="", digest="": Outcome(
+    verdict, detail, digest, time.perf_counter() - start
+  )
+  try:
+    run = train(params)
+    receipt = jax.device_get(rewind(run.state).receipt)
+  except jax.errors.JaxRuntimeError as error:
+    # XLA refuses what has no deterministic kernel; a refusal is not a lie.
+    refused = "deterministic" in str(error)
+    return done(
+      "NO KERNEL" if refused else "FAILED", str(error).splitlines()[0]
+    )
+  if not np.all(np.isfinite(run.losses)):
+    raise FloatingPointError(f"the loss of {case.loss_fn} is not finite.")
+  digest = _digest(run.state)
+  if not receipt.ok:
+    at = int(receipt.diverged_at)
+    return done("DIVERGED", f"between steps {at} and {at + 16}", digest)
+  return done("OK", "", digest)
+
+
+def _digest(state: Any) -> str:
+  """A short name for the integers of a state."""
+  hashed = hashlib.sha256()
+  for leaf in jax.tree.leaves(state.leaves):
+    hashed.update(np.asarray(leaf).tobytes())
+  return hashed.hexdigest()[:12]
+
+
+def examine(steps: int, seed: int) -> dict[str, Outcome]:
+  """The self-test, by case and dtype.
+
+  Raises:
+    FloatingPointError: a loss is not finite.
+  """
+  outcomes = {}
+  todo = [(make, dtype) for make in CASES for dtype in DTYPES]
+  for make, dtype in tqdm(todo, desc="self-test", disable=None):
+    case = make(jax.random.key(seed))
+    name = f"{make.__name__}_{dtype}"
+    outcomes[name] = reverse(case, dtype, steps, seed)
+  return outcomes
+
+
+# The visit.
+
+
+def since(workdir: pathlib.Path, result: dict[str, Any]) -> list[str]:
+  """What has changed since the last visit with the same steps and seed."""
+  path = workdir / "result.json"
+  if not path.exists():
+    return ["this is the first visit; the next one compares with it"]
+  before = json.loads(path.read_text())
+  same = lambda name: before.get(name) == result[name]
+  lines = [
+    f"{name}: {before.get(name)!r} then, {value!r} now"
+    for name, value in result.items()
+    if name.startswith("fingerprint_") and not same(name)
+  ]
+  digests = [name for name in result if name.startswith("digest_")]
+  if not (same("steps") and same("seed")):
+    return [*lines, "other --steps or --seed: bits can't be compared"]
+  other = [name.removeprefix("digest_") for name in digests if not same(name)]
+  if not other:
+    return [*lines, "same bits: a saved run can be rewound by another process"]
+  return [
+    *lines,
+    f"other bits in {', '.join(other)}: "
+    + (
+      "to be expected after such a change"
+      if lines
+      else "rewind in the process that trained"
+    ),
+  ]
+
+
+def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
+  """Prints the report and returns its figures.
+
+  Raises:
+    FloatingPointError: a loss of the self-test is not finite.
+  """
+  found = list(findings())
+  print("\nWhat decides whether gradients are recomputed bit for bit")
+  for finding in found:
+    remedy = f"  <- {finding.remedy}" if finding.remedy else ""
+    print(f"  {_MARK[finding.ok]} {finding.name:22}{finding.value}{remedy}")
+  outcomes = examine(steps, seed)
+  print(f"\nSelf-test: {steps} steps trained, then rewound")
+  for name, outcome in outcomes.items():
+    line = f"  {name:22}{outcome.verdict:10}{outcome.seconds:5.1f} s"
+    print(f"{line}  {outcome.detail}".rstrip())
+  wrong = [f.name for f in found if f.name.startswith("jax#") and not f.ok]
+  result = {
+    "ok": not wrong and all(outcome.ok for outcome in outcomes.values()),
+    "warnings": sum(finding.ok is False for finding in found),
+    "steps": steps,
+    "seed": seed,
+    **{
+      f"fingerprint_{k}": v for k, v in revmom.fingerprint()._asdict().items()
+    },
+    **{f"verdict_{name}": o.verdict for name, o in outcomes.items()},
+    **{f"digest_{name}": o.digest for name, o in outcomes.items()},
+  }
+  if workdir is not None:
+    path = pathlib.Path(workdir)
+    path.mkdir(parents=True, exist_ok=True)
+    print("\nSince the last visit")
+    for line in since(path, result):
+      print(f"  {line}")
+    text = json.dumps(result, indent=2) + "\n"
+    (path / "result.json").write_text(text)
+  return result
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"Unexpected arguments {argv[1:]}; flags begin --.")
+  # absl's default is INFO, at which jax tells which backends it lacks.
+  if flags.FLAGS.verbosity == logging.INFO:
+    logging.set_verbosity(logging.WARNING)
+  print(f"python {sys.version.split()[0]}, {platform.machine()}")
+  try:
+    result = visit(_STEPS.value, _SEED.value, _WORKDIR.value)
+  except FloatingPointError as error:
+    sys.exit(f"error: {error}")
+  print("\nOK" if result["ok"] else "\nNOT OK")
+  sys.exit(0 if result["ok"] else 1)
+
+
+if __name__ == "__main__":
+  jax.config.config_with_absl()
+  app.run(main)

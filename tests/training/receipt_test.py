@@ -1,0 +1,175 @@
+"""A reversal that is not exact says so and returns no plausible number."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import revmom
+from revmom.training import receipt as receipts
+
+STEPS = 100
+START = np.array([0.3, -1.2, 0.8], np.float32)
+
+
+def loss_fn(params, batch, scale=1.0):
+  return scale * jnp.sum(jnp.cos(params - batch))
+
+
+def batches(changed_at=None):
+  rows = np.linspace(0, 3, STEPS * 3, dtype=np.float32).reshape(STEPS, 3)
+  if changed_at is not None:
+    rows[changed_at, 1] += 0.1
+  return jnp.asarray(rows)
+
+
+def train(optimizer, start=START, data=None, **kwargs):
+  data = batches() if data is None else data
+  return revmom.train(loss_fn, optimizer, jnp.asarray(start), data, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def optimizer():
+  return revmom.sgd(0.05, 0.9)
+
+
+@pytest.fixture(scope="module")
+def run(optimizer):
+  return train(optimizer)
+
+
+def rewind(optimizer, state, data=None, loss=loss_fn):
+  data = batches() if data is None else data
+  return revmom.rewind(loss, optimizer, state, data)
+
+
+def test_an_exact_reversal_has_a_receipt(optimizer, run):
+  rewound = rewind(optimizer, run.state)
+  receipt = rewound.receipt
+  assert bool(receipt.ok)
+  assert bool(receipt.params_restored) and bool(receipt.slots_restored)
+  assert bool(receipt.buffers_empty) and bool(receipt.in_range)
+  assert int(receipt.diverged_at) == -1
+  snapped = np.round(START.astype(np.float64) * 2**24).astype(np.int32)
+  np.testing.assert_array_equal(rewound.state.leaves[0].params, snapped)
+  assert int(rewound.state.count) == 0
+
+
+def test_another_loss_is_named_at_the_last_steps(optimizer, run):
+  other = lambda params, batch: loss_fn(params, batch, 1.0001)
+  with pytest.raises(RuntimeError, match="between steps 96 and 112"):
+    rewind(optimizer, run.state, loss=other)
+
+
+@pytest.mark.parametrize("step, window", [(50, "48 and 64"), (3, "0 and 16")])
+def test_another_batch_is_named_by_its_steps(optimizer, run, step, window):
+  with pytest.raises(RuntimeError, match=f"between steps {window}"):
+    rewind(optimizer, run.state, batches(changed_at=step))
+
+
+def test_checksums_can_be_denser(optimizer):
+  run = train(optimizer, checksum_every=1)
+  assert run.state.checksums.shape == (STEPS,)
+  with pytest.raises(RuntimeError, match="between steps 50 and 51"):
+    rewind(optimizer, run.state, batches(changed_at=50))
+
+
+def test_one_flipped_bit_is_seen(optimizer, run):
+  """Under jit nothing raises: the receipt tells."""
+  undo = jax.jit(lambda state: rewind(optimizer, state).receipt)
+  assert bool(undo(run.state).ok)
+  leaf = run.state.leaves[0]
+  remainder = leaf.buffers["velocity"].remainder
+  buffer = leaf.buffers["velocity"]
+  words = buffer.words.at[0, 0].set(buffer.words[0, 0] ^ 1)
+  damaged = [
+    leaf._replace(params=leaf.params.at[0].add(1)),
+    leaf._replace(slots={"velocity": leaf.slots["velocity"].at[2].add(-1)}),
+    leaf._replace(
+      buffers={"velocity": buffer._replace(remainder=remainder.at[1].add(1))}
+    ),
+    leaf._replace(buffers={"velocity": buffer._replace(words=words)}),
+  ]
+  for other in damaged:
+    receipt = undo(run.state.replace(leaves=[other]))
+    assert not bool(receipt.ok)
+    assert int(receipt.diverged_at) >= 0
+
+
+def test_another_environment_is_an_error(optimizer, run):
+  threads = run.state.fingerprint._replace(threads=1234, jax="0.0")
+  with pytest.raises(ValueError, match="threads: 1234 then") as caught:
+    rewind(optimizer, run.state.replace(fingerprint=threads))
+  assert "jax: '0.0' then" in str(caught.value)
+
+
+def test_another_length_is_an_error(optimizer, run):
+  with pytest.raises(ValueError, match="disagree"):
+    rewind(optimizer, run.state, batches()[:-1])
+
+
+def test_a_run_that_left_its_grid(optimizer):
+  huge = revmom.sgd(1e4, 0.9)
+  state = jax.jit(lambda: train(huge).state)()
+  with pytest.raises(RuntimeError, match="left its grid"):
+    rewind(huge, state)
+  receipt = jax.jit(lambda state: rewind(huge, state).receipt)(state)
+  assert not bool(receipt.ok) and not bool(receipt.in_range)
+
+
+@pytest.mark.parametrize("under_jit", [False, True])
+def test_a_gradient_whose_reversal_fails_is_nan(
+  optimizer, under_jit, monkeypatch, caplog
+):
+  """The reverse pass is given another batch than the run had."""
+  from revmom.training import run as runs
+
+  honest = runs.backward
+
+  def backward(problem, inputs, *args):
+    stacked = [array.at[50].add(0.1) for array in inputs.stacked]
+    return honest(problem, inputs._replace(stacked=stacked), *args)
+
+  objective = lambda optimizer, start: jnp.sum(train(optimizer, start).params)
+  gradient = jax.grad(objective, (0, 1))
+  gradient = jax.jit(gradient) if under_jit else gradient
+  monkeypatch.setattr(runs, "backward", backward)
+  # absl's logger does not propagate to the one that pytest listens to.
+  with caplog.at_level(logging.ERROR, logger="absl"):
+    logger = logging.getLogger("absl")
+    logger.addHandler(caplog.handler)
+    try:
+      by_optimizer, by_start = gradient(optimizer, jnp.asarray(START))
+      jax.effects_barrier()
+    finally:
+      logger.removeHandler(caplog.handler)
+  for leaf in jax.tree.leaves((by_optimizer, by_start)):
+    assert bool(jnp.all(jnp.isnan(leaf)))
+  assert "between steps 48 and 64" in caplog.text
+
+
+def test_checksum_depends_on_every_integer_and_its_array(run):
+  leaf = run.state.leaves[0]
+  twice = [leaf, leaf]
+  seen = {int(receipts.checksum(twice))}
+  for i, position in np.ndindex(2, 3):
+    changed = list(twice)
+    changed[i] = leaf._replace(params=leaf.params.at[position].add(1))
+    seen.add(int(receipts.checksum(changed)))
+  assert len(seen) == 7
+  first = leaf._replace(params=leaf.params.at[0].add(1))
+  a, b = (receipts.checksum(x) for x in ([first, leaf], [leaf, first]))
+  assert int(a) != int(b)
+
+
+def test_fingerprint():
+  fingerprint = receipts.fingerprint()
+  assert fingerprint == receipts.fingerprint()
+  assert fingerprint.jax == jax.__version__
+  assert fingerprint.device_count == len(jax.devices())
+  assert receipts.differences(fingerprint, fingerprint) == []
+  other = fingerprint._replace(x64=not fingerprint.x64)
+  (line,) = receipts.differences(fingerprint, other)
+  assert line.startswith("x64")

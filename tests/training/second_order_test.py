@@ -1,0 +1,113 @@
+"""Both ways to a Hessian-vector product give the same pullback."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from revmom.training import second_order
+
+
+def loss_fn(params, others):
+  hidden = jnp.tanh(params["w"] @ others["x"])
+  return jnp.sum(hidden**2 * others["weights"]) + jnp.sum(params["b"] ** 3)
+
+
+@jax.custom_vjp
+def by_hand(x):
+  return jnp.tanh(x)
+
+
+by_hand.defvjp(
+  lambda x: (by_hand(x), by_hand(x)), lambda y, bar: (bar * (1 - y**2),)
+)
+
+
+def without_forward_mode(params, others):
+  hidden = by_hand(params["w"] @ others["x"])
+  return jnp.sum(hidden**2 * others["weights"]) + jnp.sum(params["b"] ** 3)
+
+
+@pytest.fixture
+def point():
+  draw = np.random.default_rng(0).normal
+  array = lambda *shape: jnp.asarray(draw(size=shape), jnp.float32)
+  params = {"w": array(4, 3), "b": array(2)}
+  others = {"x": array(3), "weights": array(4)}
+  bars = {"w": array(4, 3), "b": array(2)}, jnp.asarray(0.7, jnp.float32)
+  return params, others, bars
+
+
+def close(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "evaluate",
+  [second_order.forward_over_reverse, second_order.reverse_over_reverse],
+)
+@pytest.mark.parametrize("with_value", [True, False])
+def test_pullback_equals_autodiff(point, evaluate, with_value):
+  params, others, (gradient_bar, value_bar) = point
+
+  def dotted(params, others):
+    value, gradient = jax.value_and_grad(loss_fn)(params, others)
+    total = value_bar * value if with_value else 0.0
+    for name, bar in gradient_bar.items():
+      total = total + jnp.sum(bar * gradient[name])
+    return total
+
+  def ours(params, others):
+    value, gradient, pullback = evaluate(loss_fn, params, others)
+    bars = pullback(gradient_bar, value_bar if with_value else None)
+    return (value, gradient), bars
+
+  first, bars = jax.jit(ours)(params, others)
+  close(first, jax.value_and_grad(loss_fn)(params, others))
+  close(bars, jax.grad(dotted, (0, 1))(params, others))
+
+
+def test_auto_prefers_forward_mode(point):
+  params, others, _ = point
+  chosen = second_order.choose("auto", loss_fn, params, others)
+  assert chosen is second_order.forward_over_reverse
+
+
+def test_auto_knows_a_model_without_forward_mode(point):
+  params, others, (gradient_bar, value_bar) = point
+  chosen = second_order.choose("auto", without_forward_mode, params, others)
+  assert chosen is second_order.reverse_over_reverse
+  *_, pullback = chosen(without_forward_mode, params, others)
+  *_, expected = second_order.forward_over_reverse(loss_fn, params, others)
+  close(pullback(gradient_bar, value_bar), expected(gradient_bar, value_bar))
+
+
+def test_auto_works_on_shapes_and_under_jit(point):
+  params, others, _ = point
+  shapes = jax.eval_shape(lambda: params)
+
+  def under_jit(others):
+    for loss, expected in [
+      (loss_fn, second_order.forward_over_reverse),
+      (without_forward_mode, second_order.reverse_over_reverse),
+    ]:
+      assert second_order.choose("auto", loss, shapes, others) is expected
+    return others["x"]
+
+  jax.jit(under_jit)(others)
+
+
+@pytest.mark.parametrize(
+  "mode", ["forward_over_reverse", "reverse_over_reverse"]
+)
+def test_a_mode_is_taken_at_its_word(point, mode):
+  params, others, _ = point
+  chosen = second_order.choose(mode, loss_fn, params, others)
+  assert chosen is getattr(second_order, mode)
+
+
+def test_unknown_mode(point):
+  params, others, _ = point
+  with pytest.raises(ValueError, match="'forward'.*choose one of"):
+    second_order.choose("forward", loss_fn, params, others)
