@@ -280,7 +280,7 @@ def multiply(
   Args:
     integers: any shape, int32 or int64; `overflow` stays what it is.
     buffer: of the same shape.
-    step: one step of a `schedule`; its arrays broadcast against `integers`.
+    step: one step and group of a `schedule`, all scalars.
   """
   remainder, words = buffer
   word = layout(integers.dtype).word

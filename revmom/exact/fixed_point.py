@@ -9,6 +9,7 @@ memory of its own and no communication between devices.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 
@@ -59,9 +60,17 @@ def to_fixed(
   """
   values = jnp.asarray(values)
   scaled = values * jnp.asarray(2.0**fraction_bits, values.dtype)
-  inside = jnp.abs(scaled) <= jnp.asarray(limit(dtype), scaled.dtype)
+  inside = jnp.abs(scaled) <= _limit_as_float(dtype, scaled.dtype)
   rounded = jnp.round(jnp.where(inside, scaled, 0)).astype(dtype)
   return jnp.where(inside, rounded, jnp.asarray(overflow(dtype), dtype))
+
+
+def _limit_as_float(dtype: DTypeLike, float_dtype: DTypeLike) -> np.ndarray:
+  """The largest float that is no larger than the limit."""
+  bound = np.asarray(limit(dtype), float_dtype)
+  if int(bound) > limit(dtype):
+    bound = np.nextafter(bound, np.zeros_like(bound))
+  return bound
 
 
 def from_fixed(
