@@ -8,8 +8,11 @@ Gradients through whole training runs, which `revmom.train` reverses bit for
 bit, descend on 8 initial scales, 800 learning rates and 800 momenta of a tanh
 network (Maclaurin, Duvenaud & Adams 2015, Figs 2, 6 and 7).
 
-TIME
-EXPECT
+Half a minute each on 2 CPU cores.  Expect validation losses after 100 steps,
+means over 10 fresh seeds, of 0.88 -> 0.12 nats on the digits.  On the first
+10 000 images of MNIST, of which 1666 validate, expect 0.61 -> 0.29, and a
+training loss of 0.53 -> 0.14; the paper has 0.60 -> 0.24 and 0.53 -> 0.12,
+with a variant of Adam whose first steps are larger.
 
 With --workdir it writes result.json, metrics.csv (a row for each meta
 iteration), meta_training.png, learning_rates.png, momenta.png, scales.png and
@@ -65,8 +68,9 @@ _BATCH_SIZE = flags.DEFINE_integer(
 )
 _META_LEARNING_RATE = flags.DEFINE_float(
   "meta_learning_rate",
-  0.1,
-  "Of Adam, on log scales, log learning rates and logit momenta.",
+  0.04,
+  "Of Adam, on log scales, log learning rates and logit momenta; by default "
+  "the paper's.  0.1 learns the digits faster but diverges on MNIST.",
   lower_bound=0.0,
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
@@ -92,7 +96,7 @@ class Config:
   steps: int = 100
   meta_steps: int = 50
   batch_size: int = 200
-  meta_learning_rate: float = 0.1
+  meta_learning_rate: float = 0.04
   seed: int = 0
 
 
@@ -149,10 +153,12 @@ def pose(config: Config) -> Problem:
 def initial_hypers(problem: Problem, config: Config) -> Hypers:
   """The paper's: scales e^-3, learning rates e^-1, momenta 1/2."""
   arrays = len(problem.shapes)
+  # With a dtype, or they would be weakly typed and the step compiled twice.
+  fill = lambda shape, value: jnp.full(shape, value, jnp.float32)
   return Hypers(
-    jnp.full(arrays, _LOG_SCALE),
-    jnp.full((config.steps, arrays), _LOG_RATE),
-    jnp.full((config.steps, arrays), _LOGIT_MOMENTUM),
+    fill(arrays, _LOG_SCALE),
+    fill((config.steps, arrays), _LOG_RATE),
+    fill((config.steps, arrays), _LOGIT_MOMENTUM),
   )
 
 
@@ -237,7 +243,7 @@ def meta_iteration(problem: Problem, config: Config) -> Callable:
 
 
 def evaluation(problem: Problem, config: Config) -> Callable:
-  """hypers -> losses and accuracy over fresh seeds, and the mean curve."""
+  """hypers -> losses after and during training, for each of fresh seeds."""
 
   @jax.jit
   def evaluate(hypers):
@@ -317,14 +323,12 @@ def check_finite(
   )
 
 
-def information(problem: Problem, hypers: Hypers, name: str) -> dict[str, Any]:
-  """The bits a parameter forgets a step, and the mean of its momenta."""
+def forgotten_bits(problem: Problem, hypers: Hypers) -> float:
+  """The bits that momentum forgets a step and parameter: mean log2(1/b)."""
   sizes = [math.prod(shape) for shape in problem.shapes]
   momenta = np.asarray(jax.nn.sigmoid(hypers.logit_momentum), np.float64)
   bits = -np.log2(momenta).mean(0)
-  return {
-    f"bits_per_parameter_step_{name}": float(np.average(bits, weights=sizes))
-  }
+  return float(np.average(bits, weights=sizes))
 
 
 def buffer_bits(problem: Problem, config: Config, hypers: Hypers) -> float:
@@ -342,16 +346,13 @@ def buffer_bits(problem: Problem, config: Config, hypers: Hypers) -> float:
   )
 
 
-def array_names(problem: Problem) -> list[str]:
+def scale_columns(problem: Problem) -> list[str]:
+  """Names of the 8 log scales."""
   return [
-    f"{kind}_{layer}"
+    f"log_scale_{kind}_{layer}"
     for layer in range(1, len(problem.shapes) // 2 + 1)
     for kind in ("weights", "biases")
   ]
-
-
-def scale_columns(problem: Problem) -> list[str]:
-  return [f"log_scale_{name}" for name in array_names(problem)]
 
 
 class Checkpoints:
@@ -459,7 +460,10 @@ def write_metrics(workdir: pathlib.Path, rows: list[dict]) -> None:
   os.replace(temporary, workdir / "metrics.csv")
 
 
-def plot_meta_training(rows, before, after, config: Config) -> Figure:
+def plot_meta_training(
+  rows: list[dict], before: dict, after: dict, config: Config
+) -> Figure:
+  """Losses over meta iterations; training curves before and after."""
   figure = Figure(figsize=(10, 4), layout="constrained")
   left, right = figure.subplots(1, 2)
   numbers = [row["meta_step"] for row in rows]
@@ -509,14 +513,15 @@ def plot_schedules(
     axes.axhline(initial, color="gray", linestyle=":", label="at the start")
     axes.set_title(f"Learned {name} of {kind}")
     axes.set_xlabel("SGD step")
-    axes.set_ylim(0, top)
     axes.grid(alpha=0.3)
+  panels[0].set_ylim(0, top)  # shared, so after all lines
   panels[0].set_ylabel(f"{name} (dimensionless)")
   panels[1].legend()
   return figure
 
 
-def plot_scales(rows, hypers: Hypers, problem: Problem) -> Figure:
+def plot_scales(rows: list[dict], hypers: Hypers, problem: Problem) -> Figure:
+  """Log scales over meta iterations, beside the usual heuristic."""
   figure = Figure(figsize=(10, 4), layout="constrained")
   panels = figure.subplots(1, 2, sharey=True)
   table = np.array(
@@ -635,8 +640,8 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     "parameters": sum(math.prod(shape) for shape in problem.shapes),
     **summarise(before, "before"),
     **summarise(after, "after"),
-    **information(problem, initial, "before"),
-    **information(problem, learned.hypers, "after"),
+    "bits_per_parameter_step_before": forgotten_bits(problem, initial),
+    "bits_per_parameter_step_after": forgotten_bits(problem, learned.hypers),
     "buffer_bits_per_parameter_step": buffer_bits(problem, config, initial),
     **dict(zip(scale_columns(problem), scales, strict=True)),
     "resumed_from": done_before,
@@ -671,7 +676,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unexpected arguments {argv[1:]}; flags begin --.")
   # absl's default is INFO, at which orbax reports every file.
-  if not flags.FLAGS["verbosity"].present:
+  if flags.FLAGS.verbosity == logging.INFO:
     logging.set_verbosity(logging.WARNING)
   values = {
     field.name: flags.FLAGS[field.name].value
@@ -679,7 +684,8 @@ def main(argv: list[str]) -> None:
   }
   try:
     print(report(run(Config(**values), _WORKDIR.value)))
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+  except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
+    logging.debug("traceback:", exc_info=True)  # --verbosity=1 shows it
     sys.exit(f"error: {error}")
 
 

@@ -1,0 +1,98 @@
+"""Datasets read from files that the tests write."""
+
+import gzip
+import importlib.util
+import pathlib
+import struct
+
+import numpy as np
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "datasets.py"
+
+
+@pytest.fixture(scope="module")
+def datasets():
+  spec = importlib.util.spec_from_file_location("script_datasets", SCRIPT)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def idx(array):
+  header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+  return header + array.tobytes()
+
+
+def write_folder(folder, compress, dot=False):
+  """Twelve images for training and four for tests, and what was written."""
+  rng = np.random.default_rng(0)
+  written = {}
+  for prefix, count in (("train", 12), ("t10k", 4)):
+    images = rng.integers(0, 256, (count, 5, 3), np.uint8)
+    labels = rng.integers(0, 10, count, np.uint8)
+    written[prefix] = images, labels
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+      name = f"{prefix}-{name}-ubyte"
+      name = name.replace("-idx", ".idx") if dot else name
+      content = idx(array)
+      if compress:
+        name, content = name + ".gz", gzip.compress(content)
+      (folder / name).write_bytes(content)
+  return written
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("dot", [False, True])
+def test_idx_files(datasets, tmp_path, compress, dot):
+  written = write_folder(tmp_path, compress, dot)
+  data = datasets.load("mnist", str(tmp_path))
+  images, labels = written["train"]
+  np.testing.assert_array_equal(data.train_labels, labels[:10])
+  np.testing.assert_array_equal(data.validation_labels, labels[10:])
+  np.testing.assert_array_equal(data.test_labels, written["t10k"][1])
+  found = np.concatenate([data.train_images, data.validation_images])
+  np.testing.assert_array_equal(np.round(found * 255), images)
+  assert {a.dtype for a in data} == {np.dtype("float32"), np.dtype("int32")}
+
+
+def test_digits(datasets):
+  data, again = datasets.load("digits"), datasets.load("digits")
+  for a, b in zip(data, again, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert data.train_images.shape == (1197, 8, 8)
+  assert data.train_images.min() == 0 and data.train_images.max() == 1
+  assert len(data.validation_labels) == len(data.test_labels) == 300
+  assert set(data.test_labels) == set(range(10))
+
+
+def test_flags_that_do_not_fit(datasets, tmp_path):
+  with pytest.raises(ValueError, match="digits, mnist"):
+    datasets.load("cifar")
+  with pytest.raises(ValueError, match="needs --data_dir"):
+    datasets.load("mnist")
+  with pytest.raises(ValueError, match="come with scikit-learn"):
+    datasets.load("digits", str(tmp_path))
+  with pytest.raises(FileNotFoundError, match="not a folder"):
+    datasets.load("mnist", str(tmp_path / "absent"))
+  with pytest.raises(FileNotFoundError, match="no train-images-idx3-ubyte"):
+    datasets.load("mnist", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("spoil", "message"),
+  [
+    (lambda content: content[:-1], "cut short"),
+    (lambda content: content[:2], "not an idx file"),
+    (lambda content: b"\1" + content[1:], "not an idx file"),
+    (lambda content: content[:2] + b"\x0d" + content[3:], "unsigned bytes"),
+    (lambda content: gzip.compress(content)[:-9], "damaged gzip"),
+    (lambda content: idx(np.zeros(7, np.uint8)), "expected images"),
+  ],
+)
+def test_damaged_files(datasets, tmp_path, spoil, message):
+  write_folder(tmp_path, compress=False)
+  path = tmp_path / "train-images-idx3-ubyte"
+  path.write_bytes(spoil(path.read_bytes()))
+  with pytest.raises(ValueError, match=message):
+    datasets.load("idx", str(tmp_path))
