@@ -516,7 +516,9 @@ def plot_schedules(
     axes.grid(alpha=0.3)
   panels[0].set_ylim(0, top)  # shared, so after all lines
   panels[0].set_ylabel(f"{name} (dimensionless)")
-  panels[1].legend()
+  figure.legend(
+    *panels[0].get_legend_handles_labels(), loc="outside right center"
+  )
   return figure
 
 
@@ -548,8 +550,9 @@ def plot_scales(rows: list[dict], hypers: Hypers, problem: Problem) -> Figure:
       label=f"1/sqrt({fan_in}), fan-in",
     )
   panels[0].set_ylabel("log of the standard deviation")
-  for axes in panels:
-    axes.legend()
+  figure.legend(
+    *panels[0].get_legend_handles_labels(), loc="outside right center"
+  )
   return figure
 
 
@@ -678,7 +681,7 @@ def main(argv: list[str]) -> None:
   # absl's default is INFO, at which orbax reports every file.
   if flags.FLAGS.verbosity == logging.INFO:
     logging.set_verbosity(logging.WARNING)
-  values = {
+  values: dict[str, Any] = {
     field.name: flags.FLAGS[field.name].value
     for field in dataclasses.fields(Config)
   }
