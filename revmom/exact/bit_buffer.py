@@ -299,18 +299,19 @@ def divide(
 ) -> tuple[jax.Array, jax.Array]:
   """Undoes `multiply`; returns the integers and the remainder.
 
-  `words` is only read: see `erase`.
+  `overflow` stays what it is.  `words` is only read: see `erase`.
   """
   remainder, words = buffer
   word = layout(integers.dtype).word
-  integers, remainder = rescale(integers, remainder, step.inverse)
+  quotient, remainder = rescale(integers, remainder, step.inverse)
+  quotient = jnp.where(fixed_point.has_overflowed(integers), integers, quotient)
   if words.shape[0]:
     remainder = lax.cond(
       step.spill,
       lambda: (remainder << word) | _row(words, step).astype(remainder.dtype),
       lambda: remainder,
     )
-  return integers, remainder
+  return quotient, remainder
 
 
 def _row(words: jax.Array, step: Schedule) -> jax.Array:

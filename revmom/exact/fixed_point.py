@@ -95,16 +95,21 @@ def add(integers: jax.Array, increments: jax.Array) -> jax.Array:
   >>> add(jnp.array([1, 2**29]), jnp.array([2, 2**29]))
   Array([          3, -2147483648], dtype=int32)
   """
-  total = integers + increments
-  outside = (
-    has_overflowed(integers)
-    | has_overflowed(increments)
-    | has_overflowed(total)
-    | (total > limit(total.dtype))
-  )
-  return jnp.where(outside, jnp.asarray(overflow(total.dtype)), total)
+  return _mark(integers + increments, integers, increments)
 
 
 def subtract(integers: jax.Array, increments: jax.Array) -> jax.Array:
-  """Undoes `add`: subtract(add(i, j), j) == i wherever nothing overflowed."""
-  return integers - increments
+  """Undoes `add`: subtract(add(i, j), j) == i wherever nothing overflowed.
+
+  >>> subtract(jnp.array([3, overflow(jnp.int32)]), jnp.array([2, 2**29]))
+  Array([          1, -2147483648], dtype=int32)
+  """
+  return _mark(integers - increments, integers, increments)
+
+
+def _mark(result: jax.Array, *terms: jax.Array) -> jax.Array:
+  """`overflow` where the result or one of its terms is not on the grid."""
+  outside = has_overflowed(result) | (result > limit(result.dtype))
+  for term in terms:
+    outside = outside | has_overflowed(term)
+  return jnp.where(outside, jnp.asarray(overflow(result.dtype)), result)

@@ -57,15 +57,17 @@ def per_leaf(name: str, value: Any, params: Any, steps: int) -> tuple:
   Args:
     name: of the hyperparameter, for error messages.
     value: as the user gave it, functions wrapped.
-    params: the parameters (or anything of their structure).
+    params: the parameters (or anything of their structure and shapes).
     steps: length of the run.
 
   Raises:
-    ValueError: the pytree is not a prefix of the parameters, or an array's
-      leading axis is not the step axis.
+    ValueError: the pytree is not a prefix of the parameters, an array's
+      leading axis is not the step axis, or its other axes are not those of
+      the parameter array.
   """
+  shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
   if _is_leaf(value) or jax.tree_util.all_leaves([value]):
-    return (_resolve(name, value, steps),)
+    return (_resolve(name, value, steps, shapes),)
   try:
     full = jax.tree.broadcast(value, params, is_leaf=_is_leaf)
   except ValueError as error:
@@ -75,19 +77,27 @@ def per_leaf(name: str, value: Any, params: Any, steps: int) -> tuple:
       "a pytree like the parameters (or a prefix of it)."
     ) from error
   leaves = jax.tree.leaves(full, is_leaf=_is_leaf)
-  return tuple(_resolve(name, leaf, steps) for leaf in leaves)
+  return tuple(
+    _resolve(name, leaf, steps, [shape])
+    for leaf, shape in zip(leaves, shapes, strict=True)
+  )
 
 
-def _resolve(name: str, value: Any, steps: int) -> jax.Array | PerStep:
+def _resolve(
+  name: str, value: Any, steps: int, shapes: list[tuple[int, ...]]
+) -> jax.Array | PerStep:
+  """The value for parameter arrays of these shapes."""
   if isinstance(value, StepFunction):
-    return PerStep(
-      jnp.asarray(jax.vmap(value.function)(jnp.arange(steps, dtype=jnp.int32)))
-    )
+    value = jax.vmap(value.function)(jnp.arange(steps, dtype=jnp.int32))
+    value = jnp.asarray(value)
+    _check_shape(name, value, shapes)
+    return PerStep(value)
   value = jnp.asarray(value)
   if not jnp.issubdtype(value.dtype, jnp.inexact):
     value = value.astype(jnp.result_type(float))
   if value.ndim == 0:
     return value
+  _check_shape(name, value, shapes)
   if value.shape[0] == 1:
     return value[0]
   if value.shape[0] != steps:
@@ -96,6 +106,16 @@ def _resolve(name: str, value: Any, steps: int) -> jax.Array | PerStep:
       f"leading axis must be {steps}, or 1 for a value per element."
     )
   return PerStep(value)
+
+
+def _check_shape(name: str, value: jax.Array, shapes: list) -> None:
+  for shape in shapes:
+    if value.shape[1:] not in ((), shape):
+      raise ValueError(
+        f"{name} has shape {value.shape} for a parameter array of shape "
+        f"{shape}; it must be {value.shape[:1]}, with a value per step, or "
+        f"{(value.shape[0], *shape)}, with a value per step and element."
+      )
 
 
 def at(values: Sequence, leaf: int, step: ArrayLike, dtype: DTypeLike) -> Any:

@@ -106,6 +106,8 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     self.check_params(params)
     steps = self.num_steps() or DEFAULT_STEPS
     steps = steps if num_steps is None else num_steps
+    if steps < 0:
+      raise ValueError(f"num_steps={steps}; a run has zero steps or more.")
     dynamics = self.resolve(params, steps)
     spills = dynamics.spills()
     arrays, structure = jax.tree.flatten(params)
@@ -172,6 +174,8 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
   def undo_increments(self, state: State, gradients: list) -> State:
     """The second half: equation (1) undone, with the gradients consumed."""
     dynamics = self.resolve_for(state)
+    # There is nothing before the first step.
+    gradients = [jnp.where(state.count >= 0, g, jnp.nan) for g in gradients]
     leaves = []
     for i, (leaf, gradient) in enumerate(
       zip(state.leaves, gradients, strict=True)
@@ -243,8 +247,9 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       f"{count} of {leaf.params.size} elements of the parameter array {name}, "
       f"shape {leaf.params.shape}, left the grid of {' and '.join(guilty)} "
       "within the run: a value or gradient was NaN or too large, more than "
-      f"the {state.steps} steps of `init` were taken, or the factors were "
-      f"smaller than the floors {dict(self.floors)}.  Lower the learning "
+      f"the {state.steps} steps of `init` were taken, more were undone than "
+      "taken, or the factors were smaller than the floors "
+      f"{dict(self.floors)}.  Lower the learning "
       "rate, clip the gradients, give a role fewer fraction bits, or set "
       "`num_steps` or `floors`."
     )
@@ -277,8 +282,8 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
 
   def resolve_for(self, state: State) -> Dynamics:
     """The dynamics of the run that a state belongs to."""
-    placeholders = jax.tree.unflatten(state.structure, [0] * len(state.leaves))
-    return self.resolve(placeholders, state.steps)
+    params = [leaf.params for leaf in state.leaves]
+    return self.resolve(state.structure.unflatten(params), state.steps)
 
   def check_params(self, params: Any) -> None:
     """Raises ValueError for parameters that can't live on the grid."""

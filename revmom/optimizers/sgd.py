@@ -119,7 +119,7 @@ def sgd(
     raise ValueError(f"form={form!r}; choose one of {FORMS}.")
   check_momentum(momentum)
   check_stateless(preprocess)
-  integer = np.dtype(integer)
+  integer = _check_integer(integer)
   default = {PARAMS: 24, VELOCITY: 28 if form == "heavy_ball" else 24}
   if integer == np.dtype("int64"):
     default = {PARAMS: 48, VELOCITY: 48}
@@ -138,6 +138,18 @@ def sgd(
     floors=tuple(room.items()),
     integer=integer,
   )
+
+
+def _check_integer(integer: Any) -> np.dtype:
+  integer = np.dtype(integer)
+  if integer not in (np.dtype("int32"), np.dtype("int64")):
+    raise ValueError(f"integer={integer.name}; choose int32 or int64.")
+  if jax.dtypes.canonicalize_dtype(integer) != integer:
+    raise ValueError(
+      'integer="int64" needs 64-bit types; set JAX_ENABLE_X64=1 or '
+      'jax.config.update("jax_enable_x64", True) first, or use int32.'
+    )
+  return integer
 
 
 def check_momentum(momentum: Any) -> None:

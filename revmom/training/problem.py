@@ -158,6 +158,8 @@ def run_length(
         )
       known[f"batches{jax.tree_util.keystr(path)}"] = jnp.shape(leaf)[0]
   if num_steps is not None:
+    if num_steps < 0:
+      raise ValueError(f"num_steps={num_steps}; a run has zero steps or more.")
     known["num_steps"] = num_steps
   scheduled = optimizer.num_steps()
   if scheduled is not None:

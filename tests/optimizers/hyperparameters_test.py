@@ -106,6 +106,20 @@ def test_a_wrong_length_is_an_error(value):
     resolve(value)
 
 
+@pytest.mark.parametrize(
+  "value",
+  [
+    np.ones((STEPS, 3)),
+    {"w": np.ones((1, 3, 2)), "b": 1.0},
+    {"w": np.ones((STEPS, 2)), "b": 1.0},
+    {"w": 1.0, "b": lambda step: np.ones(2)},
+  ],
+)
+def test_a_wrong_shape_of_elements_is_an_error(value):
+  with pytest.raises(ValueError, match="rate has shape .* a parameter array"):
+    resolve(value)
+
+
 @pytest.mark.parametrize("value", [{"v": 1.0}, [1.0, 2.0], {"w": 1.0}])
 def test_a_tree_that_is_no_prefix_is_an_error(value):
   with pytest.raises(ValueError, match="rate is a pytree .*prefix"):

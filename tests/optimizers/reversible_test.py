@@ -11,8 +11,6 @@ import revmom
 from revmom.optimizers import reversible
 
 STEPS = 5000
-# What a test raises that does not hold, and nothing else.
-NOT_YET = (AssertionError, pytest.fail.Exception)
 BETAS = (0.5, 0.9, 0.98, 0.999, 58983 / 65536)
 
 
@@ -178,9 +176,6 @@ def test_parameters_that_leave_their_grid():
     optimizer.check(state)
 
 
-@pytest.mark.xfail(
-  raises=NOT_YET, reason="subtract and divide forget that a value overflowed"
-)
 @pytest.mark.parametrize("bad", [np.nan, 1e9])
 def test_a_bad_gradient_stays_bad_on_the_way_back(bad):
   gradients = [lambda p: p, lambda p: p.at[0].set(bad), lambda p: p]
@@ -195,9 +190,6 @@ def test_a_bad_gradient_stays_bad_on_the_way_back(bad):
     optimizer.check(state)
 
 
-@pytest.mark.xfail(
-  raises=NOT_YET, reason="subtract and divide forget that a value overflowed"
-)
 def test_too_many_steps_stay_bad_on_the_way_back():
   optimizer = revmom.sgd(0.1, 0.9)
   state = optimizer.init(jnp.array([0.3, -1.2]), num_steps=3)
@@ -208,7 +200,6 @@ def test_too_many_steps_stay_bad_on_the_way_back():
   assert bool(jnp.all(jnp.isnan(optimizer.params(state))))
 
 
-@pytest.mark.xfail(raises=NOT_YET, reason="inverse does not look at the count")
 def test_there_is_nothing_before_the_first_step():
   optimizer = revmom.sgd(0.1, 0.9)
   state = optimizer.init(jnp.array([0.3, -1.2]), num_steps=3)
@@ -216,9 +207,6 @@ def test_there_is_nothing_before_the_first_step():
   assert bool(jnp.all(jnp.isnan(optimizer.params(state))))
 
 
-@pytest.mark.xfail(
-  raises=NOT_YET, reason="the shape of a value per element is not checked"
-)
 def test_a_learning_rate_that_would_widen_the_parameters():
   optimizer = revmom.sgd({"b": jnp.full((1, 4, 3), 0.1)}, 0.9)
   with jax.numpy_rank_promotion("allow"):

@@ -273,3 +273,14 @@ def test_traced_factor_beyond_its_floor_is_not_silent():
 
   assert bool(jnp.all(jnp.isfinite(end(0.85))))
   assert bool(jnp.all(jnp.isnan(end(0.75))))
+
+
+@pytest.mark.parametrize("integer", ["int16", "uint32", "float32"])
+def test_integers_are_of_32_or_64_bits(integer):
+  with pytest.raises(ValueError, match="choose int32 or int64"):
+    revmom.sgd(0.1, 0.9, integer=integer)
+
+
+def test_int64_needs_x64():
+  with pytest.raises(ValueError, match="JAX_ENABLE_X64"):
+    revmom.sgd(0.1, 0.9, integer="int64")
