@@ -86,8 +86,8 @@ class Ratio(NamedTuple):
 class Schedule(NamedTuple):
   """When to spill and by what to multiply, for every step of a run.
 
-  All have shape [steps, ...]; one step's slice is what `multiply` and
-  `divide` take.
+  All have shape [steps, ...]; one step's slice is what `multiply_add`
+  and `divide` take.
   """
 
   spill: jax.Array  # bool: move a word out before multiplying
@@ -216,7 +216,22 @@ def rescale(
 ) -> tuple[jax.Array, jax.Array]:
   """Equation (1): the same number N on another base, N = i b + r = i' b' + r'.
 
-  i' is estimated from limbs of i and b / b', with an error of at most one; the
+  `overflow` stays what it is.
+  """
+  quotient = _quotient(integers, remainder, ratio)
+  return quotient, _rest(integers, remainder, quotient, ratio)
+
+
+def _rest(integers, remainder, quotient, ratio):
+  """r' = N - i' b', modulo the word size."""
+  whole = remainder + integers * ratio.numerator
+  return whole - quotient * ratio.denominator
+
+
+def _quotient(integers, remainder, ratio):
+  """i' = round(N / b').
+
+  It is estimated from limbs of i and b / b', with an error of at most one; the
   remainder, computed modulo the word size, tells which way.
   """
   layout_ = layout(integers.dtype)
@@ -225,40 +240,41 @@ def rescale(
   carry = jnp.round(remainder.astype(layout_.float_dtype) * scale)
   high, low = integers >> limb, integers & mask
   ratio_high, ratio_low = ratio.fraction >> limb, ratio.fraction & mask
-  middle = high * ratio_low + low * ratio_high + ((low * ratio_low) >> limb)
+  # low * ratio_low matters less than the error that is allowed.
+  middle = high * ratio_low + low * ratio_high
   middle = middle + carry.astype(integers.dtype) + (1 << (limb - 1))
   estimate = integers * ratio.whole + high * ratio_high + (middle >> limb)
-  rest = remainder + integers * ratio.numerator - estimate * ratio.denominator
+  rest = _rest(integers, remainder, estimate, ratio)
   half = ratio.denominator >> 1
-  above = rest >= ratio.denominator - half
-  below = rest < -half
   one = jnp.ones((), integers.dtype)
-  estimate = jnp.where(above, estimate + one, estimate)
-  estimate = jnp.where(below, estimate - one, estimate)
-  # Without a barrier compilers compute the estimate once for each result.
-  quotient = lax.optimization_barrier(estimate)
-  rest = remainder + integers * ratio.numerator - quotient * ratio.denominator
-  return quotient, rest
+  quotient = jnp.where(
+    rest >= ratio.denominator - half, estimate + one, estimate
+  )
+  quotient = jnp.where(rest < -half, estimate - one, quotient)
+  return jnp.where(fixed_point.has_overflowed(integers), integers, quotient)
 
 
 @custom_vmap
 def _write_row(words, values, spill, row):
-  """words[row] = values if spill.
+  """words[row] = values, in the words' type, if spill.
 
   On CPU a branch that is not taken costs nothing; elsewhere it would make the
   host wait for `spill`, so that a row is written at every step.
   """
-  write = lambda words: lax.dynamic_update_index_in_dim(words, values, row, 0)
+
+  def write():
+    low = values.astype(words.dtype)
+    return lax.dynamic_update_index_in_dim(words, low, row, 0)
+
   return lax.platform_dependent(
-    words,
-    cpu=lambda words: lax.cond(spill, write, lambda words: words, words),
-    default=lambda words: _rewrite_row(words, values, spill, row),
+    cpu=lambda: lax.cond(spill, write, lambda: words),
+    default=lambda: _rewrite_row(words, values, spill, row),
   )
 
 
 def _rewrite_row(words, values, spill, row):
   kept = lax.dynamic_index_in_dim(words, row, keepdims=False)
-  values = jnp.where(spill, values, kept)
+  values = jnp.where(spill, values.astype(words.dtype), kept)
   return lax.dynamic_update_index_in_dim(words, values, row, 0)
 
 
@@ -273,38 +289,43 @@ def _write_rows(axis_size, batched, words, values, spill, row):
   return jax.vmap(write, axes)(words, values, spill, row), True
 
 
-def multiply(
-  integers: jax.Array, buffer: BitBuffer, step: Schedule
+def multiply_add(
+  integers: jax.Array,
+  buffer: BitBuffer,
+  step: Schedule,
+  increments: jax.Array,
 ) -> tuple[jax.Array, BitBuffer]:
-  """i <- round(beta i), keeping in the buffer what rounding takes away.
+  """i <- round(beta i) + j, keeping in the buffer what rounding takes away.
 
   Args:
     integers: any shape, int32 or int64; `overflow` stays what it is.
     buffer: of the same shape.
     step: one step and group of a `schedule`, all scalars.
+    increments: j, of the same shape and type.
   """
   remainder, words = buffer
+  if words.shape[0]:  # a narrow type takes the low bits
+    words = _write_row(words, remainder, step.spill, step.row)
   word = layout(integers.dtype).word
-  if words.shape[0]:
-    low = (remainder & (2**word - 1)).astype(words.dtype)
-    words = _write_row(words, low, step.spill, step.row)
   remainder = jnp.where(step.spill, remainder >> word, remainder)
-  product, remainder = rescale(integers, remainder, step.forward)
-  product = jnp.where(fixed_point.has_overflowed(integers), integers, product)
-  return product, BitBuffer(remainder, words)
+  ratio = step.forward
+  total = fixed_point.add(_quotient(integers, remainder, ratio), increments)
+  # Not from the quotient, which compilers would compute a second time for it.
+  remainder = _rest(integers, remainder, total - increments, ratio)
+  return total, BitBuffer(remainder, words)
 
 
 def divide(
   integers: jax.Array, buffer: BitBuffer, step: Schedule
 ) -> tuple[jax.Array, jax.Array]:
-  """Undoes `multiply`; returns the integers and the remainder.
+  """Undoes the product of `multiply_add`; returns integers and remainder.
 
-  `overflow` stays what it is.  `words` is only read: see `erase`.
+  The increments have been subtracted before.  `overflow` stays what it is.
+  `words` is only read: see `erase`.
   """
   remainder, words = buffer
   word = layout(integers.dtype).word
   quotient, remainder = rescale(integers, remainder, step.inverse)
-  quotient = jnp.where(fixed_point.has_overflowed(integers), integers, quotient)
   if words.shape[0]:
     remainder = lax.cond(
       step.spill,
@@ -319,7 +340,7 @@ def _row(words: jax.Array, step: Schedule) -> jax.Array:
 
 
 def erase(words: jax.Array, step: Schedule) -> jax.Array:
-  """Zeroes the row that `multiply` wrote in this step, if it wrote one."""
+  """Zeroes the row that `multiply_add` wrote in this step, if it wrote one."""
   if not words.shape[0]:
     return words
   zeros = jnp.zeros(words.shape[1:], words.dtype)

@@ -61,7 +61,7 @@ def to_fixed(
   values = jnp.asarray(values)
   scaled = values * jnp.asarray(2.0**fraction_bits, values.dtype)
   inside = jnp.abs(scaled) <= _limit_as_float(dtype, scaled.dtype)
-  rounded = jnp.round(jnp.where(inside, scaled, 0)).astype(dtype)
+  rounded = jnp.round(scaled).astype(dtype)
   return jnp.where(inside, rounded, jnp.asarray(overflow(dtype), dtype))
 
 
@@ -95,7 +95,7 @@ def add(integers: jax.Array, increments: jax.Array) -> jax.Array:
   >>> add(jnp.array([1, 2**29]), jnp.array([2, 2**29]))
   Array([          3, -2147483648], dtype=int32)
   """
-  return _mark(integers + increments, integers, increments)
+  return _mark(integers + increments, integers)
 
 
 def subtract(integers: jax.Array, increments: jax.Array) -> jax.Array:
@@ -104,12 +104,18 @@ def subtract(integers: jax.Array, increments: jax.Array) -> jax.Array:
   >>> subtract(jnp.array([3, overflow(jnp.int32)]), jnp.array([2, 2**29]))
   Array([          1, -2147483648], dtype=int32)
   """
-  return _mark(integers - increments, integers, increments)
+  return _mark(integers - increments, integers)
 
 
-def _mark(result: jax.Array, *terms: jax.Array) -> jax.Array:
-  """`overflow` where the result or one of its terms is not on the grid."""
-  outside = has_overflowed(result) | (result > limit(result.dtype))
-  for term in terms:
-    outside = outside | has_overflowed(term)
+def _mark(result: jax.Array, integers: jax.Array) -> jax.Array:
+  """`overflow` where the result or one of its terms is not on the grid.
+
+  Where only the increment is `overflow`, which is half a turn, the result
+  wraps around to a place outside of the grid and needs no test of its own.
+  """
+  outside = (
+    has_overflowed(integers)
+    | has_overflowed(result)
+    | (result > limit(result.dtype))
+  )
   return jnp.where(outside, jnp.asarray(overflow(result.dtype)), result)

@@ -182,24 +182,21 @@ class Dynamics(struct.PyTreeNode):
     equations = self.at(i, step, gradient.dtype)
     buffers = dict(leaf.buffers)
 
-    def scale(role, integers):
+    def advance(role, integers, increment):
+      increment = self._fix(role, increment)
       if role not in now:
-        return integers
-      integers, buffers[role] = bit_buffer.multiply(
-        integers, buffers[role], now[role]
+        return fixed_point.add(integers, increment)
+      integers, buffers[role] = bit_buffer.multiply_add(
+        integers, buffers[role], now[role], increment
       )
       return integers
 
     increments = equations.increments(gradient, step)
     slots = {
-      role: fixed_point.add(scale(role, z), self._fix(role, increments[role]))
-      for role, z in leaf.slots.items()
+      role: advance(role, z, increments[role]) for role, z in leaf.slots.items()
     }
     update = equations.update(self._views(slots, gradient.dtype), step)
-    params = fixed_point.add(
-      scale(PARAMS, leaf.params), self._fix(PARAMS, update)
-    )
-    return Leaf(params, slots, buffers)
+    return Leaf(advance(PARAMS, leaf.params, update), slots, buffers)
 
   def undo_update(self, i: int, leaf: Leaf, step, now, dtype) -> Leaf:
     """theta = (theta' - u(z')) / rho_theta."""

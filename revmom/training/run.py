@@ -118,24 +118,29 @@ def _rebased(schedules: dict[str, Schedule], start: Any) -> dict:
 def forward_steps(
   problem: Problem, inputs: Inputs, leaves: list, start: Any, length: int
 ) -> tuple[list[Leaf], tuple[jax.Array, jax.Array]]:
-  """Steps start, ..., start + length - 1; losses and checksums [length]."""
+  """Steps start, ..., start + length - 1; losses and checksums [length].
+
+  Each checksum is of the integers after its step.
+  """
   if not length:
     return leaves, (jnp.zeros(0), jnp.zeros(0, jnp.uint32))
   dynamics, spills, shared, stacked = inputs
   schedules = _rebased(spills.schedules, start)
 
   def step(leaves, t):
-    checked = lax.cond(
-      t % problem.checksum_every == 0,
-      lambda: receipt.checksum(leaves),
-      lambda: jnp.zeros((), jnp.uint32),
-    )
     views = _views(problem, dynamics, leaves)
     value, gradients = jax.value_and_grad(problem.loss)(
       views, (shared, _item(stacked, t)), t
     )
     gradients = lax.optimization_barrier(problem.transform(gradients, views))
     leaves = dynamics.forward(leaves, gradients, t, schedules)
+    # Of the new integers, which nothing overwrites in this step: a compiler
+    # would copy the old ones for it.
+    checked = lax.cond(
+      (t + 1) % problem.checksum_every == 0,
+      lambda: receipt.checksum(leaves),
+      lambda: jnp.zeros((), jnp.uint32),
+    )
     return leaves, (value, checked)
 
   return lax.scan(step, leaves, start + jnp.arange(length, dtype=jnp.int32))

@@ -28,7 +28,7 @@ from revmom.training.receipt import Fingerprint, Receipt
 class RunState(State):
   """The state at the end of a run, with all that its reversal needs."""
 
-  checksums: jax.Array  # uint32 [ceil(steps / checksum_every)]
+  checksums: jax.Array  # uint32 [1 + steps // checksum_every]
   kept: list[Any]  # checkpoints or words of the plan's leading segments
   plan: Plan = struct.field(pytree_node=False)
   checksum_every: int = struct.field(pytree_node=False)
@@ -259,11 +259,13 @@ def _differentiable(problem, plan, dynamics, spills) -> Callable:
   def run(hypers, timing, params, shared, stacked):
     inputs = inputs_of(hypers, timing, shared, stacked)
     leaves = inputs.dynamics.begin(params, inputs.spills, 0)
+    first = receipts.checksum(leaves)
     leaves, logs, kept = runs.forward(problem, inputs, leaves, plan, 0)
     losses, checksums = (
       jnp.concatenate(log) for log in zip(*logs, strict=True)
     )
-    checksums = checksums[:: problem.checksum_every]
+    every = problem.checksum_every
+    checksums = jnp.append(first, checksums[every - 1 :: every])
     views = [
       jnp.where(overflowed(leaf), jnp.nan, inputs.dynamics.view(leaf, dtype))
       for leaf, dtype in zip(leaves, problem.dtypes, strict=True)

@@ -135,9 +135,12 @@ def by_group(function, now, in_axes, out_axes):
   return lambda *args: function(*args, now)
 
 
-def multiply(value, buffer, now):
+def multiply_add(value, buffer, now, increment):
+  product = lambda value, buffer, increment, now: bit_buffer.multiply_add(
+    value, buffer, now, increment
+  )
   axes = (0, WORDS_AXIS)
-  return by_group(bit_buffer.multiply, now, axes, axes)(value, buffer)
+  return by_group(product, now, (*axes, 0), axes)(value, buffer, increment)
 
 
 def divide(value, buffer, now):
@@ -152,8 +155,7 @@ def erase(words, now):
 def forward_walk(start, increments, schedule, row_count):
   def step(carry, inputs):
     now, increment = inputs
-    value, buffer = multiply(*carry, now)
-    value = fixed_point.add(value, increment)
+    value, buffer = multiply_add(*carry, now, increment)
     return (value, buffer), (value, buffer.remainder)
 
   carry = start, bit_buffer.init(start, row_count)

@@ -71,7 +71,7 @@ def test_another_batch_is_named_by_its_steps(optimizer, run, step, window):
 
 def test_checksums_can_be_denser(optimizer):
   run = train(optimizer, checksum_every=1)
-  assert run.state.checksums.shape == (STEPS,)
+  assert run.state.checksums.shape == (1 + STEPS,)
   with pytest.raises(RuntimeError, match="between steps 50 and 51"):
     rewind(optimizer, run.state, batches(changed_at=50))
 
