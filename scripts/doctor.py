@@ -22,10 +22,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from jax import lax
 from tqdm import tqdm
 
@@ -441,9 +442,8 @@ def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
     **{f"verdict_{name}": o.verdict for name, o in outcomes.items()},
     **{f"digest_{name}": o.digest for name, o in outcomes.items()},
   }
-  if workdir is not None:
-    path = pathlib.Path(workdir)
-    path.mkdir(parents=True, exist_ok=True)
+  path = experiment.folder(workdir)
+  if path is not None:
     print("\nSince the last visit")
     for line in since(path, result):
       print(f"  {line}")
@@ -452,21 +452,13 @@ def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
   return result
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments {argv[1:]}; flags begin --.")
-  # absl's default is INFO, at which jax tells which backends it lacks.
-  if flags.FLAGS.verbosity == logging.INFO:
-    logging.set_verbosity(logging.WARNING)
+def main() -> str:
   print(f"python {sys.version.split()[0]}, {platform.machine()}")
-  try:
-    result = visit(_STEPS.value, _SEED.value, _WORKDIR.value)
-  except FloatingPointError as error:
-    sys.exit(f"error: {error}")
-  print("\nOK" if result["ok"] else "\nNOT OK")
-  sys.exit(0 if result["ok"] else 1)
+  result = visit(_STEPS.value, _SEED.value, _WORKDIR.value)
+  if not result["ok"]:
+    sys.exit("\nNOT OK")
+  return "\nOK"
 
 
 if __name__ == "__main__":
-  jax.config.config_with_absl()
-  app.run(main)
+  experiment.start(main)

@@ -24,24 +24,23 @@ larger --meta_steps goes on further.
 import csv
 import dataclasses
 import functools
+import io
 import json
 import math
-import os
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import datasets
+import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from absl import app, flags, logging
-from matplotlib.figure import Figure
+import schedule_figures
+from absl import flags, logging
 from tqdm import tqdm
 
 import revmom
@@ -355,211 +354,42 @@ def scale_columns(problem: Problem) -> list[str]:
   ]
 
 
-class Checkpoints:
-  """After every meta iteration, all that follows from it can be repeated."""
+def resume(
+  checkpoints: experiment.Checkpoints, config: Config, start: Learned
+) -> Learned:
+  """The latest state, or `start` if there is none.
 
-  def __init__(self, workdir: pathlib.Path, config: Config):
-    self.workdir, self.config = workdir, config
-    # Synchronous: what is saved is on disk before the next iteration.
-    # A save is a rename, so a process that is killed leaves all of it or none.
-    self.manager = ocp.CheckpointManager(
-      workdir / "checkpoint",
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=False
-      ),
-    )
-
-  def save(self, learned: Learned) -> None:
-    about = {
-      "config": dataclasses.asdict(self.config),
-      "fingerprint": revmom.fingerprint()._asdict(),
-      "rows": learned.rows,
-    }
-    arrays = dict(enumerate_leaves(learned))
-    self.manager.save(
-      len(learned.rows),
-      args=ocp.args.Composite(
-        arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
-      ),
-    )
-    write_metrics(self.workdir, learned.rows)
-
-  def restore(self, start: Learned) -> Learned:
-    """The latest state, or `start` if there is none.
-
-    Raises:
-      ValueError: it belongs to other flags.
-    """
-    number = self.manager.latest_step()
-    if number is None:
-      return start
-    about = self.manager.restore(
-      number, args=ocp.args.Composite(about=ocp.args.JsonRestore())
-    )["about"]
-    check_config(self.workdir, self.config, about["config"])
-    if number > self.config.meta_steps:
-      raise ValueError(
-        f"{self.workdir} holds {number} meta iterations, more than "
-        f"--meta_steps={self.config.meta_steps}; raise it, or give another "
-        "--workdir."
-      )
-    if about["fingerprint"] != json_like(revmom.fingerprint()._asdict()):
-      logging.warning(
-        "%s was begun in another environment (%s), so its bits may not be "
-        "those of an uninterrupted run.",
-        self.workdir,
-        about["fingerprint"],
-      )
-    abstract = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
-      dict(enumerate_leaves(start)),
-    )
-    arrays = self.manager.restore(
-      number,
-      args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract)),
-    )["arrays"]
-    state = start.hypers, start.meta_state
-    leaves = [jnp.asarray(arrays[name]) for name, _ in enumerate_leaves(start)]
-    hypers, meta_state = jax.tree.unflatten(jax.tree.structure(state), leaves)
-    return Learned(hypers, meta_state, about["rows"])
-
-  def close(self) -> None:
-    self.manager.close()
-
-
-def enumerate_leaves(learned: Learned) -> list[tuple[str, jax.Array]]:
-  leaves = jax.tree.leaves((learned.hypers, learned.meta_state))
-  return [(str(number), leaf) for number, leaf in enumerate(leaves)]
-
-
-def json_like(value: Any) -> Any:
-  return json.loads(json.dumps(value))
-
-
-def check_config(workdir: pathlib.Path, config: Config, saved: dict) -> None:
-  """Raises ValueError if a checkpoint belongs to other flags."""
-  changed = [
-    f"--{name}={saved.get(name)} there, --{name}={value} now"
-    for name, value in dataclasses.asdict(config).items()
-    if name not in _LOCAL and saved.get(name) != value
-  ]
-  if changed:
+  Raises:
+    ValueError: it belongs to other flags, or is beyond --meta_steps.
+  """
+  latest = checkpoints.latest()
+  if latest is None:
+    return start
+  number, saved = latest
+  if number > config.meta_steps:
     raise ValueError(
-      f"{workdir} holds a run with other flags ({'; '.join(changed)}); give "
-      "the same ones, or another --workdir."
+      f"{checkpoints.workdir} holds {number} meta iterations, more than "
+      f"--meta_steps={config.meta_steps}; raise it, or give another --workdir."
     )
+  if not experiment.same_environment(saved):
+    logging.warning(
+      "%s was begun in another environment (%s), so its bits may not be those "
+      "of an uninterrupted run.",
+      checkpoints.workdir,
+      saved["fingerprint"],
+    )
+  state = start.hypers, start.meta_state
+  hypers, meta_state = checkpoints.restore(number, state)
+  return Learned(hypers, meta_state, saved["about"])
 
 
 def write_metrics(workdir: pathlib.Path, rows: list[dict]) -> None:
-  """All rows so far; the file is replaced, so that none is half written."""
-  temporary = workdir / "metrics.csv.tmp"
-  with open(temporary, "w", newline="") as file:
-    writer = csv.DictWriter(file, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-  os.replace(temporary, workdir / "metrics.csv")
-
-
-def plot_meta_training(
-  rows: list[dict], before: dict, after: dict, config: Config
-) -> Figure:
-  """Losses over meta iterations; training curves before and after."""
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  left, right = figure.subplots(1, 2)
-  numbers = [row["meta_step"] for row in rows]
-  for name, label in (
-    ("train_loss", "training"),
-    ("validation_loss", "validation"),
-  ):
-    left.plot(numbers, [row[name] for row in rows], label=f"{label} images")
-  left.set_title(f"Meta-training: {config.objective} loss is minimised")
-  left.set_xlabel("meta iteration")
-  left.set_ylabel(f"cross-entropy after {config.steps} steps (nats)")
-  for curves, label in ((before, "before"), (after, "after meta-training")):
-    mean = curves["curve"].mean(0)
-    (line,) = right.plot(mean, label=label)
-    right.fill_between(
-      np.arange(len(mean)),
-      curves["curve"].min(0),
-      curves["curve"].max(0),
-      color=line.get_color(),
-      alpha=0.2,
-      linewidth=0,
-    )
-  right.set_title(f"Training, mean and range of {_EVALUATION_SEEDS} seeds")
-  right.set_xlabel("SGD step")
-  right.set_ylabel("cross-entropy of the batch (nats)")
-  for axes in (left, right):
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-  return figure
-
-
-def plot_schedules(
-  table: np.ndarray, initial: float, name: str, top: float | None = None
-) -> Figure:
-  """A panel for weights and one for biases, a line for each layer."""
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  panels = figure.subplots(1, 2, sharey=True)
-  for offset, (kind, axes) in enumerate(
-    zip(("weights", "biases"), panels, strict=True)
-  ):
-    columns = table[:, offset::2]
-    for layer, (column, color) in enumerate(
-      zip(columns.T, layer_colors(columns.shape[1]), strict=True), 1
-    ):
-      axes.plot(column, color=color, label=f"layer {layer}")
-    axes.axhline(initial, color="gray", linestyle=":", label="at the start")
-    axes.set_title(f"Learned {name} of {kind}")
-    axes.set_xlabel("SGD step")
-    axes.grid(alpha=0.3)
-  panels[0].set_ylim(0, top)  # shared, so after all lines
-  panels[0].set_ylabel(f"{name} (dimensionless)")
-  figure.legend(
-    *panels[0].get_legend_handles_labels(), loc="outside right center"
-  )
-  return figure
-
-
-def plot_scales(rows: list[dict], hypers: Hypers, problem: Problem) -> Figure:
-  """Log scales over meta iterations, beside the usual heuristic."""
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  panels = figure.subplots(1, 2, sharey=True)
-  table = np.array(
-    [[row[name] for name in scale_columns(problem)] for row in rows]
-    + [np.asarray(hypers.log_scale)]
-  )
-  fan_ins = [shape[0] for shape in problem.shapes[::2]]
-  colors = layer_colors(len(fan_ins))
-  for offset, (kind, axes) in enumerate(
-    zip(("weights", "biases"), panels, strict=True)
-  ):
-    for layer, color in enumerate(colors):
-      axes.plot(
-        table[:, 2 * layer + offset], color=color, label=f"layer {layer + 1}"
-      )
-    axes.set_title(f"Learned initial scale of {kind}")
-    axes.set_xlabel("meta iteration")
-    axes.grid(alpha=0.3)
-  for fan_in, style in zip(dict.fromkeys(fan_ins), ("--", ":"), strict=False):
-    panels[0].axhline(
-      -math.log(fan_in) / 2,
-      color="gray",
-      linestyle=style,
-      label=f"1/sqrt({fan_in}), fan-in",
-    )
-  panels[0].set_ylabel("log of the standard deviation")
-  figure.legend(
-    *panels[0].get_legend_handles_labels(), loc="outside right center"
-  )
-  return figure
-
-
-def layer_colors(layers: int) -> list:
-  from matplotlib import colormaps
-
-  return list(colormaps["viridis"](np.linspace(0, 0.9, layers)))
+  """All rows so far."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  experiment.write_text(workdir / "metrics.csv", text.getvalue())
 
 
 def write(
@@ -576,18 +406,28 @@ def write(
   rates = np.exp(np.asarray(hypers.log_rate))
   momenta = np.asarray(jax.nn.sigmoid(hypers.logit_momentum))
   figures = {
-    "meta_training": plot_meta_training(learned.rows, *evaluations, config),
-    "learning_rates": plot_schedules(
+    "meta_training": schedule_figures.meta_training(
+      learned.rows,
+      evaluations[0]["curve"],
+      evaluations[1]["curve"],
+      config.objective,
+    ),
+    "learning_rates": schedule_figures.schedules(
       rates, math.exp(_LOG_RATE), "learning rate"
     ),
-    "momenta": plot_schedules(momenta, 0.5, "momentum", 1),
-    "scales": plot_scales(learned.rows, hypers, problem),
+    "momenta": schedule_figures.schedules(momenta, 0.5, "momentum", 1),
+    "scales": schedule_figures.scales(
+      np.array(
+        [[row[name] for name in scale_columns(problem)] for row in learned.rows]
+        + [np.asarray(hypers.log_scale)]
+      ),
+      [shape[0] for shape in problem.shapes[::2]],
+    ),
   }
   for name, figure in figures.items():
     figure.savefig(workdir / f"{name}.png", dpi=150)
-  temporary = workdir / "result.json.tmp"
-  temporary.write_text(json.dumps(result, indent=2) + "\n")
-  os.replace(temporary, workdir / "result.json")
+  text = json.dumps(result, indent=2) + "\n"
+  experiment.write_text(workdir / "result.json", text)
 
 
 def summarise(evaluated: dict[str, np.ndarray], name: str) -> dict[str, float]:
@@ -609,16 +449,20 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   problem = pose(config)
   initial = initial_hypers(problem, config)
   learned = Learned(initial, meta_optimizer(config).init(initial), [])
-  checkpoints = None
-  if workdir is not None:
-    path = pathlib.Path(workdir).absolute()
-    path.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(path, config)
-    learned = checkpoints.restore(learned)
+  path = experiment.folder(workdir)
+  save = lambda learned: None
+  if path is not None:
+    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+    learned = resume(checkpoints, config, learned)
+
+    def save(learned: Learned) -> None:
+      state = learned.hypers, learned.meta_state
+      checkpoints.save(len(learned.rows), state, learned.rows)
+      write_metrics(path, learned.rows)
+
   done_before = len(learned.rows)
-  save = checkpoints.save if checkpoints else lambda learned: None
   learned = learn(problem, config, learned, save)
-  if checkpoints:
+  if path is not None:
     checkpoints.close()
 
   evaluate = evaluation(problem, config)
@@ -651,7 +495,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     "seconds_per_meta_step": statistics.median(seconds),
     "seconds": time.perf_counter() - start_time,
   }
-  if workdir is not None:
+  if path is not None:
     write(path, problem, config, learned, (before, after), result)
   return result
 
@@ -675,23 +519,7 @@ time               {r["seconds"]:.1f} s, {r["seconds_per_meta_step"]:.3f} s \
 each meta iteration"""
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments {argv[1:]}; flags begin --.")
-  # absl's default is INFO, at which orbax reports every file.
-  if flags.FLAGS.verbosity == logging.INFO:
-    logging.set_verbosity(logging.WARNING)
-  values: dict[str, Any] = {
-    field.name: flags.FLAGS[field.name].value
-    for field in dataclasses.fields(Config)
-  }
-  try:
-    print(report(run(Config(**values), _WORKDIR.value)))
-  except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
-    logging.debug("traceback:", exc_info=True)  # --verbosity=1 shows it
-    sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-  jax.config.config_with_absl()
-  app.run(main)
+  experiment.start(
+    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  )

@@ -20,18 +20,17 @@ import json
 import math
 import pathlib
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import datasets
+import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from absl import app, flags, logging
+from absl import flags
 from classifiers import MODELS
 from jax.stages import Wrapped
 from matplotlib.figure import Figure
@@ -340,106 +339,47 @@ def peak_bytes(compiled: Any) -> int:
   return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
-def save(workdir: pathlib.Path, config: Config, trained: Trained) -> None:
-  """Writes the checkpoint, all of it or nothing."""
-  arrays = {
-    "losses": trained.losses,
-    "plain_losses": trained.plain_losses,
-    "state": _storable(trained.state),
-  }
-  about = {
-    "config": dataclasses.asdict(config),
-    "fingerprint": trained.state.fingerprint._asdict(),
-    "figures": trained.figures,
-  }
-  with ocp.CheckpointManager(workdir / "checkpoint") as manager:
-    manager.save(
-      config.steps,
-      args=ocp.args.Composite(
-        arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
-      ),
-    )
+def save(checkpoints: experiment.Checkpoints, trained: Trained) -> None:
+  """The whole outcome of the training, under the number of its last step."""
+  checkpoints.save(trained.state.steps, trained[:-1], trained.figures)
 
 
 def restore(
-  workdir: pathlib.Path, config: Config, problem: Problem
+  checkpoints: experiment.Checkpoints, config: Config, problem: Problem
 ) -> Trained | None:
-  """Reads the checkpoint; None if there is none.
+  """A finished training; None if there is none.
 
   Raises:
     ValueError: it belongs to other flags, or to another environment.
   """
-  if not (workdir / "checkpoint").exists():
+  latest = checkpoints.latest()
+  if latest is None:
     return None
-  with ocp.CheckpointManager(workdir / "checkpoint") as manager:
-    step = manager.latest_step()
-    if step is None:
-      return None
-    about = manager.restore(
-      step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
-    )["about"]
-    check_config(workdir, config, about["config"])
-    run = jax.eval_shape(
-      reversible_training(problem, config), problem.params, *problem.args
-    )
-    fingerprint = run.state.fingerprint._replace(**about["fingerprint"])
-    state = run.state.replace(fingerprint=fingerprint)
-    # Before arrays are read into an environment that can't reverse them.
-    try:
-      jax.eval_shape(reversal(problem), state, *problem.args)
-    except ValueError as error:
-      raise ValueError(
-        f"can't rewind from {workdir}: {error}.  Rerun in that environment, "
-        "or train again with another --workdir."
-      ) from error
-    losses = jax.ShapeDtypeStruct((config.steps,), jnp.float32)
-    abstract = {
-      "losses": losses,
-      "plain_losses": losses,
-      "state": _storable(state),
-    }
-    arrays = manager.restore(
-      step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
-    )["arrays"]
-  leaves, structure = jax.tree.flatten(state)
-  for number, leaf in enumerate(leaves):
-    if str(number) in arrays["state"]:
-      leaves[number] = jnp.asarray(arrays["state"][str(number)])
-    else:
-      leaves[number] = jnp.zeros(leaf.shape, leaf.dtype)
-  return Trained(
-    jax.tree.unflatten(structure, leaves),
-    np.asarray(arrays["losses"]),
-    np.asarray(arrays["plain_losses"]),
-    about["figures"],
+  number, saved = latest
+  run = jax.eval_shape(
+    reversible_training(problem, config), problem.params, *problem.args
   )
-
-
-def _storable(state: Any) -> dict[str, Any]:
-  """The arrays of a state that have elements, by number."""
-  leaves = jax.tree.leaves(state)
-  return {str(number): leaf for number, leaf in enumerate(leaves) if leaf.size}
-
-
-def check_config(workdir: pathlib.Path, config: Config, saved: dict) -> None:
-  """Raises ValueError if a checkpoint belongs to other flags."""
-  changed = [
-    f"--{name}={saved.get(name)} there, --{name}={value} now"
-    for name, value in dataclasses.asdict(config).items()
-    if name not in _LOCAL and saved.get(name) != value
-  ]
-  if changed:
+  fingerprint = run.state.fingerprint._replace(**saved["fingerprint"])
+  state = run.state.replace(fingerprint=fingerprint)
+  # Before arrays are read into an environment that can't reverse them.
+  try:
+    jax.eval_shape(reversal(problem), state, *problem.args)
+  except ValueError as error:
     raise ValueError(
-      f"{workdir} holds a run with other flags ({'; '.join(changed)}); give "
-      "the same ones, or another --workdir."
-    )
+      f"can't rewind from {checkpoints.workdir}: {error}.  Rerun in that "
+      "environment, or train again with another --workdir."
+    ) from error
+  losses = jax.ShapeDtypeStruct((config.steps,), jnp.float32)
+  state, ours, plain = checkpoints.restore(number, (state, losses, losses))
+  return Trained(state, np.asarray(ours), np.asarray(plain), saved["about"])
 
 
 def write(
   workdir: pathlib.Path, config: Config, trained: Trained, result: dict
 ) -> None:
   """result.json, metrics.csv and loss.png."""
-  (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+  text = json.dumps(result, indent=2) + "\n"
+  experiment.write_text(workdir / "result.json", text)
   with open(workdir / "metrics.csv", "w", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["step", "loss", "optax_loss"])
@@ -493,14 +433,16 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: the reversal was not exact.
   """
   problem = pose(config)
-  path = None if workdir is None else pathlib.Path(workdir).absolute()
-  trained = None if path is None else restore(path, config, problem)
+  path = experiment.folder(workdir)
+  trained = None
+  if path is not None:
+    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+    trained = restore(checkpoints, config, problem)
   resumed = trained is not None
   if trained is None:
     trained = train(problem, config)
     if path is not None:
-      path.mkdir(parents=True, exist_ok=True)
-      save(path, config, trained)
+      save(checkpoints, trained)
   result = {
     "model": config.model,
     "dataset": config.dataset,
@@ -515,34 +457,11 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   return result
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"Unexpected arguments {argv[1:]}; flags begin --.")
-  # absl's default is INFO, at which orbax reports every file.
-  if flags.FLAGS.verbosity == logging.INFO:
-    logging.set_verbosity(logging.WARNING)
-  config = Config(
-    model=_MODEL.value,
-    dataset=_DATASET.value,
-    data_dir=_DATA_DIR.value,
-    steps=_STEPS.value,
-    batch_size=_BATCH_SIZE.value,
-    learning_rate=_LEARNING_RATE.value,
-    momentum=_MOMENTUM.value,
-    weight_decay=_WEIGHT_DECAY.value,
-    clip=_CLIP.value,
-    seed=_SEED.value,
-    memory_budget=_MEMORY_BUDGET.value,
-    dtype=_DTYPE.value,
-  )
+def main() -> str:
+  config = experiment.settings(Config)
   print(f"jax {jax.__version__}, {jax.devices()}")
-  try:
-    print(report(run(config, _WORKDIR.value)))
-  except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
-    logging.debug("traceback:", exc_info=True)  # --verbosity=1 shows it
-    sys.exit(f"error: {error}")
+  return report(run(config, _WORKDIR.value))
 
 
 if __name__ == "__main__":
-  jax.config.config_with_absl()
-  app.run(main)
+  experiment.start(main)

@@ -20,6 +20,32 @@ class Pieces(NamedTuple):
   stacked: list[jax.Array]
 
 
+class Source(NamedTuple):
+  """Where the batch of a step comes from."""
+
+  make: Callable  # (constants, item, step) -> batch
+  constants: list[jax.Array]  # that a function of the step closes over
+  stacked: list[jax.Array]  # [steps, ...]
+  example: Any  # shapes and dtypes of a batch
+
+
+def _source(batches: Any) -> Source:
+  if callable(batches):
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    pure, constants = hoist(batches, step)
+    make = lambda constants, item, t: pure(constants, t)
+    return Source(make, constants, [], jax.eval_shape(batches, step))
+  structure: Any
+  arrays, structure = jax.tree.flatten(batches)
+  stacked = [jnp.asarray(array) for array in arrays]
+  make = lambda constants, item, t: structure.unflatten(item)
+  return Source(make, [], stacked, structure.unflatten(_items(stacked)))
+
+
+def _items(stacked: list[jax.Array]) -> list[jax.ShapeDtypeStruct]:
+  return [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked]
+
+
 def pose(
   loss_fn: Callable[..., jax.Array],
   params: Any,
@@ -30,45 +56,27 @@ def pose(
   optimizer: ReversibleOptimizer,
 ) -> tuple[runs.Problem, Pieces]:
   """The static problem of a run, and the arrays it depends on."""
+  second_order.check_mode(mode)
+  source = _source(batches)
+  pure_loss, loss_constants = hoist(
+    loss_fn, _shaped(params), source.example, *args
+  )
+  _check_scalar(loss_fn, _shaped(params), source.example, args)
   structure: Any
-  item_structure: Any = None
   shared_structure: Any
-  stacked: list[jax.Array] = []
-  batch_constants: list[jax.Array] = []
-  pure_batches: Callable | None = None
   arrays, structure = jax.tree.flatten(params)
-  dtypes = tuple(jnp.result_type(array) for array in arrays)
-  views = [
-    jax.ShapeDtypeStruct(jnp.shape(a), compute_dtype(d))
-    for a, d in zip(arrays, dtypes, strict=True)
-  ]
-  step = jax.ShapeDtypeStruct((), jnp.int32)
-  if callable(batches):
-    pure_batches, batch_constants = hoist(batches, step)
-    batch = jax.eval_shape(batches, step)
-  else:
-    stacked, item_structure = jax.tree.flatten(batches)
-    stacked = [jnp.asarray(array) for array in stacked]
-    batch = item_structure.unflatten(
-      [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked]
-    )
-  pure_loss, loss_constants = hoist(loss_fn, _shaped(params), batch, *args)
-  _check_scalar(loss_fn, _shaped(params), batch, args)
   shared, shared_structure = jax.tree.flatten(
-    (list(args), loss_constants, batch_constants)
+    (list(args), loss_constants, source.constants)
   )
   shared = [jnp.asarray(array) for array in shared]
+  dtypes = tuple(jnp.result_type(array) for array in arrays)
 
-  def batch_loss(views, others, t):
+  def loss(views, others, t):
     shared, item = others
     args, loss_constants, batch_constants = shared_structure.unflatten(shared)
-    if pure_batches is None:
-      batch = item_structure.unflatten(item)
-    else:
-      batch = pure_batches(batch_constants, t)
+    batch = source.make(batch_constants, item, t)
     casts = [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
-    params = structure.unflatten(casts)
-    return pure_loss(loss_constants, params, batch, *args)
+    return pure_loss(loss_constants, structure.unflatten(casts), batch, *args)
 
   def transform(gradients, views):
     changed = optimizer.transform(
@@ -76,26 +84,22 @@ def pose(
     )
     return jax.tree.leaves(changed)
 
-  item = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked]
-  second_order.check_mode(mode)
-
-  def evaluate(loss, views, chosen):
-    first = lambda views, others: batch_loss(
-      views, others, jnp.zeros((), jnp.int32)
-    )
-    choice = second_order.choose(mode, first, views, (_shaped(shared), item))
-    return choice(loss, views, chosen)
+  def evaluate(one_loss, views, chosen):
+    first = lambda views, others: loss(views, others, jnp.zeros((), jnp.int32))
+    others = _shaped(shared), _items(source.stacked)
+    choice = second_order.choose(mode, first, views, others)
+    return choice(one_loss, views, chosen)
 
   problem = runs.Problem(
-    loss=batch_loss,
+    loss=loss,
     select=lambda others: ([], []),
     merge=lambda others, chosen: others,
     transform=transform,
     evaluate=evaluate,
-    dtypes=tuple(view.dtype for view in views),
+    dtypes=tuple(compute_dtype(dtype) for dtype in dtypes),
     checksum_every=checksum_every,
   )
-  return problem, Pieces(shared, stacked)
+  return problem, Pieces(shared, source.stacked)
 
 
 def _shaped(tree: Any) -> Any:

@@ -1,13 +1,17 @@
 """Proof that a run was reversed, or where it went wrong."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jaxlib
+from absl import logging
+from jax import lax
 
+from revmom.exact import bit_buffer
 from revmom.optimizers.dynamics import Leaf
+from revmom.optimizers.reversible import overflowed
 
 
 class Receipt(NamedTuple):
@@ -78,6 +82,46 @@ def checksum(leaves: list[Leaf]) -> jax.Array:
       mixed = mixed ^ (mixed >> 15)
     total = total + jnp.sum(mixed, dtype=jnp.uint32)
   return total
+
+
+def of_reversal(
+  back: Any, final: list[Leaf], checksums: jax.Array, initial: Any = None
+) -> Receipt:
+  """The receipt of a reverse pass.
+
+  Args:
+    back: what it came back with: `leaves` and `diverged_at`.
+    final: the leaves that it started from.
+    checksums: of the run.
+    initial: the leaves that the run started from, if they are known; their
+      checksum is compared in any case.
+  """
+  every = lambda flags: jnp.all(jnp.stack([jnp.ones((), bool), *flags]))
+  restored = [checksum(back.leaves) == checksums[0]]
+  if initial is not None:
+    restored += [
+      jnp.all(leaf.params == first.params)
+      for leaf, first in zip(back.leaves, initial, strict=True)
+    ]
+  slots = [z for leaf in back.leaves for z in leaf.slots.values()]
+  buffers = [b for leaf in back.leaves for b in leaf.buffers.values()]
+  return Receipt(
+    params_restored=every(restored),
+    slots_restored=every([jnp.all(z == 0) for z in slots]),
+    buffers_empty=every([bit_buffer.is_empty(buffer) for buffer in buffers]),
+    in_range=every([~jnp.any(overflowed(leaf)) for leaf in final]),
+    diverged_at=back.diverged_at,
+  )
+
+
+def report(receipt: Receipt, checksum_every: int) -> None:
+  """Logs an error, from inside a compiled program, if a reversal failed."""
+
+  def log(receipt: Receipt) -> None:
+    if not receipt.ok:
+      logging.error("revmom: %s", message(receipt, checksum_every))
+
+  lax.cond(receipt.ok, lambda: None, lambda: jax.debug.callback(log, receipt))
 
 
 class Fingerprint(NamedTuple):

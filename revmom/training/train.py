@@ -1,27 +1,21 @@
 """Training as one bijection, and the gradient through it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from flax import struct
-from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import Leaf, with_words
-from revmom.optimizers.reversible import (
-  ReversibleOptimizer,
-  State,
-  overflowed,
-)
+from revmom.optimizers.dynamics import with_words
+from revmom.optimizers.reversible import ReversibleOptimizer, State
 from revmom.training import plan as plans
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
+from revmom.training.differentiable import differentiable
 from revmom.training.plan import Plan
-from revmom.training.problem import merger, pose, run_length, selector
+from revmom.training.problem import pose, run_length
 from revmom.training.receipt import Fingerprint, Receipt
 
 
@@ -123,7 +117,7 @@ def train(
   structure: Any
   arrays, structure = jax.tree.flatten(params)
   plan = plans.make(steps, _costs(arrays, spills), memory_budget, words)
-  views, losses, extra = _differentiable(problem, plan, dynamics, spills)(
+  views, losses, extra = differentiable(problem, plan, dynamics, spills)(
     dynamics.hyperparameters,
     (spills.schedules, spills.valid),
     [
@@ -212,7 +206,7 @@ def rewind(
     0,
     (None, state.checksums),
   )
-  receipt = _receipt(back, state.checksums, _in_range(state.leaves))
+  receipt = receipts.of_reversal(back, state.leaves, state.checksums)
   if hyperparameters.concrete(receipt.ok) is not None:
     receipt.check(state.checksum_every)
   start = State(
@@ -226,188 +220,8 @@ def rewind(
   return Rewound(optimizer.params(start), start, receipt)
 
 
-class _Residuals(struct.PyTreeNode):
-  """What the reverse pass starts from."""
-
-  hyperparameters: Any
-  timing: tuple
-  params: list[jax.Array]
-  shared: list[jax.Array]
-  stacked: list[jax.Array]
-  extra: dict[str, Any]
-  shared_mask: tuple = struct.field(pytree_node=False)
-  stacked_mask: tuple = struct.field(pytree_node=False)
-
-
-def _differentiable(problem, plan, dynamics, spills) -> Callable:
-  """(hyperparameters, timing, params, shared, stacked) -> results.
-
-  `timing` is the traced part of the spills: a custom derivative must not
-  close over it.
-  """
-
-  def inputs_of(hypers, timing, shared, stacked):
-    schedules, valid = timing
-    return runs.Inputs(
-      dynamics.replace(hyperparameters=hypers),
-      spills._replace(schedules=schedules, valid=valid),
-      shared,
-      stacked,
-    )
-
-  @jax.custom_vjp
-  def run(hypers, timing, params, shared, stacked):
-    inputs = inputs_of(hypers, timing, shared, stacked)
-    leaves = inputs.dynamics.begin(params, inputs.spills, 0)
-    first = receipts.checksum(leaves)
-    leaves, logs, kept = runs.forward(problem, inputs, leaves, plan, 0)
-    losses, checksums = (
-      jnp.concatenate(log) for log in zip(*logs, strict=True)
-    )
-    every = problem.checksum_every
-    checksums = jnp.append(first, checksums[every - 1 :: every])
-    views = [
-      jnp.where(overflowed(leaf), jnp.nan, inputs.dynamics.view(leaf, dtype))
-      for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
-    ]
-    extra = {"leaves": leaves, "checksums": checksums, "kept": kept}
-    return views, losses, extra
-
-  def forward(hypers, timing, params, shared, stacked):
-    value = lambda tree: jax.tree.map(lambda leaf: leaf.value, tree)
-    mask = lambda leaves: tuple(
-      leaf.perturbed and jnp.issubdtype(leaf.value.dtype, jnp.inexact)
-      for leaf in leaves
-    )
-    arrays = [value(tree) for tree in (hypers, timing, params, shared, stacked)]
-    out = run(*arrays)
-    residuals = _Residuals(
-      hyperparameters=arrays[0],
-      timing=arrays[1],
-      params=arrays[2],
-      shared=arrays[3],
-      stacked=arrays[4],
-      extra=out[2],
-      shared_mask=mask(shared),
-      stacked_mask=mask(stacked),
-    )
-    return out, residuals
-
-  def backward(residuals, bars):
-    hypers, params = residuals.hyperparameters, residuals.params
-    views_bar, losses_bar, _ = bars
-    masks = residuals.shared_mask, residuals.stacked_mask
-    views_bar = [_instantiate(bar) for bar in views_bar]
-    if isinstance(losses_bar, SymbolicZero):
-      losses_bar = None
-    inputs = inputs_of(
-      hypers, residuals.timing, residuals.shared, residuals.stacked
-    )
-    extra = residuals.extra
-    adjoint = _zero_adjoint(inputs, problem, extra["leaves"], views_bar, masks)
-    back = runs.backward(
-      problem._replace(select=selector(masks), merge=merger(masks)),
-      inputs,
-      runs.Backward(extra["leaves"], adjoint, jnp.full((), -1, jnp.int32)),
-      plan,
-      extra["kept"],
-      0,
-      (losses_bar, extra["checksums"]),
-    )
-    receipt = _receipt(
-      back,
-      extra["checksums"],
-      _in_range(extra["leaves"]),
-      inputs.dynamics.begin(params, inputs.spills, 0),
-    )
-    _report(receipt, problem.checksum_every)
-    # A reversal that failed must not return a plausible number.
-    final: Any = jax.tree.map(
-      lambda bar: jnp.where(receipt.ok, bar, jnp.nan), back.adjoint
-    )
-    return (
-      final.hyperparameters,
-      None,
-      final.params,
-      _scatter(final.shared, masks[0]),
-      _scatter(final.stacked, masks[1]),
-    )
-
-  run.defvjp(forward, backward, symbolic_zeros=True)
-  return run
-
-
-def _zero_adjoint(inputs, problem, leaves, views_bar, masks) -> runs.Adjoint:
-  shared, stacked = selector(masks)((inputs.shared, inputs.stacked))
-  return runs.Adjoint(
-    params=views_bar,
-    slots=[
-      {role: jnp.zeros(leaf.params.shape, dtype) for role in leaf.slots}
-      for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
-    ],
-    hyperparameters=jax.tree.map(
-      jnp.zeros_like, inputs.dynamics.hyperparameters
-    ),
-    shared=jax.tree.map(jnp.zeros_like, shared),
-    stacked=jax.tree.map(jnp.zeros_like, stacked),
-  )
-
-
-def _scatter(bars: list[jax.Array], mask: Sequence[bool]) -> list:
-  """Cotangents of all arrays from those of the chosen; None is zero."""
-  remaining = iter(bars)
-  return [next(remaining) if chosen else None for chosen in mask]
-
-
-def _instantiate(bar: Any) -> jax.Array:
-  if isinstance(bar, SymbolicZero):
-    return jnp.zeros(bar.shape, bar.dtype)
-  return bar
-
-
 def _costs(arrays, spills) -> plans.Costs:
   sizes = [jnp.size(array) for array in arrays]
   width = jnp.dtype(spills.integer).itemsize
   roles = spills.slots + 1 + len(spills.bounds)
   return plans.Costs(sum(sizes) * width * roles, spills.words_per_step(sizes))
-
-
-def _in_range(leaves: list[Leaf]) -> jax.Array:
-  flags = [jnp.any(overflowed(leaf)) for leaf in leaves]
-  return ~jnp.any(jnp.stack([jnp.zeros((), bool), *flags]))
-
-
-def _receipt(back, checksums, in_range, initial=None) -> Receipt:
-  leaves = back.leaves
-  every = lambda flags: jnp.all(jnp.stack([jnp.ones((), bool), *flags]))
-  restored = [receipts.checksum(leaves) == c for c in checksums[:1]]
-  if initial is not None:
-    restored += [
-      jnp.all(leaf.params == first.params)
-      for leaf, first in zip(leaves, initial, strict=True)
-    ]
-  return Receipt(
-    params_restored=every(restored),
-    slots_restored=every(
-      [jnp.all(z == 0) for leaf in leaves for z in leaf.slots.values()]
-    ),
-    buffers_empty=every(
-      [
-        jnp.all(buffer.remainder == 0)
-        for leaf in leaves
-        for buffer in leaf.buffers.values()
-      ]
-    ),
-    in_range=in_range,
-    diverged_at=back.diverged_at,
-  )
-
-
-def _report(receipt: Receipt, checksum_every: int) -> None:
-  """Logs an error, from inside a compiled program, if a reversal failed."""
-
-  def log(receipt: Receipt) -> None:
-    if not receipt.ok:
-      logging.error("revmom: %s", receipts.message(receipt, checksum_every))
-
-  lax.cond(receipt.ok, lambda: None, lambda: jax.debug.callback(log, receipt))

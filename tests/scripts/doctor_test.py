@@ -1,6 +1,6 @@
 """Runs scripts/doctor.py as a user would."""
 
-import importlib.util
+import importlib
 import json
 import pathlib
 import subprocess
@@ -57,12 +57,11 @@ def test_a_wrong_flag_is_named(user_env, flag, message):
 @pytest.fixture(scope="module")
 def doctor():
   """The script as a module; its flags are defined only once."""
-  spec = importlib.util.spec_from_file_location("doctor", SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules["doctor"] = module
-  spec.loader.exec_module(module)
-  yield module
-  del sys.modules["doctor"]
+  sys.path.insert(0, str(SCRIPT.parent))
+  try:
+    yield importlib.import_module("doctor")
+  finally:
+    sys.path.remove(str(SCRIPT.parent))
 
 
 def test_gpu_flags_are_understood(doctor):

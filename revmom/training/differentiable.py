@@ -1,0 +1,160 @@
+"""A run with its derivative: the reverse pass as a custom one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.custom_derivatives import SymbolicZero
+
+from revmom.optimizers.dynamics import Dynamics, Spills
+from revmom.optimizers.reversible import overflowed
+from revmom.training import receipt as receipts
+from revmom.training import run as runs
+from revmom.training.plan import Plan
+from revmom.training.problem import merger, selector
+
+
+class Residuals(struct.PyTreeNode):
+  """What the reverse pass starts from."""
+
+  hyperparameters: Any
+  timing: tuple
+  params: list[jax.Array]
+  shared: list[jax.Array]
+  stacked: list[jax.Array]
+  extra: dict[str, Any]
+  masks: tuple = struct.field(pytree_node=False)  # of shared and stacked
+
+
+def differentiable(
+  problem: runs.Problem, plan: Plan, dynamics: Dynamics, spills: Spills
+) -> Callable:
+  """(hyperparameters, timing, params, shared, stacked) -> results.
+
+  `timing` is the traced part of the spills: a custom derivative must not
+  close over it.  The results are views of the final parameters, losses, and a
+  dict of leaves, checksums and what the plan keeps.
+  """
+
+  def inputs_of(hypers, timing, shared, stacked):
+    schedules, valid = timing
+    return runs.Inputs(
+      dynamics.replace(hyperparameters=hypers),
+      spills._replace(schedules=schedules, valid=valid),
+      shared,
+      stacked,
+    )
+
+  @jax.custom_vjp
+  def run(hypers, timing, params, shared, stacked):
+    inputs = inputs_of(hypers, timing, shared, stacked)
+    return _forward(problem, plan, inputs, params)
+
+  def forward(hypers, timing, params, shared, stacked):
+    masks = _perturbed(shared), _perturbed(stacked)
+    hypers, timing, params, shared, stacked = jax.tree.map(
+      lambda leaf: leaf.value, (hypers, timing, params, shared, stacked)
+    )
+    out = run(hypers, timing, params, shared, stacked)
+    return out, Residuals(
+      hypers, timing, params, shared, stacked, out[2], masks
+    )
+
+  def backward(residuals, bars):
+    inputs = inputs_of(
+      residuals.hyperparameters,
+      residuals.timing,
+      residuals.shared,
+      residuals.stacked,
+    )
+    views_bar, losses_bar, _ = bars
+    final = _backward(problem, plan, inputs, residuals, views_bar, losses_bar)
+    masks = residuals.masks
+    return (
+      final.hyperparameters,
+      None,
+      final.params,
+      _scatter(final.shared, masks[0]),
+      _scatter(final.stacked, masks[1]),
+    )
+
+  run.defvjp(forward, backward, symbolic_zeros=True)
+  return run
+
+
+def _forward(problem, plan, inputs, params):
+  leaves = inputs.dynamics.begin(params, inputs.spills, 0)
+  first = receipts.checksum(leaves)
+  leaves, logs, kept = runs.forward(problem, inputs, leaves, plan, 0)
+  losses, checksums = (jnp.concatenate(log) for log in zip(*logs, strict=True))
+  every = problem.checksum_every
+  checksums = jnp.append(first, checksums[every - 1 :: every])
+  views = [
+    jnp.where(overflowed(leaf), jnp.nan, inputs.dynamics.view(leaf, dtype))
+    for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
+  ]
+  return views, losses, {"leaves": leaves, "checksums": checksums, "kept": kept}
+
+
+def _backward(problem, plan, inputs, residuals, views_bar, losses_bar):
+  """The final adjoint; NaN unless the reversal was exact."""
+  masks, extra = residuals.masks, residuals.extra
+  views_bar = [_instantiate(bar) for bar in views_bar]
+  if isinstance(losses_bar, SymbolicZero):
+    losses_bar = None
+  adjoint = _zero_adjoint(inputs, problem, extra["leaves"], views_bar, masks)
+  back = runs.backward(
+    problem._replace(select=selector(masks), merge=merger(masks)),
+    inputs,
+    runs.Backward(extra["leaves"], adjoint, jnp.full((), -1, jnp.int32)),
+    plan,
+    extra["kept"],
+    0,
+    (losses_bar, extra["checksums"]),
+  )
+  initial = inputs.dynamics.begin(residuals.params, inputs.spills, 0)
+  receipt = receipts.of_reversal(
+    back, extra["leaves"], extra["checksums"], initial
+  )
+  receipts.report(receipt, problem.checksum_every)
+  # A reversal that failed must not return a plausible number.
+  return jax.tree.map(
+    lambda bar: jnp.where(receipt.ok, bar, jnp.nan), back.adjoint
+  )
+
+
+def _perturbed(leaves: list) -> tuple[bool, ...]:
+  return tuple(
+    leaf.perturbed and jnp.issubdtype(leaf.value.dtype, jnp.inexact)
+    for leaf in leaves
+  )
+
+
+def _zero_adjoint(inputs, problem, leaves, views_bar, masks) -> runs.Adjoint:
+  shared, stacked = selector(masks)((inputs.shared, inputs.stacked))
+  return runs.Adjoint(
+    params=views_bar,
+    slots=[
+      {role: jnp.zeros(leaf.params.shape, dtype) for role in leaf.slots}
+      for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
+    ],
+    hyperparameters=jax.tree.map(
+      jnp.zeros_like, inputs.dynamics.hyperparameters
+    ),
+    shared=jax.tree.map(jnp.zeros_like, shared),
+    stacked=jax.tree.map(jnp.zeros_like, stacked),
+  )
+
+
+def _scatter(bars: list[jax.Array], mask: Sequence[bool]) -> list:
+  """Cotangents of all arrays from those of the chosen; None is zero."""
+  remaining = iter(bars)
+  return [next(remaining) if chosen else None for chosen in mask]
+
+
+def _instantiate(bar: Any) -> jax.Array:
+  if isinstance(bar, SymbolicZero):
+    return jnp.zeros(bar.shape, bar.dtype)
+  return bar
