@@ -87,7 +87,7 @@ class Schedule(NamedTuple):
   """When to spill and by what to multiply, for every step of a run.
 
   All have shape [steps, ...]; one step's slice is what `multiply_add`
-  and `divide` take.
+  and `subtract_divide` take.
   """
 
   spill: jax.Array  # bool: move a word out before multiplying
@@ -294,20 +294,26 @@ def multiply_add(
   buffer: BitBuffer,
   step: Schedule,
   increments: jax.Array,
+  parts: jax.Array | None = None,
 ) -> tuple[jax.Array, BitBuffer]:
   """i <- round(beta i) + j, keeping in the buffer what rounding takes away.
+
+  The remainder is the low digit of N, so that an increment may be finer than
+  the grid: with `parts` N grows by j b' + parts.
 
   Args:
     integers: any shape, int32 or int64; `overflow` stays what it is.
     buffer: of the same shape.
     step: one step and group of a `schedule`, all scalars.
     increments: j, of the same shape and type.
+    parts: of `step.forward.denominator`, at most that many; or None.
   """
   remainder, words = buffer
   if words.shape[0]:  # a narrow type takes the low bits
     words = _write_row(words, remainder, step.spill, step.row)
-  word = layout(integers.dtype).word
-  remainder = jnp.where(step.spill, remainder >> word, remainder)
+  remainder = spilled(remainder, step)
+  if parts is not None:
+    remainder = remainder + parts
   ratio = step.forward
   total = fixed_point.add(_quotient(integers, remainder, ratio), increments)
   # Not from the quotient, which compilers would compute a second time for it.
@@ -315,17 +321,29 @@ def multiply_add(
   return total, BitBuffer(remainder, words)
 
 
-def divide(
-  integers: jax.Array, buffer: BitBuffer, step: Schedule
-) -> tuple[jax.Array, jax.Array]:
-  """Undoes the product of `multiply_add`; returns integers and remainder.
+def spilled(remainder: jax.Array, step: Schedule) -> jax.Array:
+  """The remainder without the word that is spilled before multiplying."""
+  word = layout(remainder.dtype).word
+  return jnp.where(step.spill, remainder >> word, remainder)
 
-  The increments have been subtracted before.  `overflow` stays what it is.
-  `words` is only read: see `erase`.
+
+def subtract_divide(
+  integers: jax.Array,
+  buffer: BitBuffer,
+  step: Schedule,
+  increments: jax.Array,
+  parts: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Undoes `multiply_add`; returns the integers and the remainder.
+
+  `overflow` stays what it is.  `words` is only read: see `erase`.
   """
   remainder, words = buffer
+  if parts is not None:
+    remainder = remainder - parts
   word = layout(integers.dtype).word
-  quotient, remainder = rescale(integers, remainder, step.inverse)
+  difference = fixed_point.subtract(integers, increments)
+  quotient, remainder = rescale(difference, remainder, step.inverse)
   if words.shape[0]:
     remainder = lax.cond(
       step.spill,

@@ -65,6 +65,51 @@ def to_fixed(
   return jnp.where(inside, rounded, jnp.asarray(overflow(dtype), dtype))
 
 
+def to_fine(
+  values: jax.Array, fraction_bits: int, base: jax.Array, upward: bool = False
+) -> tuple[jax.Array, jax.Array]:
+  """Rounds floats to a grid that is `base` times finer.
+
+  Args:
+    values: floats of any shape that no compiler can see a product in: see
+      `fence`.
+    fraction_bits: of the coarse grid.
+    base: parts of a unit of the coarse grid, int32 or int64 [].
+    upward: round up instead of to nearest, so that what is positive stays so.
+
+  Returns:
+    Integers (i, f) of the type of `base`, for i + f / base; |f| <= base / 2.
+
+  >>> to_fine(jnp.array([0.8, -0.8]), 2, jnp.array(100))
+  (Array([ 3, -3], dtype=int32), Array([ 20, -20], dtype=int32))
+  """
+  scaled = values * jnp.asarray(2.0**fraction_bits, values.dtype)
+  whole = jnp.round(scaled)
+  pick = jnp.ceil if upward else jnp.round
+  parts = pick((scaled - whole) * base.astype(values.dtype))
+  parts = jnp.where(jnp.abs(parts) <= base.astype(values.dtype), parts, 0)
+  return to_fixed(values, fraction_bits, base.dtype), parts.astype(base.dtype)
+
+
+def from_fine(
+  integers: jax.Array,
+  parts: jax.Array,
+  base: jax.Array,
+  fraction_bits: int,
+  dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
+  """The floats of i + parts / base, with 24 bits more than `fraction_bits`.
+
+  >>> from_fine(jnp.array([3]), jnp.array([20]), jnp.array(100), 2)
+  Array([0.8], dtype=float32)
+  """
+  # Rounded, because a sum of rounded numbers has no product to be fused with.
+  scale = 2.0**24 / base.astype(dtype)
+  parts = jnp.round(parts.astype(dtype) * scale) * jnp.asarray(2.0**-24, dtype)
+  unit = jnp.asarray(2.0**-fraction_bits, dtype)
+  return (integers.astype(dtype) + parts) * unit
+
+
 def _limit_as_float(dtype: DTypeLike, float_dtype: DTypeLike) -> np.ndarray:
   """The largest float that is no larger than the limit."""
   bound = np.asarray(limit(dtype), float_dtype)

@@ -1,14 +1,47 @@
 """Optimizers whose steps are bijections."""
 
+from revmom.optimizers.adam import Adam, adam, adamw
 from revmom.optimizers.as_optax import ReversibleTransformation, as_optax
+from revmom.optimizers.irreversible import (
+  adamax,
+  amsgrad,
+  lamb,
+  lars,
+  lion,
+  nesterov,
+)
+from revmom.optimizers.muon import Muon, muon
+from revmom.optimizers.partition import Partition, averaged, partition
 from revmom.optimizers.reversible import ReversibleOptimizer, State
+from revmom.optimizers.rmsprop import Adagrad, RMSProp, adagrad, rmsprop
 from revmom.optimizers.sgd import SGD, sgd
+from revmom.optimizers.signum import Signum, signum
 
 __all__ = [
   "SGD",
+  "Adagrad",
+  "Adam",
+  "Muon",
+  "Partition",
+  "RMSProp",
   "ReversibleOptimizer",
   "ReversibleTransformation",
+  "Signum",
   "State",
+  "adagrad",
+  "adam",
+  "adamax",
+  "adamw",
+  "amsgrad",
   "as_optax",
+  "averaged",
+  "lamb",
+  "lars",
+  "lion",
+  "muon",
+  "nesterov",
+  "partition",
+  "rmsprop",
   "sgd",
+  "signum",
 ]

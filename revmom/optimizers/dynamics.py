@@ -5,21 +5,24 @@ resolved for one run: every hyperparameter has a value for each parameter array
 and step, so that steps can be taken in a scan.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 from jax import lax
 from jax.typing import DTypeLike
 
 from revmom.exact import bit_buffer, fixed_point
 from revmom.exact.bit_buffer import BitBuffer, Schedule
+from revmom.exact.fence import fence
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep
 
-PARAMS = "params"
+PARAMS, AVERAGE = "params", "average"
 
 
 class Leaf(NamedTuple):
@@ -29,12 +32,24 @@ class Leaf(NamedTuple):
   slots: dict[str, jax.Array]
   buffers: dict[str, BitBuffer]  # of the roles that are multiplied
 
+  def of(self, role: str) -> jax.Array:
+    """The integers of a role."""
+    return self.params if role == PARAMS else self.slots[role]
+
+  def put(
+    self, role: str, integers: jax.Array, buffer: BitBuffer | None
+  ) -> "Leaf":
+    """The leaf with other integers of a role."""
+    buffers = self.buffers if buffer is None else {**self.buffers, role: buffer}
+    if role == PARAMS:
+      return Leaf(integers, self.slots, buffers)
+    return Leaf(self.params, {**self.slots, role: integers}, buffers)
+
 
 def with_words(leaves: list[Leaf], rows: list[dict[str, int]]) -> list[Leaf]:
-  """The leaves with empty words; rows of each group, see `Spills.rows`."""
+  """The leaves with empty words; rows of each leaf, see `Spills.rows`."""
   renewed = []
-  for i, leaf in enumerate(leaves):
-    own = rows[i if len(rows) > 1 else 0]
+  for leaf, own in zip(leaves, rows, strict=True):
     buffers = {
       role: buffer._replace(
         words=bit_buffer.init(buffer.remainder, own[role]).words
@@ -46,65 +61,100 @@ def with_words(leaves: list[Leaf], rows: list[dict[str, int]]) -> list[Leaf]:
 
 
 class Spills(NamedTuple):
-  """When the buffers of a run spill, and how large they get."""
+  """When the buffers of a run spill, and how large they get.
 
-  schedules: dict[str, Schedule]  # role -> [steps, groups]
-  bounds: dict[str, np.ndarray]  # role -> largest 1 - rho, [steps, groups]
+  A list has an entry for each part of the optimizer.
+  """
+
+  schedules: list[dict[str, Schedule]]  # role -> [steps, groups]
+  bounds: list[dict[str, np.ndarray]]  # role -> largest 1 - rho, alike
   valid: jax.Array  # bool []: no traced factor is beyond its bound
-  slots: int  # roles besides the parameters
+  groups: list[tuple[int, int]]  # leaf -> its part, its column there
+  roles: list[int]  # leaf -> how many arrays of integers it has
   integer: Any
 
   def rows(self, length: int) -> list[dict[str, int]]:
-    """For each group, role -> words an element spills in so many steps."""
-    groups = max((b.shape[1] for b in self.bounds.values()), default=1)
-    return [
-      {
-        role: bit_buffer.rows_needed(bound[:, group], self.integer, length)
-        for role, bound in self.bounds.items()
+    """For each leaf, role -> words an element spills in so many steps."""
+    known = {
+      group: {
+        role: bit_buffer.rows_needed(bound[:, group[1]], self.integer, length)
+        for role, bound in self.bounds[group[0]].items()
       }
-      for group in range(groups)
-    ]
+      for group in set(self.groups)
+    }
+    return [known[group] for group in self.groups]
 
-  def words_per_step(self, sizes: list[int]) -> float:
+  def bytes_per_step(self, sizes: list[int]) -> float:
     """Bytes that arrays of these sizes spill in a step, on average."""
     total = 0.0
-    for i, size in enumerate(sizes):
-      for bound in self.bounds.values():
-        factors = 1 - bound[:, i if bound.shape[1] > 1 else 0]
-        total -= size * float(np.sum(np.log2(factors))) / 8
-    return total / max(1, *(len(b) for b in self.bounds.values()))
+    for size, (part, column) in zip(sizes, self.groups, strict=True):
+      for bound in self.bounds[part].values():
+        bits = -np.log2(1 - bound[:, column])
+        total += size * float(np.sum(bits)) / 8 / max(1, len(bits))
+    return total
+
+  def state_bytes(self, sizes: list[int]) -> int:
+    """Bytes of integers and remainders."""
+    arrays = [
+      roles + len(self.bounds[part])
+      for roles, (part, _) in zip(self.roles, self.groups, strict=True)
+    ]
+    return jnp.dtype(self.integer).itemsize * int(np.dot(sizes, arrays))
 
 
 class Dynamics(struct.PyTreeNode):
   """An optimizer's equations with the hyperparameters of one run."""
 
-  hyperparameters: dict[str, tuple]  # name -> one value, or one for each leaf
-  equations: Any = struct.field(pytree_node=False)  # the optimizer, emptied
+  # For each part name -> one value, or one for each leaf; then those of the
+  # optimizer as a whole.
+  hyperparameters: tuple[dict[str, tuple], ...]
+  equations: tuple = struct.field(pytree_node=False)  # the parts, emptied
+  part: tuple[int, ...] = struct.field(pytree_node=False)  # of each leaf
   steps: int = struct.field(pytree_node=False)
+
+  @property
+  def keeps_average(self) -> bool:
+    """Whether all parts keep an average of the parameters."""
+    return all(AVERAGE in equations.roles for equations in self.equations)
+
+  @property
+  def integer(self) -> Any:
+    """The type of all integers."""
+    return self.equations[0].integer
 
   def at(self, leaf: int, step: jax.Array, dtype: DTypeLike) -> Any:
     """The optimizer of one parameter array at one step, of scalars."""
+    part = self.part[leaf]
     values = {
       name: hyperparameters.at(values, leaf, step, dtype)
-      for name, values in self.hyperparameters.items()
+      for name, values in self.hyperparameters[part].items()
     }
-    return self.equations.replace(**values)
+    return self.equations[part].replace(**values)
+
+  def thresholds(self, step: jax.Array) -> list[jax.Array]:
+    """Of the clipping at one step: none, a global one, or one for each leaf."""
+    values = self.hyperparameters[-1].get("clip", ())
+    return [
+      hyperparameters.at((value,), 0, step, jnp.result_type(float))
+      for value in values
+    ]
 
   def forgetting(self, leaf: int) -> dict[str, jax.Array]:
     """1 - rho of every role, [] if no step differs from another or [steps]."""
-    dtype = bit_buffer.layout(self.equations.integer).float_dtype
+    dtype = bit_buffer.layout(self.integer).float_dtype
     of_step = lambda step: self._forgetting(leaf, step, dtype)
+    part = self.part[leaf]
     varies = any(
       isinstance(values[leaf if len(values) > 1 else 0], PerStep)
-      for values in self.hyperparameters.values()
+      for values in self.hyperparameters[part].values()
     )
-    if not varies and not self.equations.forgetting_varies:
+    if not varies and not self.equations[part].forgetting_varies:
       return of_step(jnp.zeros((), jnp.int32))
     return jax.vmap(of_step)(jnp.arange(self.steps, dtype=jnp.int32))
 
   def _forgetting(self, leaf, step, dtype) -> dict[str, jax.Array]:
     """1 - rho of every role at one step; each must be one number."""
-    factors = self.at(leaf, step, dtype).forgetting(step)
+    factors = self.at(leaf, step, dtype).all_forgetting(step)
     for role, forgotten in factors.items():
       if jnp.ndim(forgotten):
         raise ValueError(
@@ -114,42 +164,62 @@ class Dynamics(struct.PyTreeNode):
         )
     return factors
 
-  @property
-  def groups(self) -> int:
-    """1 if all parameter arrays share their hyperparameters."""
-    return max((len(v) for v in self.hyperparameters.values()), default=1)
+  def _columns(self, part: int) -> list[int]:
+    """The leaves whose factors a part's schedules hold."""
+    values = self.hyperparameters[part].values()
+    if max((len(v) for v in values), default=1) > 1:
+      return list(range(len(self.part)))
+    return [i for i, own in enumerate(self.part) if own == part][:1]
 
-  def spills(self) -> "Spills":
+  def spills(self) -> Spills:
     """When the buffers of a run spill; nothing here differentiates.
 
     Raises:
       ValueError: a factor is known and has no inverse.
     """
-    integer = self.equations.integer
+    schedules: list[dict] = []
+    bounds: list[dict] = []
+    valid = jnp.ones((), bool)
+    for part, equations in enumerate(self.equations):
+      schedules.append({})
+      bounds.append({})
+      for role, forgetting in self._factors(part).items():
+        schedules[-1][role] = bit_buffer.schedule(forgetting, self.integer)
+        known = hyperparameters.concrete(forgetting)
+        if known is None:
+          largest = 1 - dict(equations.floors)[role]
+          known = np.full(forgetting.shape, largest)
+          valid &= jnp.all((forgetting >= 0) & (forgetting <= largest))
+        _check_factor(role, known, self.integer)
+        bounds[-1][role] = known
+    groups = [
+      (part, i if len(self._columns(part)) > 1 else 0)
+      for i, part in enumerate(self.part)
+    ]
+    roles = [len(self.equations[part].fraction_bits) for part in self.part]
+    return Spills(schedules, bounds, valid, groups, roles, self.integer)
+
+  def _factors(self, part: int) -> dict[str, jax.Array]:
+    """1 - rho of the roles of a part, [steps, groups]."""
     # Inside jit too, factors that are known should size the buffers.
     with jax.ensure_compile_time_eval():
-      fixed = lax.stop_gradient(self)
-      groups = [fixed.forgetting(group) for group in range(self.groups)]
-      factors = {
+      fixed = lax.stop_gradient(self).replace(
+        part=tuple(part for _ in self.part)
+      )
+      groups = [fixed.forgetting(leaf) for leaf in self._columns(part)]
+      return {
         role: jnp.stack(
           [jnp.broadcast_to(g[role], (self.steps,)) for g in groups], -1
         )
-        for role in groups[0]
+        for role in (groups[0] if groups else ())
       }
-    schedules: dict[str, Schedule] = {}
-    bounds: dict[str, np.ndarray] = {}
-    valid = jnp.ones((), bool)
-    for role, forgetting in factors.items():
-      schedules[role] = bit_buffer.schedule(forgetting, integer)
-      known = hyperparameters.concrete(forgetting)
-      if known is None:
-        largest = 1 - dict(self.equations.floors)[role]
-        known = np.full(forgetting.shape, largest)
-        valid &= jnp.all((forgetting >= 0) & (forgetting <= largest))
-      _check_factor(role, known, integer)
-      bounds[role] = known
-    slots = len(self.equations.fraction_bits) - 1
-    return Spills(schedules, bounds, valid, slots, integer)
+
+  def now(self, schedules: list, leaf: int, step: jax.Array) -> dict:
+    """One step of the schedules of one leaf."""
+    part = self.part[leaf]
+    column = leaf if len(self._columns(part)) > 1 else 0
+    pick = lambda a: lax.dynamic_index_in_dim(a, step, keepdims=False)[column]
+    return jax.tree.map(pick, schedules[part])
 
   def begin(self, params: list, spills: Spills, length: int) -> list[Leaf]:
     """The integers of the parameters, slots at zero, buffers empty.
@@ -157,105 +227,188 @@ class Dynamics(struct.PyTreeNode):
     The buffers have words for `length` steps.  If a traced factor is beyond
     its bound all integers are `overflow`.
     """
-    integer = self.equations.integer
-    bits = dict(self.equations.fraction_bits)
     leaves = []
-    for values in params:
-      start = fixed_point.to_fixed(_widen(values), bits[PARAMS], integer)
-      start = jnp.where(spills.valid, start, fixed_point.overflow(integer))
+    for values, part in zip(params, self.part, strict=True):
+      bits = dict(self.equations[part].fraction_bits)
+      start = fixed_point.to_fixed(_widen(values), bits[PARAMS], self.integer)
+      start = jnp.where(spills.valid, start, fixed_point.overflow(self.integer))
       zero = jnp.zeros_like(start)
       slots = {role: zero for role in bits if role != PARAMS}
-      buffers = {role: bit_buffer.init(zero, 0) for role in spills.schedules}
+      multiplied = spills.schedules[part]
+      buffers = {role: bit_buffer.init(zero, 0) for role in multiplied}
       leaves.append(Leaf(start, slots, buffers))
     return with_words(leaves, spills.rows(length))
 
   def forward(
-    self, leaves: list, gradients: list, step: jax.Array, schedules: dict
+    self, leaves: list, gradients: list, step: jax.Array, schedules: list
   ) -> list[Leaf]:
-    """z' = rho z + phi(g); theta' = rho theta + u(z'), for all leaves."""
-    return [
-      self._forward(i, leaf, gradient, step, self.now(schedules, i, step))
-      for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True))
-    ]
-
-  def _forward(self, i, leaf, gradient, step, now) -> Leaf:
-    equations = self.at(i, step, gradient.dtype)
-    buffers = dict(leaf.buffers)
-
-    def advance(role, integers, increment):
-      increment = self._fix(role, increment)
-      if role not in now:
-        return fixed_point.add(integers, increment)
-      integers, buffers[role] = bit_buffer.multiply_add(
-        integers, buffers[role], now[role], increment
-      )
-      return integers
-
-    increments = equations.increments(gradient, step)
-    slots = {
-      role: advance(role, z, increments[role]) for role, z in leaf.slots.items()
-    }
-    update = equations.update(self._views(slots, gradient.dtype), step)
-    return Leaf(advance(PARAMS, leaf.params, update), slots, buffers)
+    """z' = rho z + phi for all roles in turn, of all leaves."""
+    advanced = []
+    for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
+      now = self.now(schedules, i, step)
+      equations = self.at(i, step, gradient.dtype)
+      for role in equations.roles:
+        increment = self._increment(equations, role, leaf, gradient, step, now)
+        leaf = _advance(equations, role, leaf, increment, now)
+      advanced.append(leaf)
+    return advanced
 
   def undo_update(self, i: int, leaf: Leaf, step, now, dtype) -> Leaf:
-    """theta = (theta' - u(z')) / rho_theta."""
-    update = self.at(i, step, dtype).update(
-      self._views(leaf.slots, dtype), step
-    )
-    params = fixed_point.subtract(leaf.params, self._fix(PARAMS, update))
-    return self._unscale(PARAMS, leaf._replace(params=params), now)
+    """The parameters before a step, and what followed them in it."""
+    equations = self.at(i, step, dtype)
+    return self._undo(equations, equations.late, leaf, None, step, now, dtype)
 
   def undo_increments(self, i: int, leaf: Leaf, gradient, step, now) -> Leaf:
-    """z = (z' - phi(g)) / rho."""
-    increments = self.at(i, step, gradient.dtype).increments(gradient, step)
-    for role, z in leaf.slots.items():
-      z = fixed_point.subtract(z, self._fix(role, increments[role]))
-      leaf = leaf._replace(slots={**leaf.slots, role: z})
-      leaf = self._unscale(role, leaf, now)
+    """The slots before a step, from its gradient."""
+    dtype = gradient.dtype
+    equations = self.at(i, step, dtype)
+    return self._undo(
+      equations, equations.early, leaf, gradient, step, now, dtype
+    )
+
+  def _undo(self, equations, roles, leaf, gradient, step, now, dtype) -> Leaf:
+    for role in reversed(roles):
+      increment = self._increment(
+        equations, role, leaf, gradient, step, now, dtype
+      )
+      leaf = _retreat(equations, role, leaf, increment, now)
     return leaf
 
-  def _unscale(self, role: str, leaf: Leaf, now) -> Leaf:
-    if role not in now:
-      return leaf
-    integers = leaf.params if role == PARAMS else leaf.slots[role]
-    buffer = leaf.buffers[role]
-    integers, remainder = bit_buffer.divide(integers, buffer, now[role])
-    buffers = {**leaf.buffers, role: buffer._replace(remainder=remainder)}
-    if role == PARAMS:
-      return leaf._replace(params=integers, buffers=buffers)
-    return leaf._replace(slots={**leaf.slots, role: integers}, buffers=buffers)
+  def _increment(
+    self, equations, role, leaf, gradient, step, now, dtype=None
+  ) -> jax.Array:
+    """phi of a role, behind fences: its bits are the same both ways."""
+    dtype = dtype or gradient.dtype
+    values = {
+      earlier: fence(value_after(equations, earlier, leaf, now, dtype), step)
+      for earlier in equations.roles_before(role)
+    }
+    if role not in equations.early:
+      gradient = None
+    if gradient is not None:
+      gradient = fence(gradient, step)
+    return fence(equations.increment_of(role, gradient, values, step), step)
 
-  def now(self, schedules: dict, leaf: int, step: jax.Array) -> dict:
-    """One step of the schedules of one leaf."""
-    group = leaf if self.groups > 1 else 0
-    pick = lambda a: lax.dynamic_index_in_dim(a, step, keepdims=False)[group]
-    return jax.tree.map(pick, schedules)
-
-  def view(self, leaf: Leaf, dtype: DTypeLike) -> jax.Array:
-    """The parameters as floats, on the grid that is shown."""
-    bits = dict(self.equations.fraction_bits)[PARAMS]
-    shown = self.equations.shown_bits
+  def view(self, i: int, leaf: Leaf, dtype: DTypeLike) -> jax.Array:
+    """The parameters of a leaf as floats, on the grid that is shown."""
+    equations = self.equations[self.part[i]]
+    bits, shown = dict(equations.fraction_bits)[PARAMS], equations.shown_bits
     if shown is None or shown >= bits:
       return fixed_point.from_fixed(leaf.params, bits, dtype)
     hidden = bits - shown
     rounded = (leaf.params + (1 << (hidden - 1))) >> hidden
     return fixed_point.from_fixed(rounded, shown, dtype)
 
-  def _views(self, slots: dict, dtype: DTypeLike) -> dict[str, jax.Array]:
-    bits = dict(self.equations.fraction_bits)
-    return {
-      role: fixed_point.from_fixed(z, bits[role], dtype)
-      for role, z in slots.items()
-    }
+  def views(self, leaves: list[Leaf], dtypes: Sequence[Any]) -> list[jax.Array]:
+    """The parameters of all leaves as floats."""
+    return [
+      self.view(i, leaf, dtype)
+      for i, (leaf, dtype) in enumerate(zip(leaves, dtypes, strict=True))
+    ]
 
-  def slot_views(self, leaf: Leaf, dtype: DTypeLike) -> dict[str, jax.Array]:
-    """The slots as floats."""
-    return self._views(leaf.slots, dtype)
+  def averages(
+    self, leaves: list[Leaf], dtypes: Sequence[Any], schedules: list, count: Any
+  ) -> list[jax.Array]:
+    """The raw averages of the parameters of all leaves after so many steps."""
+    last = jnp.maximum(count - 1, 0)
+    return [
+      value_after(
+        self.equations[part], AVERAGE, leaf, self.now(schedules, i, last), dtype
+      )
+      for i, (leaf, dtype, part) in enumerate(
+        zip(leaves, dtypes, self.part, strict=True)
+      )
+    ]
 
-  def _fix(self, role: str, increment: jax.Array) -> jax.Array:
-    bits = dict(self.equations.fraction_bits)[role]
-    return fixed_point.to_fixed(increment, bits, self.equations.integer)
+  def average_weights(self, count: jax.Array) -> list[jax.Array]:
+    """What the weights in the average of each leaf add up to: 1 - prod rho."""
+    weights = []
+    for i in range(len(self.part)):
+      logs = jnp.log1p(-self.forgetting(i)[AVERAGE])
+      weights.append(-jnp.expm1(sum_of_steps(logs, self.steps, count)))
+    return weights
+
+
+def clip(gradients: list[jax.Array], thresholds: list[jax.Array]) -> list:
+  """g <- g min(1, c / |g|), of all arrays together or of each on its own."""
+  if not thresholds:
+    return gradients
+  groups = [gradients] if len(thresholds) == 1 else [[g] for g in gradients]
+  clipped = []
+  for group, threshold in zip(groups, thresholds, strict=True):
+    norm = optax.global_norm(group)
+    threshold = threshold.astype(norm.dtype)
+    large = norm > threshold
+    factor = jnp.where(large, threshold / jnp.where(large, norm, 1), 1)
+    clipped += [gradient * factor.astype(gradient.dtype) for gradient in group]
+  return clipped
+
+
+def value_after(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
+  """A role as floats, after the step that `now` belongs to."""
+  bits = dict(equations.fraction_bits)[role]
+  if role not in equations.fine:
+    return fixed_point.from_fixed(leaf.of(role), bits, dtype)
+  remainder, base = leaf.buffers[role].remainder, now[role].forward.denominator
+  return fixed_point.from_fine(leaf.of(role), remainder, base, bits, dtype)
+
+
+def value_before(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
+  """A role as floats, before the step that `now` belongs to."""
+  bits = dict(equations.fraction_bits)[role]
+  if role not in equations.fine:
+    return fixed_point.from_fixed(leaf.of(role), bits, dtype)
+  remainder = bit_buffer.spilled(leaf.buffers[role].remainder, now[role])
+  base = now[role].forward.numerator
+  return fixed_point.from_fine(leaf.of(role), remainder, base, bits, dtype)
+
+
+def _round(equations, role, increment, now) -> tuple:
+  """The increment as integers, and their parts if its role is fine."""
+  bits = dict(equations.fraction_bits)[role]
+  if role not in equations.fine:
+    integers = fixed_point.to_fixed(increment, bits, equations.integer)
+    return integers, None
+  return fixed_point.to_fine(
+    increment,
+    bits,
+    now[role].forward.denominator,
+    upward=role in equations.nonnegative,
+  )
+
+
+def _advance(equations, role, leaf: Leaf, increment, now) -> Leaf:
+  increment, parts = _round(equations, role, increment, now)
+  if role not in now:
+    return leaf.put(role, fixed_point.add(leaf.of(role), increment), None)
+  integers, buffer = bit_buffer.multiply_add(
+    leaf.of(role), leaf.buffers[role], now[role], increment, parts
+  )
+  return leaf.put(role, integers, buffer)
+
+
+def _retreat(equations, role, leaf: Leaf, increment, now) -> Leaf:
+  increment, parts = _round(equations, role, increment, now)
+  if role not in now:
+    return leaf.put(role, fixed_point.subtract(leaf.of(role), increment), None)
+  buffer = leaf.buffers[role]
+  integers, remainder = bit_buffer.subtract_divide(
+    leaf.of(role), buffer, now[role], increment, parts
+  )
+  return leaf.put(role, integers, buffer._replace(remainder=remainder))
+
+
+def sum_of_steps(values: jax.Array, steps: int, count: jax.Array) -> jax.Array:
+  """The sum of [] (the same at every step) or [steps] over the first `count`.
+
+  In blocks, so that rounding grows with the root of the length.
+  """
+  if values.ndim == 0:
+    return count.astype(values.dtype) * values
+  values = jnp.where(jnp.arange(steps) < count, values, 0)
+  side = int(np.ceil(np.sqrt(steps)))
+  padded = jnp.pad(values, (0, side * side - steps))
+  return jnp.sum(jnp.sum(padded.reshape(side, side), 0))
 
 
 def _widen(values: Any) -> jax.Array:

@@ -1,9 +1,10 @@
 """One step of an optimizer as a bijection.
 
-Every optimizer whose state z and parameters theta follow
+Every optimizer that changes its slots z_1, ..., z_n and the parameters theta
+in turn,
 
-    z'     = rho z + phi(g(theta)),                                     (1)
-    theta' = rho_theta theta + u(z'),                                   (2)
+    z_k'   = rho_k z_k + phi_k(g(theta), z_1', ..., z_{k-1}'),          (1)
+    theta' = rho_theta theta + u(z_1', ..., z_n'),                      (2)
 
 with 0 < rho <= 1, is an exact bijection on a grid: phi and u are increments
 computed from quantities that are known on the way back, so they are rounded
@@ -15,7 +16,6 @@ An optimizer states phi, u and the factors; all else is derived here.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +29,15 @@ from jax import lax
 from revmom.exact import bit_buffer, fixed_point
 from revmom.exact.bit_buffer import Schedule
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import PARAMS, Dynamics, Leaf, compute_dtype
+from revmom.optimizers.dynamics import (
+  AVERAGE,
+  PARAMS,
+  Dynamics,
+  Leaf,
+  clip,
+  compute_dtype,
+  sum_of_steps,
+)
 
 DEFAULT_STEPS = 1000
 
@@ -39,7 +47,7 @@ class State(struct.PyTreeNode):
 
   count: jax.Array  # int32 []: steps taken
   leaves: list[Leaf]  # one for every parameter array
-  schedules: dict[str, Schedule]  # role -> [steps, groups]
+  schedules: list[dict[str, Schedule]]  # of each part; role -> [steps, groups]
   steps: int = struct.field(pytree_node=False)  # that the buffers can hold
   structure: Any = struct.field(pytree_node=False)  # of the parameters
   dtypes: tuple = struct.field(pytree_node=False)
@@ -52,11 +60,18 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
   written for one parameter array at one step: there `self` holds scalars.
 
   Attributes:
-    fraction_bits: (role, bits) for "params" and every slot of the state: the
-      resolution of each grid is 2^-bits.
+    fraction_bits: (role, bits) of every slot and of "params", in the order in
+      which a step changes them: the resolution of each grid is 2^-bits.
     floors: (role, factor): the smallest factor that buffers leave room for
       when the hyperparameters are traced and the true one can't be known.
-    preprocess: a stateless optax transformation of the gradients.
+    fine: roles whose increments are added below the resolution of their grid,
+      into the remainder; each must have a factor, which may be 1.
+    nonnegative: fine roles whose increments are rounded up.
+    clip: largest norm of the gradients, of all together, or of each array if
+      it is a pytree like the parameters; None is no limit.
+    average: factor rho of an average of the parameters, see `averaged`.
+    preprocess: a stateless optax transformation of the gradients, before they
+      are clipped.
     integer: int32, or int64 where x64 is on.
     shown_bits: fraction bits of the floats that the parameters are shown as,
       where their low bits are to stay hidden in the state; None shows all.
@@ -64,8 +79,12 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       hyperparameter does.
   """
 
+  clip: Any = None
+  average: Any = None
   fraction_bits: tuple[tuple[str, int], ...] = struct.field(pytree_node=False)
   floors: tuple[tuple[str, float], ...] = struct.field(pytree_node=False)
+  fine: tuple[str, ...] = struct.field(pytree_node=False, default=())
+  nonnegative: tuple[str, ...] = struct.field(pytree_node=False, default=())
   preprocess: optax.GradientTransformation | None = struct.field(
     pytree_node=False, default=None
   )
@@ -79,15 +98,57 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     """1 - rho of every role that is multiplied, equations (1) and (2)."""
     raise NotImplementedError
 
-  def increments(
-    self, gradient: jax.Array, step: jax.Array
-  ) -> dict[str, jax.Array]:
-    """phi of every slot, equation (1)."""
+  def increment(
+    self,
+    role: str,
+    gradient: jax.Array,
+    slots: dict[str, jax.Array],
+    step: jax.Array,
+  ) -> jax.Array:
+    """phi of a slot, equation (1); `slots` are those changed before it."""
     raise NotImplementedError
 
   def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
     """u, equation (2)."""
     raise NotImplementedError
+
+  # The same with the parameters and their average among the roles.
+
+  @property
+  def roles(self) -> tuple[str, ...]:
+    """In the order in which a step changes them."""
+    return tuple(role for role, _ in self.fraction_bits)
+
+  @property
+  def early(self) -> tuple[str, ...]:
+    """Roles that change before the parameters, and may see the gradient."""
+    return self.roles_before(PARAMS)
+
+  @property
+  def late(self) -> tuple[str, ...]:
+    """The parameters and what changes after them."""
+    return self.roles[len(self.early) :]
+
+  def roles_before(self, role: str) -> tuple[str, ...]:
+    """Roles that change before another one."""
+    return self.roles[: self.roles.index(role)]
+
+  def all_forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
+    """1 - rho of every role that is multiplied."""
+    factors = self.forgetting(step)
+    if self.average is not None:
+      factors = {**factors, AVERAGE: 1 - self.average}
+    return factors
+
+  def increment_of(
+    self, role: str, gradient: Any, values: dict[str, jax.Array], step: Any
+  ) -> jax.Array:
+    """What a role is increased by; `values` are those changed before it."""
+    if role == AVERAGE:
+      return (1 - self.average) * values[PARAMS]
+    if role == PARAMS:
+      return self.update(values, step)
+    return self.increment(role, gradient, values, step)
 
   # What follows from them.
 
@@ -192,11 +253,31 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     which and what to do.
     """
     dynamics = self.resolve_for(state)
-    views = []
-    for leaf, dtype in zip(state.leaves, state.dtypes, strict=True):
-      view = dynamics.view(leaf, compute_dtype(dtype))
-      views.append(jnp.where(overflowed(leaf), jnp.nan, view).astype(dtype))
-    return jax.tree.unflatten(state.structure, views)
+    dtypes = [compute_dtype(dtype) for dtype in state.dtypes]
+    views = dynamics.views(state.leaves, dtypes)
+    return _shown(state, views)
+
+  def average_params(self, state: State) -> Any:
+    """The average of the parameters after each step, see `averaged`.
+
+    Divided by the sum of its weights (Kingma & Ba 2015, Section 7.2), so that
+    it is an average from the first step on; NaN before it, and where the
+    parameters are.
+
+    Raises:
+      ValueError: the optimizer keeps no average.
+    """
+    dynamics = self.resolve_for(state)
+    if not dynamics.keeps_average:
+      raise ValueError(
+        "this optimizer keeps no average; use revmom.averaged(optimizer, rho)."
+      )
+    dtypes = [compute_dtype(dtype) for dtype in state.dtypes]
+    raw = dynamics.averages(state.leaves, dtypes, state.schedules, state.count)
+    weights = dynamics.average_weights(state.count)
+    return _shown(
+      state, [a / w.astype(a.dtype) for a, w in zip(raw, weights, strict=True)]
+    )
 
   def log_det(self, state: State) -> jax.Array:
     """log|det ds_k/ds_0| of the k steps taken: the sum of all log factors.
@@ -208,12 +289,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     total = jnp.zeros(())
     for i, leaf in enumerate(state.leaves):
       for forgotten in dynamics.forgetting(i).values():
-        logs = jnp.log1p(-forgotten)
-        if logs.ndim == 0:
-          logs = state.count.astype(logs.dtype) * logs
-        else:
-          taken = jnp.arange(state.steps) < state.count
-          logs = _sum_in_blocks(jnp.where(taken, logs, 0))
+        logs = sum_of_steps(jnp.log1p(-forgotten), state.steps, state.count)
         total = total + leaf.params.size * logs.astype(total.dtype)
     return total
 
@@ -230,29 +306,12 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
         is_leaf=lambda node: isinstance(node, Leaf),
       )
     ]
-    for name, leaf in zip(names, state.leaves, strict=True):
+    dynamics = self.resolve_for(state)
+    for i, (name, leaf) in enumerate(zip(names, state.leaves, strict=True)):
       count = int(jnp.sum(overflowed(leaf)))
       if count:
-        raise ValueError(self._overflow_message(name, leaf, count, state))
-
-  def _overflow_message(self, name, leaf, count, state) -> str:
-    roles = {PARAMS: leaf.params, **leaf.slots}
-    guilty = [
-      f"{role} (fraction bits {bits}, so at most "
-      f"{fixed_point.largest(bits, self.integer):g})"
-      for role, bits in self.fraction_bits
-      if bool(jnp.any(fixed_point.has_overflowed(roles[role])))
-    ]
-    return (
-      f"{count} of {leaf.params.size} elements of the parameter array {name}, "
-      f"shape {leaf.params.shape}, left the grid of {' and '.join(guilty)} "
-      "within the run: a value or gradient was NaN or too large, more than "
-      f"the {state.steps} steps of `init` were taken, more were undone than "
-      "taken, or the factors were smaller than the floors "
-      f"{dict(self.floors)}.  Lower the learning "
-      "rate, clip the gradients, give a role fewer fraction bits, or set "
-      "`num_steps` or `floors`."
-    )
+        equations = dynamics.equations[dynamics.part[i]]
+        raise ValueError(_overflow_message(equations, name, leaf, count, state))
 
   # Machinery shared with the drivers of whole runs.
 
@@ -271,14 +330,31 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
 
   def resolve(self, params: Any, steps: int) -> Dynamics:
     """The dynamics of a run; hyperparameters differentiate through it."""
-    chosen = self.hyperparameters()
+    parts, shared = self.parts(params)
+    hypers = [optimizer.hyperparameters() for optimizer, _ in parts]
+    equations = [
+      optimizer.replace(**dict.fromkeys(own))
+      for (optimizer, _), own in zip(parts, hypers, strict=True)
+    ]
     with jax.ensure_compile_time_eval():  # what is known stays known
-      values = {
-        name: hyperparameters.per_leaf(name, value, params, steps)
-        for name, value in chosen.items()
-      }
-    emptied = self.replace(**{name: None for name in chosen})
-    return Dynamics(values, emptied, steps)
+      values = tuple(
+        {
+          name: hyperparameters.per_leaf(name, value, params, steps)
+          for name, value in own.items()
+        }
+        for own in [*hypers, shared]
+      )
+    part = [0] * len(jax.tree.leaves(params))
+    for number, (_, leaves) in enumerate(parts):
+      for leaf in leaves:
+        part[leaf] = number
+    return Dynamics(values, tuple(equations), tuple(part), steps)
+
+  def parts(self, params: Any) -> tuple[list[tuple[Any, list[int]]], dict]:
+    """(optimizer, its leaves) of each part, and what concerns all leaves."""
+    everything = list(range(len(jax.tree.leaves(params))))
+    shared = {} if self.clip is None else {"clip": self.clip}
+    return [(self.replace(clip=None), everything)], shared
 
   def resolve_for(self, state: State) -> Dynamics:
     """The dynamics of the run that a state belongs to."""
@@ -319,18 +395,30 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     self, dynamics: Dynamics, state: State, grad_fn: Callable[[Any], Any]
   ) -> list[jax.Array]:
     """The gradients that a step consumes: checked, transformed, flat."""
-    views = [
-      dynamics.view(leaf, compute_dtype(dtype)).astype(dtype)
-      for leaf, dtype in zip(state.leaves, state.dtypes, strict=True)
-    ]
-    params = state.structure.unflatten(lax.optimization_barrier(views))
+    dtypes = [compute_dtype(dtype) for dtype in state.dtypes]
+    views = dynamics.views(state.leaves, dtypes)
+    casts = [v.astype(d) for v, d in zip(views, state.dtypes, strict=True)]
+    params = state.structure.unflatten(lax.optimization_barrier(casts))
     gradients = grad_fn(params)
     check_like("gradients", gradients, params)
     widen = lambda array: array.astype(compute_dtype(array.dtype))
     gradients = self.transform(
       jax.tree.map(widen, gradients), jax.tree.map(widen, params)
     )
-    return lax.optimization_barrier(jax.tree.leaves(gradients))
+    clipped = clip(jax.tree.leaves(gradients), dynamics.thresholds(state.count))
+    return lax.optimization_barrier(clipped)
+
+
+def _shown(state: State, views: list[jax.Array]) -> Any:
+  """Floats as parameters of a state, NaN where it left a grid."""
+  return state.structure.unflatten(
+    [
+      jnp.where(overflowed(leaf), jnp.nan, view).astype(dtype)
+      for leaf, view, dtype in zip(
+        state.leaves, views, state.dtypes, strict=True
+      )
+    ]
+  )
 
 
 def overflowed(leaf: Leaf) -> jax.Array:
@@ -360,36 +448,6 @@ def check_like(name: str, tree: Any, params: Any) -> None:
       )
 
 
-def check_stateless(preprocess: optax.GradientTransformation | None) -> None:
-  """Raises ValueError for a transformation that keeps a state.
-
-  Its state would have to be reversed too; equation (1) has no place for it.
-  """
-  if preprocess is None:
-    return
-  state = preprocess.init({"probe": jnp.zeros(1)})
-  if jax.tree.leaves(state):
-    raise ValueError(
-      "preprocess keeps a state "
-      f"({jax.tree.structure(state)}), which no step could undo; use a "
-      "stateless transformation such as optax.clip_by_global_norm."
-    )
-
-
-def roomy_floor(factor: float) -> float:
-  """A floor that leaves room for twice the bits of a factor, rounded up.
-
-  Quarter octaves, so that nearby factors share a floor and a compilation.
-
-  >>> round(roomy_floor(0.9), 3)
-  0.783
-  """
-  bits = -2 * math.log2(factor)
-  if bits == 0:
-    return 1.0
-  return 2.0 ** -(2.0 ** (math.ceil(4 * math.log2(bits)) / 4))
-
-
 def _erase(leaf: Leaf, now: dict[str, Schedule]) -> Leaf:
   buffers = {
     role: buffer._replace(words=bit_buffer.erase(buffer.words, now[role]))
@@ -398,8 +456,20 @@ def _erase(leaf: Leaf, now: dict[str, Schedule]) -> Leaf:
   return leaf._replace(buffers=buffers)
 
 
-def _sum_in_blocks(values: jax.Array) -> jax.Array:
-  """A sum whose rounding grows with the root of the length."""
-  side = math.isqrt(max(values.shape[0] - 1, 0)) + 1
-  padded = jnp.pad(values, (0, side * side - values.shape[0]))
-  return jnp.sum(jnp.sum(padded.reshape(side, side), 0))
+def _overflow_message(equations, name, leaf, count, state) -> str:
+  guilty = [
+    f"{role} (fraction bits {bits}, so at most "
+    f"{fixed_point.largest(bits, equations.integer):g})"
+    for role, bits in equations.fraction_bits
+    if bool(jnp.any(fixed_point.has_overflowed(leaf.of(role))))
+  ]
+  return (
+    f"{count} of {leaf.params.size} elements of the parameter array {name}, "
+    f"shape {leaf.params.shape}, left the grid of {' and '.join(guilty)} "
+    "within the run: a value or gradient was NaN or too large, more than "
+    f"the {state.steps} steps of `init` were taken, more were undone than "
+    "taken, or the factors were smaller than the floors "
+    f"{dict(equations.floors)}.  Lower the learning "
+    "rate, clip the gradients, give a role fewer fraction bits, or set "
+    "`num_steps` or `floors`."
+  )

@@ -4,17 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from flax import struct
 
-from revmom.optimizers import hyperparameters
+from revmom.optimizers.choices import check_factor, choices, decay_floor, floor
 from revmom.optimizers.dynamics import PARAMS
-from revmom.optimizers.reversible import (
-  ReversibleOptimizer,
-  check_stateless,
-  roomy_floor,
-)
+from revmom.optimizers.hyperparameters import wrap
+from revmom.optimizers.reversible import ReversibleOptimizer
 
 VELOCITY = "velocity"
 FORMS = ("heavy_ball", "ema", "trace")
@@ -34,15 +30,19 @@ class SGD(ReversibleOptimizer, kw_only=True):
       factors[PARAMS] = self.learning_rate * self.weight_decay
     return factors
 
-  def increments(
-    self, gradient: jax.Array, step: jax.Array
-  ) -> dict[str, jax.Array]:
+  def increment(
+    self,
+    role: str,
+    gradient: jax.Array,
+    slots: dict[str, jax.Array],
+    step: jax.Array,
+  ) -> jax.Array:
     gain = {
       "heavy_ball": self.learning_rate,
       "ema": 1 - self.momentum,
       "trace": 1,
     }[self.form]
-    return {VELOCITY: -gain * gradient}
+    return -gain * gradient
 
   def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
     if self.form == "heavy_ball":
@@ -56,6 +56,7 @@ def sgd(
   *,
   weight_decay: Any = None,
   form: str = "heavy_ball",
+  clip: Any = None,
   preprocess: optax.GradientTransformation | None = None,
   fraction_bits: Mapping[str, int] | None = None,
   floors: Mapping[str, float] | None = None,
@@ -87,8 +88,10 @@ def sgd(
     momentum: likewise, in (0, 1] and one number per step and parameter array.
     weight_decay: likewise; None or 1e-12 < learning_rate * weight_decay < 1.
     form: "heavy_ball", "ema" or "trace".
-    preprocess: a stateless optax transformation of the gradients, such as
-      `optax.clip_by_global_norm`.
+    clip: the largest global norm of the gradients, or, as a pytree like the
+      parameters, of each array; differentiable like the others.
+    preprocess: a stateless optax transformation of the gradients, before they
+      are clipped.
     fraction_bits: resolution 2^-bits of "params" (24) and "velocity" (28;
       24 in the other forms, whose velocity has the size of gradients).  With
       int32 values reach 2^(30 - bits): 64 for parameters, 4 for velocities.
@@ -117,76 +120,22 @@ def sgd(
   """
   if form not in FORMS:
     raise ValueError(f"form={form!r}; choose one of {FORMS}.")
-  check_momentum(momentum)
-  check_stateless(preprocess)
-  integer = _check_integer(integer)
-  default = {PARAMS: 24, VELOCITY: 28 if form == "heavy_ball" else 24}
-  if integer == np.dtype("int64"):
-    default = {PARAMS: 48, VELOCITY: 48}
-  bits = _override("fraction_bits", default, fraction_bits)
-  room = {VELOCITY: _velocity_floor(momentum)}
+  check_factor("momentum", momentum)
+  room = {VELOCITY: floor(momentum)}
   if weight_decay is not None:
-    room[PARAMS] = _decay_floor(learning_rate, weight_decay)
-  room = _override("floors", room, floors)
+    room[PARAMS] = decay_floor(learning_rate, weight_decay)
   return SGD(
-    learning_rate=hyperparameters.wrap(learning_rate),
-    momentum=hyperparameters.wrap(momentum),
-    weight_decay=hyperparameters.wrap(weight_decay),
+    learning_rate=wrap(learning_rate),
+    momentum=wrap(momentum),
+    weight_decay=wrap(weight_decay),
     form=form,
-    preprocess=preprocess,
-    fraction_bits=tuple(bits.items()),
-    floors=tuple(room.items()),
-    integer=integer,
+    **choices(
+      {VELOCITY: 28 if form == "heavy_ball" else 24, PARAMS: 24},
+      room,
+      clip=clip,
+      preprocess=preprocess,
+      fraction_bits=fraction_bits,
+      floors=floors,
+      integer=integer,
+    ),
   )
-
-
-def _check_integer(integer: Any) -> np.dtype:
-  integer = np.dtype(integer)
-  if integer not in (np.dtype("int32"), np.dtype("int64")):
-    raise ValueError(f"integer={integer.name}; choose int32 or int64.")
-  if jax.dtypes.canonicalize_dtype(integer) != integer:
-    raise ValueError(
-      'integer="int64" needs 64-bit types; set JAX_ENABLE_X64=1 or '
-      'jax.config.update("jax_enable_x64", True) first, or use int32.'
-    )
-  return integer
-
-
-def check_momentum(momentum: Any) -> None:
-  """Raises ValueError for a known momentum outside (0, 1]."""
-  smallest = hyperparameters.extreme(momentum, np.min)
-  largest = hyperparameters.extreme(momentum, np.max)
-  if smallest is None or largest is None:
-    return
-  if not (smallest > 0 and largest <= 1):
-    bad = largest if smallest > 0 else smallest
-    raise ValueError(
-      f"momentum={bad}, but it must lie in (0, 1].  A step multiplies the "
-      "velocity by the momentum; with 0 it forgets the velocity, so two states "
-      "lead to the same one and no inverse exists, and a negative or larger "
-      "factor is not a decay that a buffer of known size can undo."
-    )
-
-
-def _velocity_floor(momentum: Any) -> float:
-  smallest = hyperparameters.extreme(momentum, np.min)
-  return 0.5 if smallest is None else roomy_floor(smallest)
-
-
-def _decay_floor(learning_rate: Any, weight_decay: Any) -> float:
-  rate = hyperparameters.extreme(learning_rate, np.max)
-  decay = hyperparameters.extreme(weight_decay, np.max)
-  if rate is None or decay is None or not 0 <= rate * decay < 1:
-    return 0.99
-  return roomy_floor(1 - rate * decay)
-
-
-def _override(
-  name: str, default: dict[str, Any], given: Mapping[str, Any] | None
-) -> dict[str, Any]:
-  unknown = set(given or {}) - set(default)
-  if unknown:
-    raise ValueError(
-      f"{name} has roles {sorted(unknown)}; choose from {sorted(default)}."
-    )
-  return {**default, **(given or {})}

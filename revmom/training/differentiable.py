@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax.custom_derivatives import SymbolicZero
 
-from revmom.optimizers.dynamics import Dynamics, Spills
+from revmom.optimizers.dynamics import AVERAGE, Dynamics, Spills
 from revmom.optimizers.reversible import overflowed
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
+from revmom.training.adjoint import Adjoint
 from revmom.training.plan import Plan
 from revmom.training.problem import merger, selector
 
@@ -34,8 +35,9 @@ def differentiable(
   """(hyperparameters, timing, params, shared, stacked) -> results.
 
   `timing` is the traced part of the spills: a custom derivative must not
-  close over it.  The results are views of the final parameters, losses, and a
-  dict of leaves, checksums and what the plan keeps.
+  close over it.  The results are floats of the final parameters, raw averages
+  of the parameters (none if the optimizer keeps none), losses, and a dict of
+  leaves, checksums and what the plan keeps.
   """
 
   def inputs_of(hypers, timing, shared, stacked):
@@ -59,7 +61,7 @@ def differentiable(
     )
     out = run(hypers, timing, params, shared, stacked)
     return out, Residuals(
-      hypers, timing, params, shared, stacked, out[2], masks
+      hypers, timing, params, shared, stacked, out[3], masks
     )
 
   def backward(residuals, bars):
@@ -69,8 +71,7 @@ def differentiable(
       residuals.shared,
       residuals.stacked,
     )
-    views_bar, losses_bar, _ = bars
-    final = _backward(problem, plan, inputs, residuals, views_bar, losses_bar)
+    final = _backward(problem, plan, inputs, residuals, bars)
     masks = residuals.masks
     return (
       final.hyperparameters,
@@ -91,20 +92,40 @@ def _forward(problem, plan, inputs, params):
   losses, checksums = (jnp.concatenate(log) for log in zip(*logs, strict=True))
   every = problem.checksum_every
   checksums = jnp.append(first, checksums[every - 1 :: every])
-  views = [
-    jnp.where(overflowed(leaf), jnp.nan, inputs.dynamics.view(leaf, dtype))
-    for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
+  dynamics = inputs.dynamics
+  finish = lambda views: [
+    jnp.where(overflowed(leaf), jnp.nan, view)
+    for leaf, view in zip(leaves, views, strict=True)
   ]
-  return views, losses, {"leaves": leaves, "checksums": checksums, "kept": kept}
+  views = finish(dynamics.views(leaves, problem.dtypes))
+  averages = []
+  if dynamics.keeps_average and dynamics.steps:
+    averages = finish(
+      dynamics.averages(
+        leaves,
+        problem.dtypes,
+        inputs.spills.schedules,
+        jnp.asarray(dynamics.steps),
+      )
+    )
+  extra = {"leaves": leaves, "checksums": checksums, "kept": kept}
+  return views, averages, losses, extra
 
 
-def _backward(problem, plan, inputs, residuals, views_bar, losses_bar):
+def _backward(problem, plan, inputs, residuals, bars):
   """The final adjoint; NaN unless the reversal was exact."""
   masks, extra = residuals.masks, residuals.extra
-  views_bar = [_instantiate(bar) for bar in views_bar]
+  views_bar, averages_bar, losses_bar, _ = bars
   if isinstance(losses_bar, SymbolicZero):
     losses_bar = None
-  adjoint = _zero_adjoint(inputs, problem, extra["leaves"], views_bar, masks)
+  adjoint = _first_adjoint(
+    inputs,
+    problem,
+    extra["leaves"],
+    [_instantiate(bar) for bar in views_bar],
+    [_instantiate(bar) for bar in averages_bar],
+    masks,
+  )
   back = runs.backward(
     problem._replace(select=selector(masks), merge=merger(masks)),
     inputs,
@@ -132,14 +153,19 @@ def _perturbed(leaves: list) -> tuple[bool, ...]:
   )
 
 
-def _zero_adjoint(inputs, problem, leaves, views_bar, masks) -> runs.Adjoint:
+def _first_adjoint(
+  inputs, problem, leaves, views_bar, averages_bar, masks
+) -> Adjoint:
   shared, stacked = selector(masks)((inputs.shared, inputs.stacked))
-  return runs.Adjoint(
+  slots_bar = [
+    {role: jnp.zeros(leaf.params.shape, dtype) for role in leaf.slots}
+    for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
+  ]
+  for slots, bar in zip(slots_bar, averages_bar, strict=False):
+    slots[AVERAGE] = bar
+  return Adjoint(
     params=views_bar,
-    slots=[
-      {role: jnp.zeros(leaf.params.shape, dtype) for role in leaf.slots}
-      for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
-    ],
+    slots=slots_bar,
     hyperparameters=jax.tree.map(
       jnp.zeros_like, inputs.dynamics.hyperparameters
     ),

@@ -14,26 +14,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact.bit_buffer import Schedule
-from revmom.optimizers import hyperparameters
 from revmom.optimizers.dynamics import (
-  PARAMS,
   Dynamics,
   Leaf,
   Spills,
+  clip,
   with_words,
 )
 from revmom.training import receipt
+from revmom.training.adjoint import (
+  Adjoint,
+  accumulate_thresholds,
+  pull_back_increments,
+  pull_back_update,
+  tree_sum,
+)
 from revmom.training.plan import Plan
-
-
-class Adjoint(NamedTuple):
-  """The cotangents of everything, between two steps of the reverse pass."""
-
-  params: list[jax.Array]
-  slots: list[dict[str, jax.Array]]
-  hyperparameters: dict[str, tuple]
-  shared: list[jax.Array]  # of the differentiated inputs common to all steps
-  stacked: list[jax.Array]  # of those with a step axis
 
 
 class Backward(NamedTuple):
@@ -66,11 +62,7 @@ class Inputs(NamedTuple):
 
 
 def _views(problem: Problem, dynamics: Dynamics, leaves: list[Leaf]) -> list:
-  views = [
-    dynamics.view(leaf, dtype)
-    for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
-  ]
-  return lax.optimization_barrier(views)
+  return lax.optimization_barrier(dynamics.views(leaves, problem.dtypes))
 
 
 def _item(stacked: list[jax.Array], step: jax.Array) -> list[jax.Array]:
@@ -107,12 +99,15 @@ def _put_words(leaves: list[Leaf], words: list) -> list[Leaf]:
   ]
 
 
-def _rebased(schedules: dict[str, Schedule], start: Any) -> dict:
+def _rebased(schedules: list[dict[str, Schedule]], start: Any) -> list:
   """Schedules whose rows count from the first of a segment."""
-  return {
-    role: schedule._replace(row=schedule.row - schedule.row[start])
-    for role, schedule in schedules.items()
-  }
+  return [
+    {
+      role: schedule._replace(row=schedule.row - schedule.row[start])
+      for role, schedule in part.items()
+    }
+    for part in schedules
+  ]
 
 
 def forward_steps(
@@ -132,7 +127,10 @@ def forward_steps(
     value, gradients = jax.value_and_grad(problem.loss)(
       views, (shared, _item(stacked, t)), t
     )
-    gradients = lax.optimization_barrier(problem.transform(gradients, views))
+    gradients = clip(
+      problem.transform(gradients, views), dynamics.thresholds(t)
+    )
+    gradients = lax.optimization_barrier(gradients)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
     # Of the new integers, which nothing overwrites in this step: a compiler
     # would copy the old ones for it.
@@ -252,21 +250,22 @@ def backward_steps(
 
 
 def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
-  """One step back, with the adjoint if there is one."""
+  """One step back, with the adjoint if there is one.
+
+  Integers are restored in two halves, `after` -> `between` -> `before`, with
+  the gradient, which the parameters in `between` give, in the middle.
+  """
   dynamics, _, shared, stacked = inputs
   losses_bar, checksums = reference
-  now = [dynamics.now(schedules, i, t) for i in range(len(state.leaves))]
-  adjoint = state.adjoint
-  if adjoint is not None:
-    adjoint = _update_pullback(problem, dynamics, state.leaves, adjoint, t)
-  leaves = [
+  after, adjoint = state.leaves, state.adjoint
+  now = [dynamics.now(schedules, i, t) for i in range(len(after))]
+  between = [
     dynamics.undo_update(i, leaf, t, now[i], dtype)
-    for i, (leaf, dtype) in enumerate(
-      zip(state.leaves, problem.dtypes, strict=True)
-    )
+    for i, (leaf, dtype) in enumerate(zip(after, problem.dtypes, strict=True))
   ]
-  views = _views(problem, dynamics, leaves)
+  views = _views(problem, dynamics, between)
   others = (shared, _item(stacked, t))
+  thresholds = dynamics.thresholds(t)
   if adjoint is None:
     _, raw = jax.value_and_grad(problem.loss)(views, others, t)
   else:
@@ -275,23 +274,30 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
       views, problem.merge(others, chosen), t
     )
     _, raw, loss_pullback = problem.evaluate(loss, views, chosen)
-  gradients, transform_pullback = jax.vjp(problem.transform, raw, views)
+
+  def consumed(raw, views, thresholds):
+    return clip(problem.transform(raw, views), thresholds)
+
+  gradients, consumed_pullback = jax.vjp(consumed, raw, views, thresholds)
   gradients = lax.optimization_barrier(gradients)
-  after = leaves
-  leaves = [
+  before = [
     dynamics.undo_increments(i, leaf, gradient, t, now[i])
-    for i, (leaf, gradient) in enumerate(zip(after, gradients, strict=True))
+    for i, (leaf, gradient) in enumerate(zip(between, gradients, strict=True))
   ]
   if adjoint is not None:
-    adjoint, gradients_bar = _increments_pullback(
-      problem, dynamics, leaves, gradients, adjoint, t
+    adjoint = pull_back_update(dynamics, after, between, now, adjoint, t)
+    adjoint, gradients_bar = pull_back_increments(
+      dynamics, between, before, now, gradients, adjoint, t
     )
-    raw_bar, views_bar = transform_pullback(gradients_bar)
+    raw_bar, views_bar, thresholds_bar = consumed_pullback(gradients_bar)
     value_bar = None if losses_bar is None else losses_bar[t]
     params_bar, chosen_bar = loss_pullback(raw_bar, value_bar)
     adjoint = adjoint._replace(
-      params=_sum(adjoint.params, views_bar, params_bar),
-      shared=_sum(adjoint.shared, chosen_bar[0]),
+      hyperparameters=accumulate_thresholds(
+        adjoint.hyperparameters, thresholds_bar, t
+      ),
+      params=tree_sum(adjoint.params, views_bar, params_bar),
+      shared=tree_sum(adjoint.shared, chosen_bar[0]),
       stacked=[
         total.at[t].set(bar)
         for total, bar in zip(adjoint.stacked, chosen_bar[1], strict=True)
@@ -300,71 +306,10 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
   every = problem.checksum_every
   diverged = lax.cond(
     t % every == 0,
-    lambda: receipt.checksum(leaves) != checksums[t // every],
+    lambda: receipt.checksum(before) != checksums[t // every],
     lambda: jnp.zeros((), bool),
   )
   diverged_at = jnp.where(
     diverged & (state.diverged_at < 0), t, state.diverged_at
   )
-  return Backward(leaves, adjoint, diverged_at)
-
-
-def _update_pullback(problem, dynamics, leaves, adjoint, t) -> Adjoint:
-  """The adjoint of theta' = rho theta + u(z'), before theta is known.
-
-  z'_bar += (du/dz')^T theta'_bar;  the factor's part follows in
-  `_increments_pullback`, which knows theta.
-  """
-  slots_bar, totals = [], adjoint.hyperparameters
-  for i, leaf in enumerate(leaves):
-    dtype = problem.dtypes[i]
-    equations = dynamics.at(i, t, dtype)
-    update = lambda equations, slots: equations.update(slots, t)
-    _, pullback = jax.vjp(update, equations, dynamics.slot_views(leaf, dtype))
-    equations_bar, bars = pullback(adjoint.params[i])
-    totals = _accumulate(totals, i, t, equations_bar)
-    slots_bar.append(_sum(adjoint.slots[i], bars))
-  return adjoint._replace(slots=slots_bar, hyperparameters=totals)
-
-
-def _increments_pullback(problem, dynamics, leaves, gradients, adjoint, t):
-  """The adjoint of z' = rho z + phi(g), and of the factors; g's cotangents."""
-  params_bar, slots_bar, gradients_bar = [], [], []
-  totals = adjoint.hyperparameters
-  for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
-    dtype = problem.dtypes[i]
-    values = {PARAMS: dynamics.view(leaf, dtype)}
-    values |= dynamics.slot_views(leaf, dtype)
-    bars = {PARAMS: adjoint.params[i], **adjoint.slots[i]}
-
-    def equations_of(equations, gradient, values=values):
-      forgotten = equations.forgetting(t)
-      scaled = {r: (1 - f) * values[r] for r, f in forgotten.items()}
-      return scaled, equations.increments(gradient, t)
-
-    equations = dynamics.at(i, t, dtype)
-    (scaled, _), pullback = jax.vjp(equations_of, equations, gradient)
-    equations_bar, gradient_bar = pullback(
-      ({role: bars[role] for role in scaled}, adjoint.slots[i])
-    )
-    totals = _accumulate(totals, i, t, equations_bar)
-    gradients_bar.append(gradient_bar)
-    for role, forgotten in equations.forgetting(t).items():
-      bars[role] = (1 - forgotten) * bars[role]
-    params_bar.append(bars.pop(PARAMS))
-    slots_bar.append(bars)
-  adjoint = adjoint._replace(
-    params=params_bar, slots=slots_bar, hyperparameters=totals
-  )
-  return adjoint, gradients_bar
-
-
-def _accumulate(totals: dict, i: int, t: Any, equations_bar: Any) -> dict:
-  return {
-    name: hyperparameters.accumulate(values, i, t, getattr(equations_bar, name))
-    for name, values in totals.items()
-  }
-
-
-def _sum(*trees: Any) -> Any:
-  return jax.tree.map(lambda *bars: sum(bars[1:], bars[0]), *trees)
+  return Backward(before, adjoint, diverged_at)

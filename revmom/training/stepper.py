@@ -78,11 +78,10 @@ class Stepper:
 
   def _float_params(self, state: State) -> Any:
     dynamics = self.optimizer.resolve_for(state)
+    dtypes = [compute_dtype(dtype) for dtype in state.dtypes]
+    views = dynamics.views(state.leaves, dtypes)
     return state.structure.unflatten(
-      [
-        dynamics.view(leaf, compute_dtype(dtype)).astype(dtype)
-        for leaf, dtype in zip(state.leaves, state.dtypes, strict=True)
-      ]
+      [view.astype(d) for view, d in zip(views, state.dtypes, strict=True)]
     )
 
   def _consume(self, state: State, gradients: Any) -> State:

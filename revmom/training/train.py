@@ -35,6 +35,7 @@ class Run(struct.PyTreeNode):
   params: Any  # like the initial parameters; NaN where a grid was left
   losses: jax.Array  # [steps], each before its step
   state: RunState  # the integers
+  average: Any = None  # of the parameters, see `revmom.averaged`
 
 
 class Rewound(NamedTuple):
@@ -117,7 +118,9 @@ def train(
   structure: Any
   arrays, structure = jax.tree.flatten(params)
   plan = plans.make(steps, _costs(arrays, spills), memory_budget, words)
-  views, losses, extra = differentiable(problem, plan, dynamics, spills)(
+  views, averages, losses, extra = differentiable(
+    problem, plan, dynamics, spills
+  )(
     dynamics.hyperparameters,
     (spills.schedules, spills.valid),
     [
@@ -139,8 +142,16 @@ def train(
     fingerprint=receipts.fingerprint(),
     **extra,
   )
-  casts = [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
-  run = Run(structure.unflatten(casts), losses, state)
+  cast = lambda views: structure.unflatten(
+    [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
+  )
+  average = None
+  if averages:
+    weights = dynamics.average_weights(jnp.asarray(steps))
+    average = cast(
+      [a / w.astype(a.dtype) for a, w in zip(averages, weights, strict=True)]
+    )
+  run = Run(cast(views), losses, state, average)
   if hyperparameters.concrete(run.losses) is not None:
     optimizer.check(state)
   return run
@@ -222,6 +233,4 @@ def rewind(
 
 def _costs(arrays, spills) -> plans.Costs:
   sizes = [jnp.size(array) for array in arrays]
-  width = jnp.dtype(spills.integer).itemsize
-  roles = spills.slots + 1 + len(spills.bounds)
-  return plans.Costs(sum(sizes) * width * roles, spills.words_per_step(sizes))
+  return plans.Costs(spills.state_bytes(sizes), spills.bytes_per_step(sizes))

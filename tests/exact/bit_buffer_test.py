@@ -143,9 +143,12 @@ def multiply_add(value, buffer, now, increment):
   return by_group(product, now, (*axes, 0), axes)(value, buffer, increment)
 
 
-def divide(value, buffer, now):
-  axes = (0, WORDS_AXIS)
-  return by_group(bit_buffer.divide, now, axes, (0, 0))(value, buffer)
+def subtract_divide(value, buffer, now, increment):
+  quotient = lambda value, buffer, increment, now: bit_buffer.subtract_divide(
+    value, buffer, now, increment
+  )
+  in_axes = (0, WORDS_AXIS, 0)
+  return by_group(quotient, now, in_axes, (0, 0))(value, buffer, increment)
 
 
 def erase(words, now):
@@ -167,8 +170,7 @@ def inverse_walk(end, increments, schedule):
     value, buffer = carry
     now, increment = inputs
     visited = value, buffer.remainder
-    value = fixed_point.subtract(value, increment)
-    value, remainder = divide(value, buffer, now)
+    value, remainder = subtract_divide(value, buffer, now, increment)
     words = erase(buffer.words, now)
     return (value, bit_buffer.BitBuffer(remainder, words)), visited
 

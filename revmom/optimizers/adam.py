@@ -1,0 +1,174 @@
+"""Adam and AdamW, as bijections."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from revmom.optimizers.choices import check_factor, choices, decay_floor, floor
+from revmom.optimizers.dynamics import PARAMS
+from revmom.optimizers.hyperparameters import wrap
+from revmom.optimizers.reversible import ReversibleOptimizer
+
+FIRST_MOMENT, SECOND_MOMENT = "first_moment", "second_moment"
+
+
+class Adam(ReversibleOptimizer, kw_only=True):
+  """Adam; build it with `adam` or `adamw`."""
+
+  learning_rate: Any
+  b1: Any
+  b2: Any
+  eps: Any
+  eps_root: Any = None
+  weight_decay: Any = None
+  fine: tuple[str, ...] = struct.field(
+    pytree_node=False, default=(FIRST_MOMENT, SECOND_MOMENT)
+  )
+  nonnegative: tuple[str, ...] = struct.field(
+    pytree_node=False, default=(SECOND_MOMENT,)
+  )
+
+  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
+    factors = {FIRST_MOMENT: 1 - self.b1, SECOND_MOMENT: 1 - self.b2}
+    if self.weight_decay is not None:
+      factors[PARAMS] = self.learning_rate * self.weight_decay
+    return factors
+
+  def increment(
+    self,
+    role: str,
+    gradient: jax.Array,
+    slots: dict[str, jax.Array],
+    step: jax.Array,
+  ) -> jax.Array:
+    if role == FIRST_MOMENT:
+      return (1 - self.b1) * gradient
+    return (1 - self.b2) * gradient**2
+
+  def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
+    first = slots[FIRST_MOMENT] / weight(self.b1, step)
+    second = slots[SECOND_MOMENT] / weight(self.b2, step)
+    if self.eps_root is not None:
+      second = second + self.eps_root
+    return -self.learning_rate * first / (safe_sqrt(second) + self.eps)
+
+
+def weight(factor: jax.Array, step: jax.Array) -> jax.Array:
+  """1 - factor^(step + 1): what the weights in a moving average add up to."""
+  return 1 - factor ** (step + 1).astype(factor.dtype)
+
+
+def safe_sqrt(values: jax.Array) -> jax.Array:
+  """The square root, with derivative 0 instead of infinity at 0."""
+  positive = values > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1)), 0)
+
+
+def adamw(
+  learning_rate: Any,
+  b1: Any = 0.9,
+  b2: Any = 0.999,
+  eps: Any = 1e-8,
+  eps_root: Any = None,
+  weight_decay: Any = 1e-4,
+  *,
+  clip: Any = None,
+  preprocess: optax.GradientTransformation | None = None,
+  fraction_bits: Mapping[str, int] | None = None,
+  floors: Mapping[str, float] | None = None,
+  integer: Any = "int32",
+) -> Adam:
+  r"""AdamW whose every step can be undone bit for bit.
+
+  With :math:`g = \nabla L(\theta)` and :math:`t = 1, 2, \dots`,
+
+  .. math::
+    m' &= \beta_1 m + (1 - \beta_1)\, g, \qquad
+    v' = \beta_2 v + (1 - \beta_2)\, g^2, \\
+    \theta' &= (1 - \alpha\lambda)\,\theta - \alpha\,
+      \frac{m' / (1 - \beta_1^t)}
+      {\sqrt{v' / (1 - \beta_2^t) + \epsilon_{root}} + \epsilon}
+
+  (Kingma & Ba 2015, Algorithm 1; Loshchilov & Hutter 2019, Algorithm 2), with
+  the conventions of `optax.adamw`.  m and v are kept to 2^-50 with int32, and
+  v is rounded up, so that no update divides by a v that was rounded to zero.
+
+  Args:
+    learning_rate: alpha; see `revmom.sgd` for the kinds of hyperparameters.
+    b1: in (0, 1], one number per step and parameter array.
+    b2: likewise.
+    eps: outside of the square root.
+    eps_root: inside of it; None is 0.
+    weight_decay: lambda, for example with zeros for some of the arrays;
+      0 <= learning_rate * weight_decay < 1.
+    clip: largest norm of the gradients; see `revmom.sgd`.
+    preprocess: a stateless optax transformation of the gradients.
+    fraction_bits: of "params" (24), "first_moment" and "second_moment" (28);
+      with int32 values reach 2^(30 - bits), with int64 all are 48.
+    floors: smallest factors to make room for when they are traced.
+    integer: "int32", or "int64" where x64 is on.
+
+  Returns:
+    A `ReversibleOptimizer`.
+
+  Raises:
+    ValueError: b1 or b2 outside (0, 1], an unknown role, or a `preprocess` with
+      a state.
+
+  >>> import jax, jax.numpy as jnp, revmom
+  >>> optimizer = revmom.adamw(learning_rate=0.1)
+  >>> gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.cos(x))))
+  >>> start = state = optimizer.init(jnp.array([0.3, -1.2]), num_steps=10)
+  >>> for _ in range(10): state = optimizer.forward(state, gradient)
+  >>> for _ in range(10): state = optimizer.inverse(state, gradient)
+  >>> bool((optimizer.params(state) == optimizer.params(start)).all())
+  True
+  """
+  check_factor("b1", b1)
+  check_factor("b2", b2)
+  room = {FIRST_MOMENT: floor(b1), SECOND_MOMENT: floor(b2)}
+  if weight_decay is not None:
+    room[PARAMS] = decay_floor(learning_rate, weight_decay)
+  return Adam(
+    learning_rate=wrap(learning_rate),
+    b1=wrap(b1),
+    b2=wrap(b2),
+    eps=wrap(eps),
+    eps_root=wrap(eps_root),
+    weight_decay=wrap(weight_decay),
+    **choices(
+      {FIRST_MOMENT: 28, SECOND_MOMENT: 28, PARAMS: 24},
+      room,
+      clip=clip,
+      preprocess=preprocess,
+      fraction_bits=fraction_bits,
+      floors=floors,
+      integer=integer,
+    ),
+  )
+
+
+def adam(
+  learning_rate: Any,
+  b1: Any = 0.9,
+  b2: Any = 0.999,
+  eps: Any = 1e-8,
+  eps_root: Any = None,
+  **others: Any,
+) -> Adam:
+  """Adam: `adamw` without weight decay, as `optax.adam`.
+
+  >>> import jax.numpy as jnp, revmom
+  >>> optimizer = revmom.adam(0.1)
+  >>> state = optimizer.init(jnp.ones(2), num_steps=1)
+  >>> state = optimizer.forward(state, lambda x: x)
+  >>> print(optimizer.params(state))
+  [0.9 0.9]
+  """
+  return adamw(
+    learning_rate, b1, b2, eps, eps_root, weight_decay=None, **others
+  )

@@ -1,0 +1,164 @@
+"""Muon, as a bijection."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from revmom.optimizers.adam import adam, weight
+from revmom.optimizers.choices import check_factor, choices, decay_floor, floor
+from revmom.optimizers.dynamics import PARAMS
+from revmom.optimizers.hyperparameters import wrap
+from revmom.optimizers.partition import Partition, partition
+from revmom.optimizers.reversible import ReversibleOptimizer
+
+MOMENTUM = "momentum"
+# Of the quintic iteration (Jordan et al. 2024): steepest at zero.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+class Muon(ReversibleOptimizer, kw_only=True):
+  """Muon for matrices; build it with `muon`."""
+
+  learning_rate: Any
+  momentum: Any
+  eps: Any
+  weight_decay: Any = None
+  iterations: int = struct.field(pytree_node=False, default=5)
+  fine: tuple[str, ...] = struct.field(pytree_node=False, default=(MOMENTUM,))
+
+  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
+    factors = {MOMENTUM: 1 - self.momentum}
+    if self.weight_decay is not None:
+      factors[PARAMS] = self.learning_rate * self.weight_decay
+    return factors
+
+  def increment(
+    self,
+    role: str,
+    gradient: jax.Array,
+    slots: dict[str, jax.Array],
+    step: jax.Array,
+  ) -> jax.Array:
+    return (1 - self.momentum) * gradient
+
+  def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
+    mean = slots[MOMENTUM] / weight(self.momentum, step)
+    fan_in, fan_out = mean.shape
+    scale = math.sqrt(max(1, fan_out / fan_in))
+    direction = orthogonalise(mean, self.eps, self.iterations)
+    return -self.learning_rate * scale * direction
+
+
+def orthogonalise(
+  matrix: jax.Array, eps: Any = 1e-8, iterations: int = 5
+) -> jax.Array:
+  """Newton-Schulz: singular values near 1, singular vectors unchanged.
+
+  X <- a X + (b A + c A A) X with A = X X^T (Jordan et al. 2024), from
+  X = M / (|M| + eps).
+
+  >>> x = orthogonalise(jnp.array([[3.0, 0.0], [0.0, 1.0]]), iterations=10)
+  >>> bool((jnp.abs(jnp.diag(x) - 1) < 0.4).all())
+  True
+  """
+  a, b, c = QUINTIC
+  tall = matrix.shape[0] > matrix.shape[1]
+  x = matrix.T if tall else matrix
+  # Not jnp.linalg.norm, whose derivative at zero is not a number.
+  squares = jnp.sum(x * x)
+  norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+  x = x / (norm + eps)
+  for _ in range(iterations):
+    gram = x @ x.T
+    x = a * x + (b * gram + c * gram @ gram) @ x
+  return x.T if tall else x
+
+
+def muon(
+  learning_rate: Any,
+  momentum: Any = 0.95,
+  eps: Any = 1e-8,
+  weight_decay: Any = None,
+  *,
+  iterations: int = 5,
+  others: ReversibleOptimizer | None = None,
+  clip: Any = None,
+  preprocess: Any = None,
+  fraction_bits: Any = None,
+  floors: Any = None,
+  integer: Any = "int32",
+) -> Partition:
+  r"""Muon for matrices, Adam for the rest; every step can be undone.
+
+  .. math::
+    m' = \beta m + (1 - \beta)\, g, \qquad
+    \theta' = (1 - \alpha\lambda)\,\theta - \alpha
+      \sqrt{\max(1, n / m)}\;\mathrm{orthogonalise}(m' / (1 - \beta^t))
+
+  for arrays of shape [m, n] (Jordan et al. 2024), with the conventions of
+  `optax.contrib.muon(..., nesterov=False)`: Nesterov's form adds the gradient
+  at theta to theta itself, which no formula undoes.
+
+  Args:
+    learning_rate: alpha; see `revmom.sgd` for the kinds of hyperparameters.
+    momentum: beta, in (0, 1].
+    eps: added to the norm before the iteration; Adam's too.
+    weight_decay: lambda, decoupled; None is 0.
+    iterations: of Newton and Schulz.
+    others: for arrays that are not matrices; by default `revmom.adam` with
+      the same learning rate and eps.
+    clip: largest norm of all gradients together; see `revmom.sgd`.
+    preprocess: a stateless optax transformation of the gradients.
+    fraction_bits: of "params" (24) and "momentum" (28).
+    floors: smallest factors to make room for when they are traced.
+    integer: "int32", or "int64" where x64 is on.
+
+  Raises:
+    ValueError: momentum outside (0, 1], an unknown role, or a `preprocess` with
+      a state.
+
+  >>> import jax.numpy as jnp, revmom
+  >>> optimizer = revmom.muon(0.1)
+  >>> state = optimizer.init({"w": jnp.eye(2), "b": jnp.ones(2)}, num_steps=1)
+  >>> state = optimizer.forward(state, lambda p: p)
+  >>> bool((optimizer.params(state)["b"] == 0.9).all())
+  True
+  """
+  check_factor("momentum", momentum)
+  room = {MOMENTUM: floor(momentum)}
+  if weight_decay is not None:
+    room[PARAMS] = decay_floor(learning_rate, weight_decay)
+  matrices = Muon(
+    learning_rate=wrap(learning_rate),
+    momentum=wrap(momentum),
+    eps=wrap(eps),
+    weight_decay=wrap(weight_decay),
+    iterations=iterations,
+    **choices(
+      {MOMENTUM: 28, PARAMS: 24},
+      room,
+      clip=None,
+      preprocess=None,
+      fraction_bits=fraction_bits,
+      floors=floors,
+      integer=integer,
+    ),
+  )
+  if others is None:
+    bits = {PARAMS: dict(matrices.fraction_bits)[PARAMS]}
+    others = adam(learning_rate, eps=eps, fraction_bits=bits, integer=integer)
+  return partition(
+    {"matrices": matrices, "others": others},
+    _matrices_and_others,
+    clip=clip,
+    preprocess=preprocess,
+  )
+
+
+def _matrices_and_others(params: Any) -> Any:
+  return jax.tree.map(
+    lambda array: "matrices" if jnp.ndim(array) == 2 else "others", params
+  )
