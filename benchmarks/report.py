@@ -6,8 +6,6 @@ from typing import Any
 
 from interleaved import Spread, ratio, spread
 
-BEGIN = "<!-- reversible_training: begin -->"
-END = "<!-- reversible_training: end -->"
 _OURS = "revmom"
 _CHECKPOINTED = "scan, every step checkpointed"
 _EQUINOX = "equinox checkpointed loop"
@@ -116,18 +114,18 @@ def _floors_table(rows: list[dict[str, Any]]) -> str:
   words = {True: "reached", False: "**not reached**", None: "not measured"}
 
   def got(row):
-    return "" if row["got"] is None else _spread(Spread(*row["got"]))
+    return "" if row["got"] is None else spread_text(Spread(*row["got"]))
 
   body = [
     (
       row["name"],
-      f"≤ {_number(row['wanted'])}",
+      f"≤ {number_text(row['wanted'])}",
       got(row),
       words[row["reached"]],
     )
     for row in rows
   ]
-  return _table(("floor", "wanted", "measured", ""), body)
+  return table(("floor", "wanted", "measured", ""), body)
 
 
 def _run_tables(run: dict[str, Any]) -> str:
@@ -141,29 +139,29 @@ def _run_tables(run: dict[str, Any]) -> str:
   forward = [
     (
       name,
-      _milliseconds(row["median_s"] / steps),
-      _spread(Spread(*row["time_over_optax"])),
-      _bytes(row["temp_bytes"]),
-      _bytes(row["output_bytes"]),
+      milliseconds(row["median_s"] / steps),
+      spread_text(Spread(*row["time_over_optax"])),
+      byte_count(row["temp_bytes"]),
+      byte_count(row["output_bytes"]),
     )
     for name, row in run["forward"].items()
   ]
-  forward = _table(
+  forward = table(
     ("forward", "ms/step", "time over optax", "temp memory", "results"), forward
   )
   rows = run["hypergradient"]["contenders"]
   hyper = [
     (
       name,
-      _milliseconds(row["median_s"] / steps),
-      _spread(Spread(*row[f"time_over_{_OURS}"])),
-      _bytes(row["temp_bytes"]),
-      _number(row["temp_bytes"] / rows[_OURS]["temp_bytes"]),
+      milliseconds(row["median_s"] / steps),
+      spread_text(Spread(*row[f"time_over_{_OURS}"])),
+      byte_count(row["temp_bytes"]),
+      number_text(row["temp_bytes"] / rows[_OURS]["temp_bytes"]),
       _exactness(name, row, run["hypergradient"]["reference"]),
     )
     for name, row in rows.items()
   ]
-  hyper = _table(
+  hyper = table(
     (
       "forward + hypergradient",
       "ms/step",
@@ -228,11 +226,11 @@ def _steps_table(runs: list[dict[str, Any]]) -> str:
     for name, pick in columns.items()
   }
   body = [
-    (name, *map(_milliseconds, times), f"{max(times) / min(times):.2f}")
+    (name, *map(milliseconds, times), f"{max(times) / min(times):.2f}")
     for name, times in per_step.items()
   ]
   header = "ms/step, MLP", *(f"T = {run['steps']}" for run in own), "max / min"
-  return "### Time per step against the length of the run\n\n" + _table(
+  return "### Time per step against the length of the run\n\n" + table(
     header, body
   )
 
@@ -246,7 +244,7 @@ def _buffers_table(rows: list[dict[str, Any]]) -> str:
       f"{row['bound']:.2f}",
       f"{row['over_bound']:.4g}",
       f"{row['promised']:.2f}",
-      _bytes(row["schedule_bytes_shared"]),
+      byte_count(row["schedule_bytes_shared"]),
     )
     for row in rows
   ]
@@ -255,7 +253,7 @@ def _buffers_table(rows: list[dict[str, Any]]) -> str:
     "A head of 4 bytes and words of 1 byte, against T·log2(1/β)/8, what "
     "momentum forgets.  The limit is 1.03 times that, plus 0.002 bits a step "
     "and one word (4 bytes).  The schedule is shared by all parameters.\n\n"
-    + _table(
+    + table(
       ("β", "T", "bytes", "bound", "ratio", "limit", "schedule, once"), body
     )
   )
@@ -302,7 +300,7 @@ def _arithmetic(result: dict[str, Any]) -> str:
     f"takes {slower:.0f} times as long both ways, and holds "
     f"{cost['bignum_buffer_bytes']:.0f} bytes a parameter with Python's "
     "overhead.\n\n"
-    + _table(
+    + table(
       (
         "ns/parameter/step",
         "forward",
@@ -329,28 +327,27 @@ def _arithmetic(result: dict[str, Any]) -> str:
   )
 
 
-def _table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
   lines = [header, ("---",) * len(header), *body]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
   return f"{value:.2f}" if value >= 0.3 else f"1/{1 / value:.3g}"
 
 
-def _spread(values: Spread) -> str:
+def spread_text(values: Spread) -> str:
   if values.low == values.high:
-    return _number(values.median)
-  return (
-    f"{_number(values.median)} ({_number(values.low)}–{_number(values.high)})"
-  )
+    return number_text(values.median)
+  median, low, high = map(number_text, values)
+  return f"{median} ({low}–{high})"
 
 
-def _milliseconds(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
   return f"{seconds * 1e3:.3f}"
 
 
-def _bytes(count: float) -> str:
+def byte_count(count: float) -> str:
   for unit in ("B", "kB", "MB"):
     if count < 1000:
       return f"{count:.3g} {unit}"
@@ -358,12 +355,24 @@ def _bytes(count: float) -> str:
   return f"{count:.3g} GB"
 
 
-def insert(document: pathlib.Path, text: str) -> None:
-  """Puts the tables between their markers, appending these if need be."""
+def insert(document: pathlib.Path, text: str, name: str) -> None:
+  """Puts tables between a benchmark's markers, appending these if need be."""
+  begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
   old = document.read_text() if document.exists() else "# Benchmarks\n"
-  if BEGIN not in old:
-    old = f"{old.rstrip()}\n\n{BEGIN}\n{END}\n"
-  before, rest = old.split(BEGIN, 1)
-  after = rest.split(END, 1)[1]
+  if begin not in old:
+    old = f"{old.rstrip()}\n\n{begin}\n{end}\n"
+  before, rest = old.split(begin, 1)
+  after = rest.split(end, 1)[1]
   document.parent.mkdir(parents=True, exist_ok=True)
-  document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+  document.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+def measured_on(environment: dict[str, Any]) -> str:
+  """The machine and the versions, in words."""
+  versions = ", ".join(f"{k} {v}" for k, v in environment["versions"].items())
+  load = environment["load_before"]
+  idle = "" if load is None else f"; load before the start {load:.1f}"
+  return (
+    f"Measured on {environment['cores']} cores of {environment['processor']} "
+    f"({environment['device']}{idle}), {versions}."
+  )

@@ -132,7 +132,7 @@ def main(argv: list[str]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
   if document:
-    report.insert(pathlib.Path(document), text)
+    report.insert(pathlib.Path(document), text, "reversible_training")
 
 
 def measure_run(

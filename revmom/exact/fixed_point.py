@@ -78,7 +78,8 @@ def to_fine(
     upward: round up instead of to nearest, so that what is positive stays so.
 
   Returns:
-    Integers (i, f) of the type of `base`, for i + f / base; |f| <= base / 2.
+    Integers (i, f) of the type of `base`, for i + f / base; |f| <= base / 2
+    where i has not overflowed.
 
   >>> to_fine(jnp.array([0.8, -0.8]), 2, jnp.array(100))
   (Array([ 3, -3], dtype=int32), Array([ 20, -20], dtype=int32))
@@ -87,7 +88,6 @@ def to_fine(
   whole = jnp.round(scaled)
   pick = jnp.ceil if upward else jnp.round
   parts = pick((scaled - whole) * base.astype(values.dtype))
-  parts = jnp.where(jnp.abs(parts) <= base.astype(values.dtype), parts, 0)
   return to_fixed(values, fraction_bits, base.dtype), parts.astype(base.dtype)
 
 

@@ -94,8 +94,10 @@ def adamw(
       {\sqrt{v' / (1 - \beta_2^t) + \epsilon_{root}} + \epsilon}
 
   (Kingma & Ba 2015, Algorithm 1; Loshchilov & Hutter 2019, Algorithm 2), with
-  the conventions of `optax.adamw`.  m and v are kept to 2^-50 with int32, and
-  v is rounded up, so that no update divides by a v that was rounded to zero.
+  the conventions of `optax.adamw`.  With int32 m is kept to 2^-46 and v to
+  2^-48, v being rounded up, so that no update divides by a v that was rounded
+  to zero: elements whose gradients stay below some 2e-6 move less than with
+  infinite precision.
 
   Args:
     learning_rate: alpha; see `revmom.sgd` for the kinds of hyperparameters.
@@ -107,8 +109,9 @@ def adamw(
       0 <= learning_rate * weight_decay < 1.
     clip: largest norm of the gradients; see `revmom.sgd`.
     preprocess: a stateless optax transformation of the gradients.
-    fraction_bits: of "params" (24), "first_moment" and "second_moment" (28);
-      with int32 values reach 2^(30 - bits), with int64 all are 48.
+    fraction_bits: of "params" and "first_moment" (24) and "second_moment"
+      (26); with int32 values reach 2^(30 - bits), so that gradients may stay
+      at 4.  With int64 all are 48.
     floors: smallest factors to make room for when they are traced.
     integer: "int32", or "int64" where x64 is on.
 
@@ -141,7 +144,7 @@ def adamw(
     eps_root=wrap(eps_root),
     weight_decay=wrap(weight_decay),
     **choices(
-      {FIRST_MOMENT: 28, SECOND_MOMENT: 28, PARAMS: 24},
+      {FIRST_MOMENT: 24, SECOND_MOMENT: 26, PARAMS: 24},
       room,
       clip=clip,
       preprocess=preprocess,

@@ -112,7 +112,7 @@ def muon(
       the same learning rate and eps.
     clip: largest norm of all gradients together; see `revmom.sgd`.
     preprocess: a stateless optax transformation of the gradients.
-    fraction_bits: of "params" (24) and "momentum" (28).
+    fraction_bits: of "params" and "momentum" (24).
     floors: smallest factors to make room for when they are traced.
     integer: "int32", or "int64" where x64 is on.
 
@@ -138,7 +138,7 @@ def muon(
     weight_decay=wrap(weight_decay),
     iterations=iterations,
     **choices(
-      {MOMENTUM: 28, PARAMS: 24},
+      {MOMENTUM: 24, PARAMS: 24},
       room,
       clip=None,
       preprocess=None,

@@ -71,7 +71,7 @@ def signum(
     weight_decay: lambda, decoupled; None is 0.
     clip: largest norm of the gradients; see `revmom.sgd`.
     preprocess: a stateless optax transformation of the gradients.
-    fraction_bits: of "params" (24) and "momentum" (28).
+    fraction_bits: of "params" and "momentum" (24).
     floors: smallest factors to make room for when they are traced.
     integer: "int32", or "int64" where x64 is on.
 
@@ -94,7 +94,7 @@ def signum(
     momentum=wrap(momentum),
     weight_decay=wrap(weight_decay),
     **choices(
-      {MOMENTUM: 28, PARAMS: 24},
+      {MOMENTUM: 24, PARAMS: 24},
       room,
       clip=clip,
       preprocess=preprocess,

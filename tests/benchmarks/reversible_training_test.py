@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+BEFORE = "before\n<!-- name: begin -->\n"
+AFTER = "\n<!-- name: end -->\nafter\n"
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "reversible_training.py"
 
@@ -81,10 +83,10 @@ def test_tables_replace_only_what_is_between_the_markers(tmp_path, monkeypatch):
   import report
 
   document = tmp_path / "table.md"
-  document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-  report.insert(document, "new")
-  report.insert(document, "newer")
-  expected = f"before\n{report.BEGIN}\nnewer\n{report.END}\nafter\n"
+  document.write_text(BEFORE + "old" + AFTER)
+  report.insert(document, "new", "name")
+  report.insert(document, "newer", "name")
+  expected = BEFORE + "newer" + AFTER
   assert document.read_text() == expected
 
 

@@ -1,0 +1,41 @@
+"""Fences keep values, and keep compilers from fusing across them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from revmom.exact.fence import fence
+
+STEP = jnp.array(3, jnp.int32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_values_are_kept_bit_for_bit(dtype, x64):
+  values = np.array([0.0, -0.0, 1.5, -3e-39, np.inf, -np.inf, np.nan], dtype)
+  kept = np.asarray(jax.jit(fence)(jnp.asarray(values), STEP))
+  assert kept.tobytes() == values.tobytes()
+
+
+def draws():
+  rng = np.random.default_rng(0)
+  return [rng.normal(size=4096).astype(np.float32) for _ in range(3)]
+
+
+def test_a_product_is_rounded_before_a_sum():
+  a, b, c = draws()
+
+  @jax.jit
+  def separate(a, b, c, step):
+    return fence(a * b, step) + c
+
+  np.testing.assert_array_equal(separate(a, b, c, STEP), a * b + c)
+
+
+def test_without_it_the_same_equation_may_have_other_bits():
+  """If this fails, compilers have become kinder and fences superfluous."""
+  if jax.default_backend() != "cpu":
+    pytest.skip("what is fused depends on the backend")
+  a, b, c = draws()
+  fused = jax.jit(lambda a, b, c: a * b + c)(a, b, c)
+  assert np.any(np.asarray(fused) != a * b + c)

@@ -1,0 +1,392 @@
+"""Runs scripts/tune.py as a user would, on problems of their own."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "tune.py"
+PNG = b"\x89PNG"
+# All that two runs of the same bits may differ in.
+VARIES = {"seconds", "seconds_per_meta_step", "resumed_from"}
+
+INIT = """
+import jax, jax.numpy as jnp, optax, revmom
+
+def init(key):
+  return {"w": jax.random.normal(key, (3,)), "b": jnp.zeros(())}
+"""
+LOSS = """
+def loss_fn(params, batch):
+  x, y = batch
+  return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
+"""
+BATCHES = """
+def batches(key, step):
+  x = jax.random.normal(jax.random.fold_in(key, step), (8, 3))
+  return x, x @ jnp.array([1.0, -2.0, 0.5]) + 0.3
+"""
+VALIDATION = """
+validation_batch = batches(jax.random.key(9), 0)
+"""
+REGRESSION = INIT + LOSS + BATCHES + VALIDATION
+
+# Without randomness, so that NumPy can follow it.
+CURVATURES = 0.5, 1.0, 3.0
+START, TARGET = (1.0, -1.5, 0.5), (0.3, 0.2, -0.1)
+BOWL = f"""
+import jax.numpy as jnp
+import revmom
+
+def init(key):
+  return jnp.array({START})
+
+def batches(key, step):
+  return jnp.zeros(())
+
+def loss_fn(x, batch):
+  return 0.5 * jnp.sum(jnp.array({CURVATURES}) * x**2) + batch
+
+def validation_loss(x):
+  return jnp.sum((x - jnp.array({TARGET})) ** 2)
+
+def optimizer():
+  return revmom.sgd(0.3, 0.9)
+"""
+
+
+def command(*flags):
+  return [sys.executable, str(SCRIPT), *flags]
+
+
+def run(env, *flags):
+  return subprocess.run(
+    command(*flags), env=env, capture_output=True, text=True, timeout=280
+  )
+
+
+def problem(folder, text, name="mine.py"):
+  path = folder / name
+  path.write_text(text)
+  return f"--problem={path}"
+
+
+def result_of(workdir):
+  return json.loads((workdir / "result.json").read_text())
+
+
+def rows_of(workdir):
+  with open(workdir / "metrics.csv", newline="") as file:
+    return list(csv.DictReader(file))
+
+
+def steady(record):
+  return {k: v for k, v in record.items() if k not in VARIES}
+
+
+def values_of(workdir):
+  with np.load(workdir / "hyperparameters.npz") as file:
+    return dict(file)
+
+
+def bowl_loss(log_rate, logit_momentum, steps):
+  """The validation loss of BOWL after training in float64."""
+  rate, momentum = np.exp(log_rate), 1 / (1 + np.exp(-logit_momentum))
+  x, velocity = np.array(START), np.zeros(3)
+  for _ in range(steps):
+    velocity = momentum * velocity - rate * np.array(CURVATURES) * x
+    x = x + velocity
+  return np.sum((x - np.array(TARGET)) ** 2)
+
+
+def test_follows_the_hypergradient(user_env, tmp_path):
+  workdir = tmp_path / "out"
+  flags = "--steps=10", "--meta_steps=3", "--meta_learning_rate=0.7"
+  path = problem(tmp_path, BOWL)
+  done = run(user_env, path, *flags, f"--workdir={workdir}")
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == ""  # no progress bar: it is not a terminal
+  rows = rows_of(workdir)
+  start = np.array([np.log(0.3), np.log(0.9 / 0.1)])
+  assert float(rows[0]["validation_loss"]) == pytest.approx(
+    bowl_loss(*start, 10), rel=1e-5
+  )
+  gradient = [
+    (bowl_loss(*(start + e), 10) - bowl_loss(*(start - e), 10)) / 2e-5
+    for e in 1e-5 * np.eye(2)
+  ]
+  norm = float(rows[0]["hypergradient_norm"])
+  assert norm == pytest.approx(np.linalg.norm(gradient), rel=1e-4)
+  # Adam's first step goes as far as its learning rate, downhill.
+  after = start - 0.7 * np.sign(gradient)
+  assert float(rows[1]["learning_rate"]) == pytest.approx(
+    np.exp(after[0]), rel=1e-4
+  )
+  assert float(rows[1]["momentum"]) == pytest.approx(
+    1 / (1 + np.exp(-after[1])), rel=1e-4
+  )
+  # Momenta that the optimizer itself has no room for are given some.
+  result = result_of(workdir)
+  assert result["momentum_after"] < 0.7
+  assert result["validation_loss_after"] < result["validation_loss_before"] / 2
+  assert result["validation_loss_after"] == pytest.approx(
+    bowl_loss(
+      np.log(result["learning_rate_after"]),
+      np.log(result["momentum_after"] / (1 - result["momentum_after"])),
+      10,
+    ),
+    rel=1e-4,
+  )
+  for name in ("validation_loss", "learning_rate", "momentum"):
+    assert (workdir / f"{name}.png").read_bytes().startswith(PNG)
+
+
+def test_values_for_each_step_and_array(user_env, tmp_path):
+  schedule = """
+def optimizer():
+  schedule = optax.linear_schedule(0.02, 0.01, 10)
+  return revmom.sgd(schedule, 0.9, weight_decay=0.01)
+"""
+  workdir = tmp_path / "out"
+  done = run(
+    user_env,
+    problem(tmp_path, REGRESSION + schedule),
+    "--steps=10",
+    "--meta_steps=2",
+    "--tune=learning_rate,weight_decay",
+    "--per_step",
+    "--per_array",
+    "--nofresh_seeds",
+    f"--workdir={workdir}",
+  )
+  assert done.returncode == 0, done.stderr
+  values = values_of(workdir)
+  assert set(values) == {
+    f"{name}['{array}']"
+    for name in ("learning_rate", "weight_decay")
+    for array in "bw"
+  }
+  assert {array.shape for array in values.values()} == {(10,)}
+  rates = values["learning_rate['w']"]
+  start = np.linspace(0.02, 0.011, 10)
+  # Two steps of Adam, 0.1 each at most, on logarithms.
+  distance = np.abs(np.log(rates / start))
+  assert np.all(distance > 0.05) and np.all(distance < 0.21)
+  assert len(np.unique(values["weight_decay['b']"])) > 1
+  # The same run each time: the steps lower its loss.
+  losses = [float(row["validation_loss"]) for row in rows_of(workdir)]
+  assert losses[1] < losses[0]
+  assert result_of(workdir)["tuned_values"] == 40
+
+
+def test_one_step_of_one_array(user_env, tmp_path):
+  one = INIT.replace(', "b": jnp.zeros(())', "") + LOSS.replace(
+    ' + params["b"]', ""
+  )
+  workdir = tmp_path / "out"
+  done = run(
+    user_env,
+    problem(tmp_path, one + BATCHES + VALIDATION),
+    "--steps=1",
+    "--meta_steps=1",
+    "--tune=learning_rate",
+    "--per_array",
+    f"--workdir={workdir}",
+  )
+  assert done.returncode == 0, done.stderr
+  (rate,) = values_of(workdir).values()
+  assert rate.shape == ()
+  assert float(rows_of(workdir)[0]["learning_rate['w']"]) == pytest.approx(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", ["--fresh_seeds", "--nofresh_seeds"])
+def test_two_halves_end_in_the_bits_of_one_run(user_env, tmp_path, seeds):
+  path = problem(tmp_path, REGRESSION)
+  flags = path, "--steps=10", "--meta_learning_rate=0.3", seeds
+  whole, halves = tmp_path / "whole", tmp_path / "halves"
+  done = run(user_env, *flags, "--meta_steps=6", f"--workdir={whole}")
+  assert done.returncode == 0, done.stderr
+  for meta_steps in (3, 6):
+    flag = f"--meta_steps={meta_steps}"
+    done = run(user_env, *flags, flag, f"--workdir={halves}")
+    assert done.returncode == 0, done.stderr
+  result = result_of(halves)
+  assert result["resumed_from"] == 3
+  assert steady(result) == steady(result_of(whole))
+  assert [*map(steady, rows_of(halves))] == [*map(steady, rows_of(whole))]
+  values = values_of(halves)
+  for name, value in values_of(whole).items():
+    np.testing.assert_array_equal(value, values[name], strict=True)
+
+
+@pytest.mark.slow
+def test_results_of_another_run_are_left_alone(user_env, tmp_path):
+  workdir = f"--workdir={tmp_path / 'out'}"
+  flags = problem(tmp_path, REGRESSION), "--steps=10", workdir
+  done = run(user_env, *flags, "--meta_steps=2")
+  assert done.returncode == 0, done.stderr
+  for more, message in [
+    (("--meta_steps=2", "--per_step"), "--per_step=False there"),
+    (("--meta_steps=1",), "2 meta iterations, more than --meta_steps=1"),
+  ]:
+    done = run(user_env, *flags, *more)
+    assert done.returncode == 1
+    assert message in done.stderr
+  problem(tmp_path, REGRESSION + "\n# changed")
+  done = run(user_env, *flags, "--meta_steps=3")
+  assert done.returncode == 1
+  assert "another problem" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_at_most_one_meta_iteration(user_env, tmp_path):
+  path = problem(tmp_path, REGRESSION)
+  flags = path, "--steps=10", "--meta_steps=40"
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  done = run(user_env, *flags, f"--workdir={whole}")
+  assert done.returncode == 0, done.stderr
+
+  process = subprocess.Popen(
+    command(*flags, f"--workdir={broken}"),
+    env=user_env,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  metrics = broken / "metrics.csv"
+  try:
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and len(rows_of(broken)) >= 3):
+      assert process.poll() is None, "the script ended before it was killed"
+      assert time.monotonic() < deadline, "the moment never came"
+      time.sleep(0.0005)
+  finally:
+    process.kill()
+    process.wait()
+  known = len(rows_of(broken))
+  assert not (broken / "result.json").exists()
+  done = run(user_env, *flags, f"--workdir={broken}")
+  assert done.returncode == 0, done.stderr
+  # The table may lag by the row of a checkpoint just written.
+  assert known <= result_of(broken)["resumed_from"] <= known + 1
+  assert steady(result_of(broken)) == steady(result_of(whole))
+  assert [*map(steady, rows_of(broken))] == [*map(steady, rows_of(whole))]
+
+
+@pytest.mark.slow
+def test_the_example_gets_better(user_env, tmp_path):
+  done = run(user_env, "--meta_steps=20", f"--workdir={tmp_path}")
+  assert done.returncode == 0, done.stderr
+  result = result_of(tmp_path)
+  for loss in ("validation_loss", "test_loss"):
+    assert result[f"{loss}_after"] < result[f"{loss}_before"] / 3
+  assert result["learning_rate_after"] > 2 * result["learning_rate_before"]
+  rows = rows_of(tmp_path)
+  # It compiles once: all iterations but the first take a fraction of it.
+  assert float(rows[1]["seconds"]) < float(rows[0]["seconds"]) / 2
+
+
+@pytest.mark.parametrize(
+  ("text", "rate", "moment", "reason"),
+  [
+    (
+      "def optimizer(): return revmom.sgd(1e6, 0.9)",
+      0.1,
+      "evaluation 0 of 10 is not finite, at learning_rate 1e+06",
+      "left the grid",
+    ),
+    (
+      "def validation_loss(params): return jnp.sqrt(0 * params['b'])",
+      0.1,
+      "meta iteration 0 has hypergradient_norm=nan, at learning_rate 0.01",
+      "root or logarithm at zero",
+    ),
+    ("", 30, "meta iteration 1 has", "lower --meta_learning_rate"),
+  ],
+  ids=["start", "hypergradient", "later"],
+)
+def test_what_is_not_finite_stops_the_run(
+  user_env, tmp_path, text, rate, moment, reason
+):
+  workdir = tmp_path / "out"
+  done = run(
+    user_env,
+    problem(tmp_path, REGRESSION + text),
+    "--steps=10",
+    "--meta_steps=3",
+    f"--meta_learning_rate={rate}",
+    f"--workdir={workdir}",
+  )
+  assert done.returncode == 1
+  assert f"error: {moment}" in done.stderr
+  assert reason in done.stderr
+  assert not (workdir / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--meta_step=3"], "Did you mean: meta_steps"),
+    (["--steps=0"], "steps"),
+    (["--tune=lr"], "are learning_rate, momentum; lr is not one"),
+    (["--tune=weight_decay"], "weight_decay is not in use"),
+    (["--tune="], "name each hyperparameter once"),
+    (["--problem=absent.py"], "absent.py is not a file"),
+    (["example"], "flags begin --"),
+  ],
+)
+def test_a_wrong_flag_is_named(user_env, flags, message):
+  done = run(user_env, *flags)
+  assert done.returncode != 0
+  assert message in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (INIT, "does not define batches(key, step) -> batch; loss_fn(params"),
+    (INIT + LOSS + BATCHES, "does not define validation_loss(params)"),
+    (REGRESSION + "loss_fn = 3", "loss_fn of {path} is not a function"),
+    ("import jax\nimport nothing_at_all", "ModuleNotFoundError in line 2"),
+    ("def init(key", "SyntaxError"),
+    (
+      REGRESSION + "def loss_fn(params): return 0.0",
+      "loss_fn of {path} raised TypeError: loss_fn() takes 1",
+    ),
+    (
+      REGRESSION + "def validation_loss(params): return params['w']",
+      "must return one floating-point number",
+    ),
+    (
+      REGRESSION + "def optimizer(): return optax.sgd(0.1)",
+      "must return an optimizer of revmom",
+    ),
+    (
+      REGRESSION + "def optimizer(): return revmom.sgd(0.1, 1.0)",
+      "momentum starts at 1; tuning keeps it between 0 and 1",
+    ),
+    (
+      REGRESSION
+      + "def optimizer(): return revmom.sgd(lambda t: 0.1 / (1 + t), 0.9)",
+      "varies with the step; give --per_step",
+    ),
+    (
+      REGRESSION
+      + "def optimizer(): return revmom.sgd({'w': 0.1, 'b': 0.2}, 0.9)",
+      "varies with the parameter array; give --per_array",
+    ),
+  ],
+)
+def test_what_is_wrong_with_a_problem_is_one_line(
+  user_env, tmp_path, text, message
+):
+  path = problem(tmp_path, text)
+  done = run(user_env, path)
+  assert done.returncode == 1
+  assert message.replace("{path}", path) in done.stderr
+  assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
