@@ -461,3 +461,61 @@ def test_vmap_over_betas():
 def test_only_int32_and_int64():
   with pytest.raises(ValueError, match="int16; use int32 or int64"):
     bit_buffer.init(jnp.zeros(3, jnp.int16), 1)
+
+
+# Increments below the grid.
+
+
+@st.composite
+def finer_numbers(draw, bits):
+  """(i, r, b, b', j, parts) with everything on the grid."""
+  i, r, before, after = draw(numbers(bits))
+  half = after >> 1
+  parts = draw(st.sampled_from([0, half, -half]) | st.integers(-half, half))
+  j = draw(st.integers(-(2**20), 2**20))
+  i = max(-LIMIT[bits] + 2**21, min(LIMIT[bits] - 2**21, i))
+  return i, r, before, after, j, parts
+
+
+@jax.jit
+def _there_and_back(i, r, forward, inverse, j, parts):
+  never, row = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+  step = bit_buffer.Schedule(never, row, forward, inverse)
+  total, buffer = bit_buffer.multiply_add(
+    i, bit_buffer.init(i, 0)._replace(remainder=r), step, j, parts
+  )
+  return (total, buffer.remainder), bit_buffer.subtract_divide(
+    total, buffer, step, j, parts
+  )
+
+
+def check_finer(drawn, bits):
+  i, r, before, after, j, parts = zip(*drawn, strict=True)
+  (total, remainder), back = jax.vmap(_there_and_back)(
+    integers(i, bits),
+    integers(r, bits),
+    ratio(before, after, bits),
+    ratio(after, before, bits),
+    integers(j, bits),
+    integers(parts, bits),
+  )
+  for n, total_, remainder_ in zip(
+    drawn, ints(total), ints(remainder), strict=True
+  ):
+    i_, r_, b, c, j_, parts_ = n
+    assert i_ * b + r_ + j_ * c + parts_ == total_ * c + remainder_
+    assert -(c >> 1) <= remainder_ < c - (c >> 1)
+  assert ints(back[0]) == list(i)
+  assert ints(back[1]) == list(r)
+
+
+@quick
+@given(rows(finer_numbers(32)))
+def test_increments_may_be_finer_than_the_grid_int32(drawn):
+  check_finer(drawn, 32)
+
+
+@settings(quick, **shared)
+@given(drawn=rows(finer_numbers(64)))
+def test_increments_may_be_finer_than_the_grid_int64(x64, drawn):
+  check_finer(drawn, 64)

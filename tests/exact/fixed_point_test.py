@@ -181,3 +181,28 @@ def test_largest_is_the_last_float_inside():
   assert ints(inside) == [LIMIT[32], -LIMIT[32]]
   outside = fixed_point.to_fixed(jnp.array([beyond, -beyond]), 24)
   assert ints(outside) == [LOWEST[32]] * 2
+
+
+@pytest.mark.parametrize("upward", [False, True])
+@pytest.mark.parametrize("base", [2**15, 4_194_304, 2**30 - 7])
+def test_fine_grids(upward, base):
+  rng = np.random.default_rng(0)
+  values = rng.normal(size=1000).astype(np.float32) * 10.0 ** rng.integers(
+    -9, 1, 1000
+  ).astype(np.float32)
+  whole, parts = fixed_point.to_fine(
+    jnp.asarray(values), 24, jnp.array(base), upward
+  )
+  exact = [Fraction(float(v)) * 2**24 * base for v in values]
+  got = [i * base + f for i, f in zip(ints(whole), ints(parts), strict=True)]
+  # A float32 holds 24 bits of the parts of a unit.
+  slack = 1 + base * Fraction(1, 2**24)
+  assert all(abs(a - b) <= slack for a, b in zip(got, exact, strict=True))
+  assert all(abs(f) <= base // 2 + slack for f in ints(parts))
+  if upward:
+    assert all(a > 0 for a, v in zip(got, values, strict=True) if v > 0)
+  back = fixed_point.from_fine(whole, parts, jnp.array(base), 24)
+  errors = np.abs(np.asarray(back) - values)
+  assert np.all(
+    errors <= np.abs(values) * 2.0**-23 + 2.0**-47 + 2.0**-24 / base
+  )

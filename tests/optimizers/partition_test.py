@@ -132,7 +132,9 @@ def test_as_optax():
   start = params = transformation.params(state)
   gradient = jax.jit(jax.grad(loss))
   for t in range(10):
-    updates, state = transformation.update(gradient(params, x[t]), state, params)
+    updates, state = transformation.update(
+      gradient(params, x[t]), state, params
+    )
     params = optax.apply_updates(params, updates)
   for t in reversed(range(10)):
     params, state = transformation.inverse(
@@ -217,5 +219,7 @@ def test_gradients_go_through_the_average(x64):
   "name", ["nesterov", "lion", "lars", "lamb", "adamax", "amsgrad"]
 )
 def test_what_has_no_inverse_says_why(name):
-  with pytest.raises(ValueError, match=f"{name} has no explicit inverse: .*Use"):
+  with pytest.raises(
+    ValueError, match=f"{name} has no explicit inverse: .*Use"
+  ):
     getattr(revmom, name)(0.1)
