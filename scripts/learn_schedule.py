@@ -36,14 +36,12 @@ from typing import Any, NamedTuple
 import datasets
 import experiment
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import schedule_figures
+import schedules
 from absl import flags, logging
 from tqdm import tqdm
-
-import revmom
 
 _DATASET = flags.DEFINE_enum(
   "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
@@ -75,11 +73,6 @@ _META_LEARNING_RATE = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
-_HIDDEN = 50, 50, 50
-# Where learning starts, from the paper.
-_LOG_SCALE, _LOG_RATE, _LOGIT_MOMENTUM = -3.0, -1.0, 0.0
-# Buffers leave room for momenta whose geometric mean over the steps is this.
-_MOMENTUM_FLOOR = 0.1
 _EVALUATION_SEEDS = 10
 # May differ between a run and its resumption.
 _LOCAL = ("data_dir", "meta_steps")
@@ -99,115 +92,12 @@ class Config:
   seed: int = 0
 
 
-class Hypers(NamedTuple):
-  """What is learned; arrays are weights 1, biases 1, weights 2, ..."""
-
-  log_scale: Any  # [arrays]
-  log_rate: Any  # [steps, arrays]
-  logit_momentum: Any  # [steps, arrays]
-
-
-class Problem(NamedTuple):
-  """The network, its data and the keys of all randomness."""
-
-  shapes: list[tuple[int, ...]]  # of the arrays
-  train: tuple[jax.Array, jax.Array]  # images [N, pixels] and labels
-  validation: tuple[jax.Array, jax.Array]
-  test: tuple[jax.Array, jax.Array]
-  meta_key: jax.Array
-  evaluation_key: jax.Array
-
-
 class Learned(NamedTuple):
   """The state of the meta optimisation: all that a checkpoint holds."""
 
-  hypers: Hypers
+  hypers: schedules.Hypers
   meta_state: Any  # of Adam
   rows: list[dict[str, float]]  # of metrics.csv, one a meta iteration
-
-
-def pose(config: Config) -> Problem:
-  """Loads the data; the mean training image is subtracted everywhere."""
-  data = datasets.load(config.dataset, config.data_dir)
-  mean = data.train_images.mean(0)
-  prepare = lambda images, labels: (
-    jnp.asarray((images - mean).reshape(len(images), -1)),
-    jnp.asarray(labels),
-  )
-  sizes = mean.size, *_HIDDEN, int(data.train_labels.max()) + 1
-  shapes: list[tuple[int, ...]] = []
-  for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
-    shapes += [(fan_in, fan_out), (fan_out,)]
-  meta_key, evaluation_key = jax.random.split(jax.random.key(config.seed))
-  return Problem(
-    shapes,
-    prepare(data.train_images, data.train_labels),
-    prepare(data.validation_images, data.validation_labels),
-    prepare(data.test_images, data.test_labels),
-    meta_key,
-    evaluation_key,
-  )
-
-
-def initial_hypers(problem: Problem, config: Config) -> Hypers:
-  """The paper's: scales e^-3, learning rates e^-1, momenta 1/2."""
-  arrays = len(problem.shapes)
-  # With a dtype, or they would be weakly typed and the step compiled twice.
-  fill = lambda shape, value: jnp.full(shape, value, jnp.float32)
-  return Hypers(
-    fill(arrays, _LOG_SCALE),
-    fill((config.steps, arrays), _LOG_RATE),
-    fill((config.steps, arrays), _LOGIT_MOMENTUM),
-  )
-
-
-def mean_loss(params: list, images: jax.Array, labels: jax.Array) -> jax.Array:
-  """Cross-entropy of the network, in nats."""
-  x = images
-  for weights, biases in zip(params[0::2], params[1::2], strict=True):
-    scores = x @ weights + biases
-    x = jnp.tanh(scores)
-  losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
-  return losses.mean()
-
-
-def batch_loss(params, indices, images, labels):
-  """The loss of one SGD step."""
-  return mean_loss(params, images[indices], labels[indices])
-
-
-def optimizer_of(hypers: Hypers) -> Any:
-  """SGD v' = b v - (1 - b) g, x' = x + a v' with all a and b learned."""
-  columns = lambda table: list(table.T)
-  return revmom.sgd(
-    learning_rate=columns(jnp.exp(hypers.log_rate)),
-    momentum=columns(jax.nn.sigmoid(hypers.logit_momentum)),
-    form="ema",
-    floors={"velocity": _MOMENTUM_FLOOR},
-  )
-
-
-def train(
-  problem: Problem, config: Config, hypers: Hypers, key: jax.Array
-) -> revmom.Run:
-  """One training run, from weights and biases that `key` draws."""
-  weights_key, batch_key = jax.random.split(key)
-  keys = jax.random.split(weights_key, len(problem.shapes))
-  params = [
-    scale * jax.random.normal(k, shape)
-    for scale, k, shape in zip(
-      jnp.exp(hypers.log_scale), keys, problem.shapes, strict=True
-    )
-  ]
-  indices = jax.random.randint(
-    batch_key,
-    (config.steps, config.batch_size),
-    0,
-    problem.train[1].shape[0],
-  )
-  return revmom.train(
-    batch_loss, optimizer_of(hypers), params, indices, *problem.train
-  )
 
 
 def meta_optimizer(config: Config) -> optax.GradientTransformation:
@@ -215,14 +105,14 @@ def meta_optimizer(config: Config) -> optax.GradientTransformation:
   return optax.adam(config.meta_learning_rate)
 
 
-def meta_iteration(problem: Problem, config: Config) -> Callable:
+def meta_iteration(problem: schedules.Problem, config: Config) -> Callable:
   """(hypers, meta state, number) -> the next ones, and figures."""
 
   def losses_of(hypers, key):
-    run = train(problem, config, hypers, key)
+    run = schedules.train(problem, config.batch_size, hypers, key)
     losses = {
-      "training": mean_loss(run.params, *problem.train),
-      "validation": mean_loss(run.params, *problem.validation),
+      "training": schedules.mean_loss(run.params, *problem.train),
+      "validation": schedules.mean_loss(run.params, *problem.validation),
     }
     return losses[config.objective], losses
 
@@ -241,17 +131,17 @@ def meta_iteration(problem: Problem, config: Config) -> Callable:
   return step
 
 
-def evaluation(problem: Problem, config: Config) -> Callable:
+def evaluation(problem: schedules.Problem, config: Config) -> Callable:
   """hypers -> losses after and during training, for each of fresh seeds."""
 
   @jax.jit
   def evaluate(hypers):
     def one(key):
-      run = train(problem, config, hypers, key)
+      run = schedules.train(problem, config.batch_size, hypers, key)
       return {
-        "train_loss": mean_loss(run.params, *problem.train),
-        "validation_loss": mean_loss(run.params, *problem.validation),
-        "test_loss": mean_loss(run.params, *problem.test),
+        "train_loss": schedules.mean_loss(run.params, *problem.train),
+        "validation_loss": schedules.mean_loss(run.params, *problem.validation),
+        "test_loss": schedules.mean_loss(run.params, *problem.test),
         "curve": run.losses,
       }
 
@@ -262,7 +152,7 @@ def evaluation(problem: Problem, config: Config) -> Callable:
 
 
 def learn(
-  problem: Problem,
+  problem: schedules.Problem,
   config: Config,
   learned: Learned,
   save: Callable[[Learned], None],
@@ -289,7 +179,11 @@ def learn(
     seconds = time.perf_counter() - start
     # The scales that this iteration's losses belong to.
     scales = dict(
-      zip(scale_columns(problem), map(float, hypers.log_scale), strict=True)
+      zip(
+        schedules.scale_columns(problem),
+        map(float, hypers.log_scale),
+        strict=True,
+      )
     )
     rows = [*rows, {"meta_step": number, **figures, **scales}]
     rows[-1]["seconds"] = seconds
@@ -300,9 +194,9 @@ def learn(
 
 
 def check_finite(
-  problem: Problem,
+  problem: schedules.Problem,
   config: Config,
-  hypers: Hypers,
+  hypers: schedules.Hypers,
   number: int,
   figures: dict[str, float],
 ) -> None:
@@ -311,10 +205,12 @@ def check_finite(
   if not bad:
     return
   key = jax.random.fold_in(problem.meta_key, number)
-  run = jax.jit(functools.partial(train, problem, config))(hypers, key)
+  run = jax.jit(functools.partial(schedules.train, problem, config.batch_size))(
+    hypers, key
+  )
   reason = "lower --meta_learning_rate."
   try:
-    optimizer_of(hypers).check(run.state)
+    schedules.optimizer_of(hypers).check(run.state)
   except ValueError as error:
     reason = f"{error}  Here: lower --meta_learning_rate."
   raise FloatingPointError(
@@ -322,7 +218,9 @@ def check_finite(
   )
 
 
-def forgotten_bits(problem: Problem, hypers: Hypers) -> float:
+def forgotten_bits(
+  problem: schedules.Problem, hypers: schedules.Hypers
+) -> float:
   """The bits that momentum forgets a step and parameter: mean log2(1/b)."""
   sizes = [math.prod(shape) for shape in problem.shapes]
   momenta = np.asarray(jax.nn.sigmoid(hypers.logit_momentum), np.float64)
@@ -330,10 +228,14 @@ def forgotten_bits(problem: Problem, hypers: Hypers) -> float:
   return float(np.average(bits, weights=sizes))
 
 
-def buffer_bits(problem: Problem, config: Config, hypers: Hypers) -> float:
+def buffer_bits(
+  problem: schedules.Problem, config: Config, hypers: schedules.Hypers
+) -> float:
   """The bits that a run's buffers have room for, per parameter and step."""
   run = jax.eval_shape(
-    functools.partial(train, problem, config), hypers, problem.meta_key
+    functools.partial(schedules.train, problem, config.batch_size),
+    hypers,
+    problem.meta_key,
   )
   buffers = [
     buffer for leaf in run.state.leaves for buffer in leaf.buffers.values()
@@ -343,15 +245,6 @@ def buffer_bits(problem: Problem, config: Config, hypers: Hypers) -> float:
   return (
     8 * sum(a.size * a.dtype.itemsize for a in arrays) / (size * config.steps)
   )
-
-
-def scale_columns(problem: Problem) -> list[str]:
-  """Names of the 8 log scales."""
-  return [
-    f"log_scale_{kind}_{layer}"
-    for layer in range(1, len(problem.shapes) // 2 + 1)
-    for kind in ("weights", "biases")
-  ]
 
 
 def resume(
@@ -394,7 +287,7 @@ def write_metrics(workdir: pathlib.Path, rows: list[dict]) -> None:
 
 def write(
   workdir: pathlib.Path,
-  problem: Problem,
+  problem: schedules.Problem,
   config: Config,
   learned: Learned,
   evaluations: tuple[dict, dict],
@@ -413,12 +306,15 @@ def write(
       config.objective,
     ),
     "learning_rates": schedule_figures.schedules(
-      rates, math.exp(_LOG_RATE), "learning rate"
+      rates, math.exp(schedules.LOG_RATE), "learning rate"
     ),
     "momenta": schedule_figures.schedules(momenta, 0.5, "momentum", 1),
     "scales": schedule_figures.scales(
       np.array(
-        [[row[name] for name in scale_columns(problem)] for row in learned.rows]
+        [
+          [row[name] for name in schedules.scale_columns(problem)]
+          for row in learned.rows
+        ]
         + [np.asarray(hypers.log_scale)]
       ),
       [shape[0] for shape in problem.shapes[::2]],
@@ -446,8 +342,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     FloatingPointError: a loss or a hypergradient was not finite.
   """
   start_time = time.perf_counter()
-  problem = pose(config)
-  initial = initial_hypers(problem, config)
+  data = datasets.load(config.dataset, config.data_dir)
+  problem = schedules.pose(data, config.seed)
+  initial = schedules.initial_hypers(problem, config.steps)
   learned = Learned(initial, meta_optimizer(config).init(initial), [])
   path = experiment.folder(workdir)
   save = lambda learned: None
@@ -490,7 +387,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     "bits_per_parameter_step_before": forgotten_bits(problem, initial),
     "bits_per_parameter_step_after": forgotten_bits(problem, learned.hypers),
     "buffer_bits_per_parameter_step": buffer_bits(problem, config, initial),
-    **dict(zip(scale_columns(problem), scales, strict=True)),
+    **dict(zip(schedules.scale_columns(problem), scales, strict=True)),
     "resumed_from": done_before,
     "seconds_per_meta_step": statistics.median(seconds),
     "seconds": time.perf_counter() - start_time,

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-MODES = ("auto", "forward_over_reverse", "reverse_over_reverse")
+MODES = ("auto", "forward_over_reverse", "reverse_over_reverse", "recompute")
 
 Loss = Callable[[Any, Any], jax.Array]  # (params, others) -> []
 # (gradient_bar, value_bar or None) -> (params_bar, others_bar)
@@ -28,14 +29,8 @@ def forward_over_reverse(loss: Loss, params: Any, others: Any):
   (value, gradient, others_gradient), tangent = jax.linearize(gradients, params)
 
   def pullback(gradient_bar, value_bar):
-    _, params_bar, others_bar = tangent(gradient_bar)
-    if value_bar is None:
-      return params_bar, others_bar
-    plus = lambda bar, grad: bar + value_bar.astype(grad.dtype) * grad
-    return (
-      jax.tree.map(plus, params_bar, gradient),
-      jax.tree.map(plus, others_bar, others_gradient),
-    )
+    _, *bars = tangent(gradient_bar)
+    return _plus(tuple(bars), (gradient, others_gradient), value_bar)
 
   return value, gradient, pullback
 
@@ -50,6 +45,34 @@ def reverse_over_reverse(loss: Loss, params: Any, others: Any):
     return vjp((value_bar.astype(value.dtype), gradient_bar))
 
   return value, gradient, pullback
+
+
+def recompute(loss: Loss, params: Any, others: Any):
+  """Value, gradient and pullback; the pullback computes the gradient again.
+
+  Forward over reverse without anything kept between the two, so that a model
+  that recomputes its activations (`jax.checkpoint`) still does: linearising it
+  would store them.
+  """
+  value, gradient = jax.value_and_grad(loss)(params, others)
+
+  def pullback(gradient_bar, value_bar):
+    # The barrier keeps compilers from sharing what should be recomputed.
+    point, along = lax.optimization_barrier((params, gradient_bar))
+    gradients = lambda params: jax.grad(loss, (0, 1))(params, others)
+    grads, bars = jax.jvp(gradients, (point,), (along,))
+    return _plus(bars, grads, value_bar)
+
+  return value, gradient, pullback
+
+
+def _plus(bars: Any, grads: Any, value_bar: jax.Array | None) -> Any:
+  """The cotangents, with those of the value itself."""
+  if value_bar is None:
+    return bars
+  return jax.tree.map(
+    lambda bar, grad: bar + value_bar.astype(grad.dtype) * grad, bars, grads
+  )
 
 
 def check_mode(mode: str) -> None:
@@ -73,6 +96,8 @@ def choose(mode: str, loss: Loss, params: Any, others: Any) -> Callable:
     return reverse_over_reverse
   if mode == "forward_over_reverse":
     return forward_over_reverse
+  if mode == "recompute":
+    return recompute
 
   def product(params, others):
     gradient = lambda params: jax.grad(loss)(params, others)

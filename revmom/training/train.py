@@ -82,8 +82,10 @@ def train(
       chosen.
     words: "device", "host" or "recompute": where buffers may go.
     checksum_every: steps between the checksums that locate a divergence.
-    second_order_mode: "forward_over_reverse", "reverse_over_reverse" or
-      "auto": how Hessian-vector products are computed.
+    second_order_mode: how Hessian-vector products are computed:
+      "forward_over_reverse", "reverse_over_reverse", "auto" (the first of
+      these that works), or "recompute", which costs one more gradient a step
+      and keeps nothing in between: for models with `jax.checkpoint`.
 
   Returns:
     A `Run` of params, losses and state.

@@ -45,7 +45,11 @@ def close(a, b):
 
 @pytest.mark.parametrize(
   "evaluate",
-  [second_order.forward_over_reverse, second_order.reverse_over_reverse],
+  [
+    second_order.forward_over_reverse,
+    second_order.reverse_over_reverse,
+    second_order.recompute,
+  ],
 )
 @pytest.mark.parametrize("with_value", [True, False])
 def test_pullback_equals_autodiff(point, evaluate, with_value):

@@ -190,9 +190,9 @@ def test_through_clipping(x64):
 
 
 @pytest.mark.parametrize(
-  "mode", ["forward_over_reverse", "reverse_over_reverse"]
+  "mode", ["forward_over_reverse", "reverse_over_reverse", "recompute"]
 )
-def test_both_second_order_modes(x64, mode):
+def test_second_order_modes(x64, mode):
   hypers = jax.tree.map(jnp.asarray, HYPERS["with decay"]())
   args = jnp.asarray(0.1), jnp.linspace(0.5, 1.5, EXAMPLES)
   ours, theirs = both(
