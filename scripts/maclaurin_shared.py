@@ -9,6 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+import revmom
+
+# The authors' momenta are fractions n / 2^16, rounded up.
+DENOMINATOR = 65536
+GRID_REMEDY = "a value left its grid or the training diverged."
+META_REMEDY = "take fewer --meta_steps; the step sizes are the paper's."
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -135,3 +142,8 @@ def normal_arrays(
   vector = draws.randn(sum(sizes)) * np.exp(log_scale)
   pieces = np.split(vector, np.cumsum(sizes)[:-1])
   return [piece.reshape(s) for piece, s in zip(pieces, shapes, strict=True)]
+
+
+def inner_optimizer() -> Any:
+  """Figures 8, 9 and 10 train with rate 1 and momentum 0.9."""
+  return revmom.sgd(1.0, 0.9, form="ema")

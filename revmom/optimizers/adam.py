@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from revmom.optimizers.choices import check_factor, choices, decay_floor, floor
+from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.dynamics import PARAMS
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.reversible import ReversibleOptimizer
@@ -19,12 +19,10 @@ FIRST_MOMENT, SECOND_MOMENT = "first_moment", "second_moment"
 class Adam(ReversibleOptimizer, kw_only=True):
   """Adam; build it with `adam` or `adamw`."""
 
-  learning_rate: Any
   b1: Any
   b2: Any
   eps: Any
   eps_root: Any = None
-  weight_decay: Any = None
   fine: tuple[str, ...] = struct.field(
     pytree_node=False, default=(FIRST_MOMENT, SECOND_MOMENT)
   )
@@ -33,10 +31,7 @@ class Adam(ReversibleOptimizer, kw_only=True):
   )
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    factors = {FIRST_MOMENT: 1 - self.b1, SECOND_MOMENT: 1 - self.b2}
-    if self.weight_decay is not None:
-      factors[PARAMS] = self.learning_rate * self.weight_decay
-    return factors
+    return {FIRST_MOMENT: 1 - self.b1, SECOND_MOMENT: 1 - self.b2}
 
   def increment(
     self,
@@ -134,18 +129,16 @@ def adamw(
   check_factor("b1", b1)
   check_factor("b2", b2)
   room = {FIRST_MOMENT: floor(b1), SECOND_MOMENT: floor(b2)}
-  if weight_decay is not None:
-    room[PARAMS] = decay_floor(learning_rate, weight_decay)
   return Adam(
-    learning_rate=wrap(learning_rate),
     b1=wrap(b1),
     b2=wrap(b2),
     eps=wrap(eps),
     eps_root=wrap(eps_root),
-    weight_decay=wrap(weight_decay),
     **choices(
       {FIRST_MOMENT: 24, SECOND_MOMENT: 26, PARAMS: 24},
       room,
+      learning_rate=learning_rate,
+      weight_decay=weight_decay,
       clip=clip,
       preprocess=preprocess,
       fraction_bits=fraction_bits,

@@ -9,12 +9,15 @@ import numpy as np
 import optax
 
 from revmom.optimizers import hyperparameters
+from revmom.optimizers.dynamics import PARAMS
 
 
 def choices(
   bits: Mapping[str, int],
   factor_floors: Mapping[str, float],
   *,
+  learning_rate: Any,
+  weight_decay: Any = None,
   clip: Any,
   preprocess: optax.GradientTransformation | None,
   fraction_bits: Mapping[str, int] | None,
@@ -26,7 +29,9 @@ def choices(
   Args:
     bits: role -> fraction bits, in the order of a step; with int64 all are 48.
     factor_floors: role -> the smallest factor that buffers leave room for.
-    clip: as the user gave it, like all that follow.
+    learning_rate: as the user gave it, like all that follow.
+    weight_decay: decoupled.
+    clip: the largest norm of the gradients.
     preprocess: a stateless transformation.
     fraction_bits: override `bits`.
     floors: override `factor_floors`.
@@ -39,7 +44,12 @@ def choices(
   integer = _check_integer(integer)
   if integer == np.dtype("int64"):
     bits = dict.fromkeys(bits, 48)
+  if weight_decay is not None:
+    room = _decay_floor(learning_rate, weight_decay)
+    factor_floors = {**factor_floors, PARAMS: room}
   return {
+    "learning_rate": hyperparameters.wrap(learning_rate),
+    "weight_decay": hyperparameters.wrap(weight_decay),
     "clip": hyperparameters.wrap(clip),
     "preprocess": preprocess,
     "fraction_bits": tuple(
@@ -88,7 +98,7 @@ def floor(factor: Any) -> float:
   return 0.5 if smallest is None else roomy_floor(smallest)
 
 
-def decay_floor(learning_rate: Any, weight_decay: Any) -> float:
+def _decay_floor(learning_rate: Any, weight_decay: Any) -> float:
   """Likewise for 1 - learning_rate * weight_decay, by default 0.99."""
   rate = hyperparameters.extreme(learning_rate, np.max)
   decay = hyperparameters.extreme(weight_decay, np.max)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from revmom.optimizers.adam import adam, weight
-from revmom.optimizers.choices import check_factor, choices, decay_floor, floor
+from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.dynamics import PARAMS
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.partition import Partition, partition
@@ -22,18 +22,13 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 class Muon(ReversibleOptimizer, kw_only=True):
   """Muon for matrices; build it with `muon`."""
 
-  learning_rate: Any
   momentum: Any
   eps: Any
-  weight_decay: Any = None
   iterations: int = struct.field(pytree_node=False, default=5)
   fine: tuple[str, ...] = struct.field(pytree_node=False, default=(MOMENTUM,))
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    factors = {MOMENTUM: 1 - self.momentum}
-    if self.weight_decay is not None:
-      factors[PARAMS] = self.learning_rate * self.weight_decay
-    return factors
+    return {MOMENTUM: 1 - self.momentum}
 
   def increment(
     self,
@@ -129,17 +124,15 @@ def muon(
   """
   check_factor("momentum", momentum)
   room = {MOMENTUM: floor(momentum)}
-  if weight_decay is not None:
-    room[PARAMS] = decay_floor(learning_rate, weight_decay)
   matrices = Muon(
-    learning_rate=wrap(learning_rate),
     momentum=wrap(momentum),
     eps=wrap(eps),
-    weight_decay=wrap(weight_decay),
     iterations=iterations,
     **choices(
       {MOMENTUM: 24, PARAMS: 24},
       room,
+      learning_rate=learning_rate,
+      weight_decay=weight_decay,
       clip=None,
       preprocess=None,
       fraction_bits=fraction_bits,

@@ -67,6 +67,8 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     fine: roles whose increments are added below the resolution of their grid,
       into the remainder; each must have a factor, which may be 1.
     nonnegative: fine roles whose increments are rounded up.
+    learning_rate, weight_decay: theta is multiplied by one minus their product
+      in every step; without a weight decay it is not.
     clip: largest norm of the gradients, of all together, or of each array if
       it is a pytree like the parameters; None is no limit.
     average: factor rho of an average of the parameters, see `averaged`.
@@ -79,6 +81,8 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       hyperparameter does.
   """
 
+  learning_rate: Any = None
+  weight_decay: Any = None
   clip: Any = None
   average: Any = None
   fraction_bits: tuple[tuple[str, int], ...] = struct.field(pytree_node=False)
@@ -95,7 +99,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
   # The three equations.
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    """1 - rho of every role that is multiplied, equations (1) and (2)."""
+    """1 - rho of every slot that is multiplied, equation (1)."""
     raise NotImplementedError
 
   def increment(
@@ -135,9 +139,11 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
 
   def all_forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
     """1 - rho of every role that is multiplied."""
-    factors = self.forgetting(step)
+    factors = dict(self.forgetting(step))
+    if self.weight_decay is not None:
+      factors[PARAMS] = self.learning_rate * self.weight_decay
     if self.average is not None:
-      factors = {**factors, AVERAGE: 1 - self.average}
+      factors[AVERAGE] = 1 - self.average
     return factors
 
   def increment_of(

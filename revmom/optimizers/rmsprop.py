@@ -9,7 +9,7 @@ import optax
 from flax import struct
 
 from revmom.optimizers.adam import safe_sqrt
-from revmom.optimizers.choices import check_factor, choices, decay_floor, floor
+from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.dynamics import PARAMS
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.reversible import ReversibleOptimizer
@@ -20,11 +20,9 @@ SQUARES, VELOCITY = "squares", "velocity"
 class RMSProp(ReversibleOptimizer, kw_only=True):
   """RMSProp with momentum; build it with `rmsprop`."""
 
-  learning_rate: Any
   decay: Any
   momentum: Any
   eps: Any
-  weight_decay: Any = None
   eps_in_sqrt: bool = struct.field(pytree_node=False, default=True)
   fine: tuple[str, ...] = struct.field(pytree_node=False, default=(SQUARES,))
   nonnegative: tuple[str, ...] = struct.field(
@@ -32,10 +30,7 @@ class RMSProp(ReversibleOptimizer, kw_only=True):
   )
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    factors = {SQUARES: 1 - self.decay, VELOCITY: 1 - self.momentum}
-    if self.weight_decay is not None:
-      factors[PARAMS] = self.learning_rate * self.weight_decay
-    return factors
+    return {SQUARES: 1 - self.decay, VELOCITY: 1 - self.momentum}
 
   def increment(
     self,
@@ -60,7 +55,6 @@ class RMSProp(ReversibleOptimizer, kw_only=True):
 class Adagrad(ReversibleOptimizer, kw_only=True):
   """Adagrad with momentum; build it with `adagrad`."""
 
-  learning_rate: Any
   momentum: Any
   initial_accumulator_value: Any
   eps: Any
@@ -145,18 +139,16 @@ def rmsprop(
   check_factor("decay", decay)
   check_factor("momentum", momentum)
   room = {SQUARES: floor(decay), VELOCITY: floor(momentum)}
-  if weight_decay is not None:
-    room[PARAMS] = decay_floor(learning_rate, weight_decay)
   return RMSProp(
-    learning_rate=wrap(learning_rate),
     decay=wrap(decay),
     momentum=wrap(momentum),
     eps=wrap(eps),
-    weight_decay=wrap(weight_decay),
     eps_in_sqrt=eps_in_sqrt,
     **choices(
       {SQUARES: 24, VELOCITY: 28, PARAMS: 24},
       room,
+      learning_rate=learning_rate,
+      weight_decay=weight_decay,
       clip=clip,
       preprocess=preprocess,
       fraction_bits=fraction_bits,
@@ -213,13 +205,13 @@ def adagrad(
   """
   check_factor("momentum", momentum)
   return Adagrad(
-    learning_rate=wrap(learning_rate),
     momentum=wrap(momentum),
     initial_accumulator_value=wrap(initial_accumulator_value),
     eps=wrap(eps),
     **choices(
       {SQUARES: 20, VELOCITY: 28, PARAMS: 24},
       {SQUARES: 1.0, VELOCITY: floor(momentum)},
+      learning_rate=learning_rate,
       clip=clip,
       preprocess=preprocess,
       fraction_bits=fraction_bits,

@@ -7,7 +7,7 @@ import jax
 import optax
 from flax import struct
 
-from revmom.optimizers.choices import check_factor, choices, decay_floor, floor
+from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.dynamics import PARAMS
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.reversible import ReversibleOptimizer
@@ -19,16 +19,11 @@ FORMS = ("heavy_ball", "ema", "trace")
 class SGD(ReversibleOptimizer, kw_only=True):
   """Momentum SGD; build it with `sgd`."""
 
-  learning_rate: Any
   momentum: Any
-  weight_decay: Any = None
   form: str = struct.field(pytree_node=False, default="heavy_ball")
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    factors = {VELOCITY: 1 - self.momentum}
-    if self.weight_decay is not None:
-      factors[PARAMS] = self.learning_rate * self.weight_decay
-    return factors
+    return {VELOCITY: 1 - self.momentum}
 
   def increment(
     self,
@@ -122,16 +117,14 @@ def sgd(
     raise ValueError(f"form={form!r}; choose one of {FORMS}.")
   check_factor("momentum", momentum)
   room = {VELOCITY: floor(momentum)}
-  if weight_decay is not None:
-    room[PARAMS] = decay_floor(learning_rate, weight_decay)
   return SGD(
-    learning_rate=wrap(learning_rate),
     momentum=wrap(momentum),
-    weight_decay=wrap(weight_decay),
     form=form,
     **choices(
       {VELOCITY: 28 if form == "heavy_ball" else 24, PARAMS: 24},
       room,
+      learning_rate=learning_rate,
+      weight_decay=weight_decay,
       clip=clip,
       preprocess=preprocess,
       fraction_bits=fraction_bits,

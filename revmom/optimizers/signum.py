@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from revmom.optimizers.choices import check_factor, choices, decay_floor, floor
+from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.dynamics import PARAMS
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.reversible import ReversibleOptimizer
@@ -19,16 +19,11 @@ MOMENTUM = "momentum"
 class Signum(ReversibleOptimizer, kw_only=True):
   """Signum; build it with `signum`."""
 
-  learning_rate: Any
   momentum: Any
-  weight_decay: Any = None
   fine: tuple[str, ...] = struct.field(pytree_node=False, default=(MOMENTUM,))
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    factors = {MOMENTUM: 1 - self.momentum}
-    if self.weight_decay is not None:
-      factors[PARAMS] = self.learning_rate * self.weight_decay
-    return factors
+    return {MOMENTUM: 1 - self.momentum}
 
   def increment(
     self,
@@ -87,15 +82,13 @@ def signum(
   """
   check_factor("momentum", momentum)
   room = {MOMENTUM: floor(momentum)}
-  if weight_decay is not None:
-    room[PARAMS] = decay_floor(learning_rate, weight_decay)
   return Signum(
-    learning_rate=wrap(learning_rate),
     momentum=wrap(momentum),
-    weight_decay=wrap(weight_decay),
     **choices(
       {MOMENTUM: 24, PARAMS: 24},
       room,
+      learning_rate=learning_rate,
+      weight_decay=weight_decay,
       clip=clip,
       preprocess=preprocess,
       fraction_bits=fraction_bits,

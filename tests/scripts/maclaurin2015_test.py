@@ -94,7 +94,7 @@ def test_the_toy_has_the_stored_losses(user_env, tmp_path):
 
 @pytest.mark.slow
 def test_meta_learning_descends(user_env, tmp_path):
-  """Also without their published size: all of it on the digits."""
+  """With all of the paper's settings, on the digits."""
   for figure, loss, factor in (("8", "validation", 2), ("9", "validation", 2)):
     workdir = tmp_path / figure
     done = run(user_env, f"--figure={figure}", f"--workdir={workdir}")
@@ -181,7 +181,7 @@ def digits(count):
 
 def test_the_chaos_sweep_trains_as_numpy_does(script, x64):
   images, labels = digits(500)
-  chaos = script("maclaurin_schedules").chaos_objective
+  chaos = script("maclaurin_chaos").chaos_objective
   objective = jax.jit(jax.value_and_grad(chaos(images, labels, 6, 0)))
   loss, derivative = objective(jnp.float64(0.7))
 
@@ -273,12 +273,12 @@ def test_figures_stop_at_what_is_not_finite(script):
 
 
 def test_padding_and_sharing_of_tasks(script):
-  losses = script("maclaurin_losses")
+  sharing = script("maclaurin_sharing")
   drawings = script("omniglot").Drawings
   rng = np.random.default_rng(0)
   images = rng.random((2, 3, 4, 5))
   images[1, 2] = 0  # the second task has two characters only
-  data = losses.examples(drawings(images, np.array([3, 2])))
+  data = sharing.examples(drawings(images, np.array([3, 2])))
   z = [
     jnp.asarray(rng.normal(size=shape), jnp.float32)
     for shape in ((2, 5, 6), (2, 6), (2, 6, 3), (2, 3))
@@ -295,16 +295,16 @@ def test_padding_and_sharing_of_tasks(script):
     logs = scores - np.log(np.exp(scores).sum(1, keepdims=True))
     labels = np.repeat(np.arange(characters), 4)
     expected -= logs[np.arange(len(labels)), labels].mean()
-  found = losses.task_losses([jnp.asarray(t) for t in mixing], z, data)
+  found = sharing.task_losses([jnp.asarray(t) for t in mixing], z, data)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
-  np.testing.assert_allclose(losses.transform(4, 0.5), 0.5 * np.eye(4) + 0.125)
+  np.testing.assert_allclose(sharing.transform(4, 0.5), 0.5 * np.eye(4) + 0.125)
 
 
 def test_partitions_deal_every_drawing_once(script):
-  losses = script("maclaurin_losses")
+  sharing = script("maclaurin_sharing")
   drawings = script("omniglot").Drawings
   images = np.arange(2 * 3 * 15.0).reshape(2, 3, 15, 1) * np.ones(4)
-  dealt = losses.partition(
+  dealt = sharing.partition(
     np.random.default_rng(0), drawings(images, np.array([3, 3])), [12, 3]
   )
   assert [part.images.shape[2] for part in dealt] == [12, 3]
