@@ -16,7 +16,7 @@ import revmom
 _HIDDEN = 50, 50, 50
 # Where learning starts, from the paper.
 LOG_SCALE, LOG_RATE, LOGIT_MOMENTUM = -3.0, -1.0, 0.0
-# Buffers leave room for momenta whose geometric mean over the steps is this.
+# Buffers leave room for momenta that are no smaller than this in any step.
 _MOMENTUM_FLOOR = 0.1
 
 
