@@ -405,7 +405,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     views = dynamics.views(state.leaves, dtypes)
     casts = [v.astype(d) for v, d in zip(views, state.dtypes, strict=True)]
     params = state.structure.unflatten(lax.optimization_barrier(casts))
-    gradients = grad_fn(params)
+    gradients = lax.optimization_barrier(grad_fn(params))
     check_like("gradients", gradients, params)
     widen = lambda array: array.astype(compute_dtype(array.dtype))
     gradients = self.transform(

@@ -81,7 +81,8 @@ def sgd(
       schedule; or a pytree of these like the parameters or a prefix of them.
       May be traced and differentiated.
     momentum: likewise, in (0, 1] and one number per step and parameter array.
-    weight_decay: likewise; None or 1e-12 < learning_rate * weight_decay < 1.
+    weight_decay: likewise, with zeros for arrays that should not decay;
+      0 <= learning_rate * weight_decay < 1, or None.
     form: "heavy_ball", "ema" or "trace".
     clip: the largest global norm of the gradients, or, as a pytree like the
       parameters, of each array; differentiable like the others.

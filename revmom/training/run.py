@@ -127,6 +127,7 @@ def forward_steps(
     value, gradients = jax.value_and_grad(problem.loss)(
       views, (shared, _item(stacked, t)), t
     )
+    gradients = lax.optimization_barrier(gradients)
     gradients = clip(
       problem.transform(gradients, views), dynamics.thresholds(t)
     )
@@ -278,6 +279,7 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
   def consumed(raw, views, thresholds):
     return clip(problem.transform(raw, views), thresholds)
 
+  raw = lax.optimization_barrier(raw)
   gradients, consumed_pullback = jax.vjp(consumed, raw, views, thresholds)
   gradients = lax.optimization_barrier(gradients)
   before = [

@@ -575,3 +575,36 @@ def test_errors(name):
 def test_parameter_of_another_shape_than_the_batch():
   with pytest.raises(TypeError):
     revmom.train(cosine, revmom.sgd(0.1, 0.9), jnp.ones(3), cosine_batches())
+
+
+def test_clipped_gradients_of_a_transformer():
+  """Norms of gradients that compilers like to fuse with what makes them."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = {
+    "qkv": draw(3, 32, 32) / 6,
+    "out": draw(32, 32) / 6,
+    "up": draw(32, 128) / 6,
+    "down": draw(128, 32) / 11,
+    "scale": jnp.ones(32),
+  }
+  sequences = draw(16, 16, 32, 32)
+
+  def norm(x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+
+  def loss_fn(params, x):
+    scaled = norm(x) * params["scale"]
+    q, k, v = jnp.einsum("bld,cdk->cblk", scaled, params["qkv"])
+    attention = jax.nn.softmax(jnp.einsum("bqk,bpk->bqp", q, k) / 5)
+    x = x + jnp.einsum("bqp,bpk->bqk", attention, v) @ params["out"]
+    x = x + jax.nn.relu(norm(x) @ params["up"]) @ params["down"]
+    return (norm(x) ** 3).mean() * 100
+
+  def objective(optimizer):
+    run = revmom.train(loss_fn, optimizer, params, sequences, checksum_every=1)
+    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(run.params))
+
+  bars = jax.jit(jax.grad(objective))(revmom.sgd(1e-2, 0.9, clip=1.0))
+  assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(bars))

@@ -1,0 +1,222 @@
+"""The language model, its weight gradients, and the script as users run it."""
+
+import csv
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+import revmom
+
+SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
+PNG = b"\x89PNG"
+SMALL = (
+  "--steps=10",
+  "--examples=20",
+  "--validation_examples=7",
+  "--batch_size=4",
+  "--context=8",
+  "--width=8",
+)
+
+
+@pytest.fixture(scope="module")
+def transformer():
+  path = SCRIPTS / "transformer.py"
+  spec = importlib.util.spec_from_file_location("script_transformer", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def run(env, *flags):
+  return subprocess.run(
+    [sys.executable, str(SCRIPTS / "data_attribution.py"), *flags],
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=280,
+  )
+
+
+def result_of(workdir):
+  return json.loads((workdir / "result.json").read_text())
+
+
+def rows_of(workdir):
+  with open(workdir / "metrics.csv", newline="") as file:
+    return list(csv.DictReader(file))
+
+
+def test_no_output_depends_on_a_later_token(transformer):
+  sizes = transformer.Sizes(11, context=6, width=8, layers=2, heads=2)
+  tokens = np.array([[3, 1, 4, 1, 5, 9]], np.int32)
+
+  @jax.jit
+  def derivatives(key):
+    params = transformer.init(key, sizes)
+    scores = lambda x: transformer.read_out(
+      params, transformer.hidden(params, x[None])
+    )[0]
+    return jax.jacobian(scores)(transformer.embed(params, tokens)[0])
+
+  jacobian = np.asarray(derivatives(jax.random.key(0)))
+  assert jacobian.shape == (6, 11, 6, 8)
+  strength = np.abs(jacobian).sum((1, 3))  # [output, input]
+  later = np.triu(np.ones((6, 6), bool), 1)
+  np.testing.assert_array_equal(strength[later], 0)
+  assert (strength[~later] > 0).all()
+
+
+def test_an_untrained_model_knows_nothing_and_may_read_less(transformer):
+  sizes = transformer.Sizes(50, context=16, width=32, layers=3, heads=4)
+  rng = np.random.default_rng(0)
+  windows = rng.integers(0, 50, (64, 17)).astype(np.int32)
+
+  @jax.jit
+  def everything(key, windows):
+    params = transformer.init(key, sizes)
+    return (
+      params,
+      transformer.losses(params, windows),
+      transformer.logits(params, windows[:, :-1]),
+      transformer.logits(params, windows[:, :5]),
+    )
+
+  params, losses, scores, early = everything(jax.random.key(0), windows)
+  assert params["blocks"]["mlp_in"].shape == (3, 32, 128)
+  assert losses.shape == (64,) and losses.dtype == jnp.float32
+  assert float(losses.mean()) == pytest.approx(np.log(50), abs=0.6)
+  np.testing.assert_allclose(early, scores[:, :5], rtol=0, atol=1e-5)
+  # A mean over the tokens of minus the log of their probability.
+  logs = scipy.special.log_softmax(np.asarray(scores[0]), axis=-1)
+  by_hand = -np.mean([logs[i, windows[0, i + 1]] for i in range(16)])
+  assert float(losses[0]) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_heads_must_share_the_width(transformer):
+  for bad in ({"width": 9}, {"heads": 3}, {"layers": 0}):
+    sizes = {"context": 4, "width": 8, "layers": 1, "heads": 2, **bad}
+    with pytest.raises(ValueError, match="multiple of|at least 1"):
+      transformer.init(jax.random.key(0), transformer.Sizes(5, **sizes))
+
+
+@pytest.mark.slow
+def test_gradient_by_weights_equals_central_differences(transformer, x64):
+  sizes = transformer.Sizes(7, context=5, width=4, layers=1, heads=2)
+  params = jax.tree.map(
+    lambda array: array.astype(jnp.float64),
+    transformer.init(jax.random.key(0), sizes),
+  )
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.integers(0, 7, shape), jnp.int32)
+  train, validation = draw(6, 6), draw(4, 6)
+  indices = jnp.asarray(rng.integers(0, 6, (12, 3)), jnp.int32)
+  optimizer = revmom.adamw(
+    jnp.linspace(0.02, 0.001, 12),
+    b2=0.99,
+    eps_root=1e-6,
+    weight_decay=0.1,
+    clip=0.3,  # of norms between 0.2 and 1.3
+    integer="int64",
+  )
+
+  def loss_fn(params, indices, weights, train):
+    losses = transformer.losses(params, train[indices])
+    return jnp.mean(weights[indices] * losses)
+
+  def objective(weights):
+    run = revmom.train(loss_fn, optimizer, params, indices, weights, train)
+    return transformer.losses(run.params, validation).mean()
+
+  weights = jnp.asarray(rng.uniform(0.5, 1.5, 6))
+  gradient = jax.jit(jax.grad(objective))(weights)
+  assert gradient.dtype == jnp.float64
+  value = jax.jit(objective)
+  step = 1e-4
+  differences = [
+    (value(weights.at[i].add(step)) - value(weights.at[i].add(-step)))
+    / (2 * step)
+    for i in range(6)
+  ]
+  scale = float(jnp.abs(gradient).max())
+  assert scale > 1e-3
+  np.testing.assert_allclose(
+    gradient, jnp.stack(differences), rtol=0, atol=1e-6 * scale
+  )
+
+
+@pytest.mark.slow
+def test_predicts_what_leaving_out_does_and_goes_on(user_env, tmp_path):
+  # Few steps are only smooth with a large eps_root: where a gradient is almost
+  # zero, Adam's first steps are those of its sign.
+  flags = *SMALL, "--eps_root=1e-3", f"--workdir={tmp_path}"
+  done = run(user_env, *flags, "--leave_out=5", "--perturbation=0.1")
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == ""  # no progress bar: it is not a terminal
+  assert "correlation        Spearman" in done.stdout
+  result = result_of(tmp_path)
+  assert result["spearman"] > 0.85 and result["pearson"] > 0.99
+  assert result["slope"] == pytest.approx(1, abs=0.1)
+  assert result["gradient_correlation_with_optax"] > 0.999
+  assert result["rounding_noise"] < result["measured_std"] / 10
+  assert result["resumed_from"] == 0
+  rows = rows_of(tmp_path)
+  assert [int(row["example"]) for row in rows] == list(range(20))
+  assert sum(bool(row["measured_change"]) for row in rows) == 5
+  for row in rows:
+    predicted = -0.1 * float(row["gradient"])
+    assert float(row["predicted_change"]) == pytest.approx(predicted)
+  assert (tmp_path / "attribution.png").read_bytes().startswith(PNG)
+
+  more = run(user_env, *flags, "--leave_out=7", "--perturbation=0.1")
+  assert more.returncode == 0, more.stderr
+  assert result_of(tmp_path)["resumed_from"] == 5
+  again = rows_of(tmp_path)
+  assert sum(bool(row["measured_change"]) for row in again) == 7
+  for row, before in zip(again, rows, strict=True):
+    assert row["gradient"] == before["gradient"]
+    assert before["measured_change"] in ("", row["measured_change"])
+  other = run(user_env, *flags, "--leave_out=7")
+  assert other.returncode == 1
+  assert "--perturbation=0.1 there, --perturbation=1.0 now" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_training_that_explodes_stops(user_env, tmp_path):
+  flags = *SMALL, "--learning_rate=1e4", f"--workdir={tmp_path}"
+  done = run(user_env, *flags)
+  assert done.returncode == 1
+  assert "error: " in done.stderr
+  assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--leave-out=3"], "Did you mean: leave_out"),
+    (["--leave_out=1"], "leave_out"),
+    (["--leave_out=30", "--examples=20"], "--examples=20; leave out fewer"),
+    (["--text=absent.txt"], "absent.txt"),
+    (["--text={tmp}/short.txt"], "lower --examples"),
+    (["--text={tmp}/bytes.bin"], "not UTF-8"),
+    (["--perturbation=0"], "changes nothing"),
+    (["--clip=0"], "must be positive"),
+    (["--width=33"], "multiple of"),
+    (["shakespeare.txt"], "flags begin --"),
+  ],
+)
+def test_a_wrong_flag_is_named(user_env, tmp_path, flags, message):
+  (tmp_path / "short.txt").write_text("to be or not to be")
+  (tmp_path / "bytes.bin").write_bytes(b"\xff\xfe\x00")
+  flags = [flag.format(tmp=tmp_path) for flag in flags]
+  done = run(user_env, *flags)
+  assert done.returncode != 0
+  assert message in done.stdout + done.stderr
