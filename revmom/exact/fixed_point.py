@@ -66,7 +66,7 @@ def to_fixed(
 
 
 def to_fine(
-  values: jax.Array, fraction_bits: int, base: jax.Array, upward: bool = False
+  values: jax.Array, fraction_bits: int, base: jax.Array, positive: bool = False
 ) -> tuple[jax.Array, jax.Array]:
   """Rounds floats to a grid that is `base` times finer.
 
@@ -75,7 +75,7 @@ def to_fine(
       `fence`.
     fraction_bits: of the coarse grid.
     base: parts of a unit of the coarse grid, int32 or int64 [].
-    upward: round up instead of to nearest, so that what is positive stays so.
+    positive: make at least one part of what is positive.
 
   Returns:
     Integers (i, f) of the type of `base`, for i + f / base; |f| <= base / 2
@@ -86,8 +86,10 @@ def to_fine(
   """
   scaled = values * jnp.asarray(2.0**fraction_bits, values.dtype)
   whole = jnp.round(scaled)
-  pick = jnp.ceil if upward else jnp.round
-  parts = pick((scaled - whole) * base.astype(values.dtype))
+  parts = jnp.round((scaled - whole) * base.astype(values.dtype))
+  if positive:
+    tiny = (scaled > 0) & (whole == 0)
+    parts = jnp.where(tiny, jnp.maximum(parts, 1), parts)
   return to_fixed(values, fraction_bits, base.dtype), parts.astype(base.dtype)
 
 

@@ -90,8 +90,8 @@ def adamw(
 
   (Kingma & Ba 2015, Algorithm 1; Loshchilov & Hutter 2019, Algorithm 2), with
   the conventions of `optax.adamw`.  With int32 m is kept to 2^-46 and v to
-  2^-48, v being rounded up, so that no update divides by a v that was rounded
-  to zero: elements whose gradients stay below some 2e-6 move less than with
+  2^-48; what is positive never rounds to zero, so that no update divides by a
+  v that did: elements whose gradients stay below some 2e-6 move less than with
   infinite precision.
 
   Args:

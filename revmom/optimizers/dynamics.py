@@ -373,7 +373,7 @@ def _round(equations, role, increment, now) -> tuple:
     increment,
     bits,
     now[role].forward.denominator,
-    upward=role in equations.nonnegative,
+    positive=role in equations.nonnegative,
   )
 
 

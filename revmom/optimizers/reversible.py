@@ -66,7 +66,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       when the hyperparameters are traced and the true one can't be known.
     fine: roles whose increments are added below the resolution of their grid,
       into the remainder; each must have a factor, which may be 1.
-    nonnegative: fine roles whose increments are rounded up.
+    nonnegative: fine roles whose positive increments never round to zero.
     learning_rate, weight_decay: theta is multiplied by one minus their product
       in every step; without a weight decay it is not.
     clip: largest norm of the gradients, of all together, or of each array if

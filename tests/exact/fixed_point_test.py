@@ -183,15 +183,15 @@ def test_largest_is_the_last_float_inside():
   assert ints(outside) == [LOWEST[32]] * 2
 
 
-@pytest.mark.parametrize("upward", [False, True])
+@pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("base", [2**15, 4_194_304, 2**30 - 7])
-def test_fine_grids(upward, base):
+def test_fine_grids(positive, base):
   rng = np.random.default_rng(0)
   values = rng.normal(size=1000).astype(np.float32) * 10.0 ** rng.integers(
     -9, 1, 1000
   ).astype(np.float32)
   whole, parts = fixed_point.to_fine(
-    jnp.asarray(values), 24, jnp.array(base), upward
+    jnp.asarray(values), 24, jnp.array(base), positive
   )
   exact = [Fraction(float(v)) * 2**24 * base for v in values]
   got = [i * base + f for i, f in zip(ints(whole), ints(parts), strict=True)]
@@ -199,7 +199,7 @@ def test_fine_grids(upward, base):
   slack = 1 + base * Fraction(1, 2**24)
   assert all(abs(a - b) <= slack for a, b in zip(got, exact, strict=True))
   assert all(abs(f) <= base // 2 + slack for f in ints(parts))
-  if upward:
+  if positive:
     assert all(a > 0 for a, v in zip(got, values, strict=True) if v > 0)
   back = fixed_point.from_fine(whole, parts, jnp.array(base), 24)
   errors = np.abs(np.asarray(back) - values)
