@@ -399,3 +399,67 @@ def test_finds_minima(case, landscape):
     )({"x": jnp.array(start)})
     optimizer.check(run.state)
   np.testing.assert_allclose(run.params["x"], end, atol=0.05)
+
+
+def test_hypergradients_of_each_step_and_array(x64):
+  """AdamW with all kinds of hyperparameters at once, through optax's run."""
+  steps = 12
+  params, loss, data = problem("float64")
+  rng = np.random.default_rng(5)
+  table = lambda low, high: jnp.asarray(rng.uniform(low, high, steps))
+  hypers = {
+    "learning_rate": {"b": table(0.005, 0.02), "w": jnp.asarray(0.01)},
+    "b1": {"b": jnp.asarray(0.8), "w": jnp.asarray(0.95)},
+    "b2": {"b": jnp.asarray(0.95), "w": jnp.asarray(0.99)},
+    "eps": {"b": jnp.asarray(1e-3), "w": jnp.asarray(2e-3)},
+    "weight_decay": {"b": jnp.asarray(0.0), "w": table(0.01, 0.1)},
+    "clip": {"b": table(0.02, 0.2), "w": jnp.asarray(0.1)},
+  }
+  held_out = batch_at(data, 63)
+
+  def ours(hypers):
+    optimizer = revmom.adamw(
+      0.01, b1=0.8, b2=0.95, integer="int64", floors={"params": 0.99}
+    ).replace(**hypers)
+    run = revmom.train(
+      loss, optimizer, params, lambda t: batch_at(data, t), num_steps=steps
+    )
+    return loss(run.params, held_out)
+
+  def theirs(hypers):
+    take = lambda value, t: value[t] if value.ndim else value
+    slots = {
+      name: optax.scale_by_adam(*(hypers[k][name] for k in ("b1", "b2", "eps")))
+      for name in params
+    }
+
+    def step(carry, t):
+      params, states = carry
+      gradients = jax.grad(loss)(params, batch_at(data, t))
+      moved, after = {}, {}
+      for name, p in params.items():
+        now = {k: take(hypers[k][name], t) for k in hypers}
+        norm = jnp.linalg.norm(gradients[name])
+        clipped = gradients[name] * jnp.minimum(1, now["clip"] / norm)
+        update, after[name] = slots[name].update(clipped, states[name])
+        update = update + now["weight_decay"] * p
+        moved[name] = p - now["learning_rate"] * update
+      return (moved, after), None
+
+    start = params, {name: slots[name].init(p) for name, p in params.items()}
+    final = lax.scan(step, start, jnp.arange(steps))[0][0]
+    return loss(final, held_out)
+
+  with jax.numpy_dtype_promotion("standard"):
+    value, bars = jax.jit(jax.value_and_grad(ours))(hypers)
+    expected, expected_bars = jax.jit(jax.value_and_grad(theirs))(hypers)
+  np.testing.assert_allclose(value, expected, rtol=1e-9)
+  assert jax.tree.structure(bars) == jax.tree.structure(expected_bars)
+  for (path, bar), exact in zip(
+    jax.tree.leaves_with_path(bars), jax.tree.leaves(expected_bars), strict=True
+  ):
+    assert np.any(exact != 0)
+    scale = np.max(np.abs(exact))
+    np.testing.assert_allclose(
+      bar, exact, rtol=0, atol=1e-6 * scale, err_msg=jax.tree_util.keystr(path)
+    )
