@@ -48,7 +48,7 @@ def as_optax(
   give stateless transformations of gradients as the optimizer's `preprocess`.
 
   Args:
-    optimizer: from `revmom.sgd`.
+    optimizer: such as `revmom.adamw`.
     num_steps: that the buffers must hold; see `ReversibleOptimizer.init`.
 
   Returns:

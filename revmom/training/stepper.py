@@ -42,7 +42,7 @@ class Stepper:
 
     Args:
       loss_fn: (params, batch, *args) -> scalar.
-      optimizer: from `revmom.sgd`; concrete, not traced.
+      optimizer: such as `revmom.adamw`; concrete, not traced.
     """
     self.optimizer = optimizer
     self._value_and_grad = jax.jit(jax.value_and_grad(loss_fn))

@@ -70,7 +70,7 @@ def train(
 
   Args:
     loss_fn: (params, batch, *args) -> scalar.
-    optimizer: from `revmom.sgd`.
+    optimizer: such as `revmom.adamw`.
     params: a pytree of floating-point arrays.
     batches: a pytree of arrays with a leading step axis, or a function of the
       step (int32 []), which needs `num_steps`.  Draw random numbers from keys
