@@ -18,8 +18,7 @@ which any b' undoes, without waste (the capacity grows by exactly
 log2(b'/b) bits) and without noise (the discarded fraction stays in r').
 The capacities approximate b_{t+1} = b_t / beta_t; each rounding error is
 carried to the next step.  What float32 leaves out makes the factor of a step
-differ from beta by some 2^-24 of it (3e-4 of the product of 5000 halvings);
-reversals do not depend on it.
+differ from beta by some 2^-24 of it; reversals do not depend on it.
 
 When the next capacity would pass 2^30, the low 8 bits of every remainder are
 spilled to a row of `words`.  When that happens depends on the betas alone:

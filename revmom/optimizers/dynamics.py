@@ -171,6 +171,11 @@ class Dynamics(struct.PyTreeNode):
       return list(range(len(self.part)))
     return [i for i, own in enumerate(self.part) if own == part][:1]
 
+  def _group(self, leaf: int) -> tuple[int, int]:
+    """The part of a leaf, and its column in the part's schedules."""
+    part = self.part[leaf]
+    return part, leaf if len(self._columns(part)) > 1 else 0
+
   def spills(self) -> Spills:
     """When the buffers of a run spill; nothing here differentiates.
 
@@ -192,10 +197,7 @@ class Dynamics(struct.PyTreeNode):
           valid &= jnp.all((forgetting >= 0) & (forgetting <= largest))
         _check_factor(role, known, self.integer)
         bounds[-1][role] = known
-    groups = [
-      (part, i if len(self._columns(part)) > 1 else 0)
-      for i, part in enumerate(self.part)
-    ]
+    groups = [self._group(leaf) for leaf in range(len(self.part))]
     roles = [len(self.equations[part].fraction_bits) for part in self.part]
     return Spills(schedules, bounds, valid, groups, roles, self.integer)
 
@@ -216,8 +218,7 @@ class Dynamics(struct.PyTreeNode):
 
   def now(self, schedules: list, leaf: int, step: jax.Array) -> dict:
     """One step of the schedules of one leaf."""
-    part = self.part[leaf]
-    column = leaf if len(self._columns(part)) > 1 else 0
+    part, column = self._group(leaf)
     pick = lambda a: lax.dynamic_index_in_dim(a, step, keepdims=False)[column]
     return jax.tree.map(pick, schedules[part])
 
