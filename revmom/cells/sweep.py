@@ -1,0 +1,350 @@
+"""One sweep over a sequence and its adjoint, for every cell.
+
+Nothing but the recurrent product of a cell needs the state.  A sweep therefore
+takes blocks of steps, and does for a whole block at once
+
+- forward: the products with the input weights;
+- backward: the local derivatives of every step and, after the recurrence of
+  the adjoints, the gradients of all weights and of the inputs.
+
+What remains in the loops is one product with the recurrent weights, and on the
+way back the recurrence is linear.  A block has some `BLOCK_ROWS` rows: enough
+for efficient products, few enough to stay in a cache.  What is kept for the
+backward pass is the state before each step and its gates, or the state alone.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from revmom.cells import masks as masking
+from revmom.cells.affine import accumulator, project, project_adjoint
+from revmom.cells.masks import Rates
+
+BLOCK_ROWS = 512  # steps times sequences
+
+
+class Equations(NamedTuple):
+  """What is derived by hand for each cell.
+
+  `params` is a NamedTuple with at least input_weights [D, G], bias [G] or None,
+  input_gain [G] or None, and initial_carry. A carry is an array or a NamedTuple
+  of arrays [B, H]; the first is the output of the cell.
+
+  Attributes:
+    sizes: params -> a carry of sizes H.
+    step: (params, drive, carry, kept) -> (carry, gates), from drive = x W + b;
+      kept multiplies the candidate, or is 1.
+    derivatives: (params, gates, carry, kept) -> (factors, local), of many
+      steps at once: what the recurrence of the adjoints needs, and what the
+      gradients of the weights need.
+    step_adjoint: (params, factors, carry_bar) -> (carry_bar, bars,
+      states_bar): one step of that recurrence; states_bar are the adjoints of
+      the new states in full.
+    weights_adjoint: (params, local, carry, bars) -> (drive_bars, gradients),
+      of many steps at once; gradients is a dict of fields of params.
+    gate_adjoints: (local, states_bar) -> the adjoints of all gates and states.
+  """
+
+  sizes: Callable[..., Any]
+  step: Callable[..., Any]
+  derivatives: Callable[..., Any]
+  step_adjoint: Callable[..., Any]
+  weights_adjoint: Callable[..., Any]
+  gate_adjoints: Callable[..., Any]
+
+
+class Options(NamedTuple):
+  """What is known before a sweep begins."""
+
+  rates: Rates
+  reverse: bool
+  recompute: bool
+
+
+class Residuals(struct.PyTreeNode):
+  """What the backward pass needs to know of a sweep; time-major."""
+
+  inputs: jax.Array  # [T, B, D]
+  carries: Any  # before each step, of arrays [T, B, H]
+  gates: Any  # of each step, or None where they are computed again
+  initial_carry: Any
+  lengths: jax.Array | None
+  key: jax.Array | None
+  options: Options = struct.field(pytree_node=False)
+  learned_carry: bool = struct.field(pytree_node=False, default=False)
+  batch_major: bool = struct.field(pytree_node=False, default=False)
+
+
+class Gradients(NamedTuple):
+  """The adjoints of everything that went into a sweep."""
+
+  params: Any
+  inputs: jax.Array
+  initial_carry: Any
+  adjoints: Any = None  # of every gate and state at every step, if asked for
+
+
+def forward(
+  equations: Equations,
+  options: Options,
+  params: Any,
+  inputs: jax.Array,
+  initial_carry: Any,
+  lengths: jax.Array | None,
+  key: jax.Array | None,
+  keep: bool = True,
+) -> tuple[jax.Array, Any, Residuals | None]:
+  """Outputs, the final carry and, to keep, what the backward pass needs."""
+  dtype = inputs.dtype
+
+  def block(carry: Any, steps: tuple) -> tuple[Any, Any]:
+    times, inputs = steps
+    masks = masking.draw(options.rates, key, lengths, times, initial_carry)
+    drive = _drive(params, _valid(masks, inputs))
+
+    def step(carry: Any, now: tuple) -> tuple[Any, Any]:
+      drive, masks = now
+      new, gates = equations.step(params, drive, carry, _kept(masks))
+      new = masking.hold(masks, carry, new)
+      output = _valid(masks, jax.tree.leaves(new)[0].astype(dtype))
+      if not keep:
+        return new, (output, None, None)
+      gates = None if options.recompute else _cast(gates, dtype)
+      return new, (output, _cast(carry, dtype), gates)
+
+    return lax.scan(step, carry, (drive, masks), reverse=options.reverse)
+
+  steps = (jnp.arange(len(inputs)), inputs)
+  final, (outputs, carries, gates) = _scan_blocks(
+    block, initial_carry, steps, inputs.shape[1], options.reverse
+  )
+  if not keep:
+    return outputs, final, None
+  residuals = Residuals(
+    inputs, carries, gates, initial_carry, lengths, key, options
+  )
+  return outputs, final, residuals
+
+
+def backward(
+  equations: Equations,
+  params: Any,
+  residuals: Residuals,
+  output_bars: jax.Array,
+  carry_bar: Any,
+  adjoints: bool = False,
+) -> Gradients:
+  """The adjoint of `forward`."""
+  options, lengths = residuals.options, residuals.lengths
+  wide = accumulator(output_bars.dtype)
+
+  def block(so_far: tuple, steps: tuple) -> tuple[Any, Any]:
+    carry_bar, params_bar = so_far
+    times, inputs, carries, gates, output_bars = steps
+    masks = masking.draw(
+      options.rates, residuals.key, lengths, times, residuals.initial_carry
+    )
+    inputs = _valid(masks, inputs)
+    carries = _cast(carries, wide)
+    if options.recompute:
+      drive = _drive(params, inputs)
+      _, gates = equations.step(params, drive, carries, _kept(masks))
+    factors, local = equations.derivatives(
+      params, _cast(gates, wide), carries, _kept(masks)
+    )
+
+    def step(carry_bar: Any, now: tuple) -> tuple[Any, Any]:
+      factors, masks, output_bar = now
+      carry_bar = _add_to_output(carry_bar, _valid(masks, output_bar))
+      held_bar, new_bar = masking.hold_adjoint(masks, carry_bar)
+      old_bar, bars, states_bar = equations.step_adjoint(
+        params, factors, new_bar
+      )
+      carry_bar = jax.tree.map(jnp.add, held_bar, old_bar)
+      return carry_bar, (bars, states_bar if adjoints else None)
+
+    carry_bar, (bars, states_bars) = lax.scan(
+      step,
+      carry_bar,
+      (factors, masks, output_bars),
+      reverse=not options.reverse,
+    )
+    drive_bars, gradients = equations.weights_adjoint(
+      params, local, carries, bars
+    )
+    input_bars, of_inputs = _drive_adjoint(params, inputs, drive_bars)
+    params_bar = {
+      field: bar + (gradients | of_inputs)[field]
+      for field, bar in params_bar.items()
+    }
+    gate_bars = (
+      equations.gate_adjoints(local, states_bars) if adjoints else None
+    )
+    input_bars = _valid(masks, input_bars.astype(inputs.dtype))
+    return (carry_bar, params_bar), (input_bars, gate_bars)
+
+  zeros = {
+    field: jnp.zeros(value.shape, accumulator(value.dtype))
+    for field, value in params._asdict().items()
+    if value is not None and field != "initial_carry"
+  }
+  steps = (
+    jnp.arange(len(output_bars)),
+    residuals.inputs,
+    residuals.carries,
+    residuals.gates,
+    output_bars,
+  )
+  (carry_bar, params_bar), (input_bars, gate_bars) = _scan_blocks(
+    block,
+    (_cast(carry_bar, wide), zeros),
+    steps,
+    output_bars.shape[1],
+    not options.reverse,
+  )
+  carry_bar = jax.tree.map(
+    lambda bar, carry: bar.astype(carry.dtype),
+    carry_bar,
+    residuals.initial_carry,
+  )
+  return Gradients(
+    _params_bar(params, params_bar), input_bars, carry_bar, gate_bars
+  )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def differentiable(
+  equations: Equations,
+  options: Options,
+  params: Any,
+  inputs: jax.Array,
+  initial_carry: Any,
+  lengths: jax.Array | None,
+  key: jax.Array | None,
+) -> tuple[jax.Array, Any]:
+  """Outputs and the final carry of a sweep, differentiated by `backward`."""
+  outputs, final, _ = forward(
+    equations, options, params, inputs, initial_carry, lengths, key, keep=False
+  )
+  return outputs, final
+
+
+def _differentiable_forward(
+  equations: Equations, options: Options, params: Any, *args: Any
+) -> tuple[tuple[jax.Array, Any], tuple[Any, Residuals | None]]:
+  outputs, final, residuals = forward(equations, options, params, *args)
+  return (outputs, final), (params, residuals)
+
+
+def _differentiable_backward(
+  equations: Equations, options: Options, known: tuple, bars: tuple
+) -> tuple[Any, jax.Array, Any, None, None]:
+  del options  # the residuals have them
+  params, residuals = known
+  gradients = backward(equations, params, residuals, *bars)
+  return (
+    gradients.params,
+    gradients.inputs,
+    gradients.initial_carry,
+    None,
+    None,
+  )
+
+
+differentiable.defvjp(_differentiable_forward, _differentiable_backward)
+
+
+def _drive(params: Any, inputs: jax.Array) -> jax.Array:
+  """What the inputs contribute to the gates [..., G]."""
+  return project(inputs, params.input_weights, params.input_gain, params.bias)
+
+
+def _drive_adjoint(
+  params: Any, inputs: jax.Array, bars: jax.Array
+) -> tuple[jax.Array, dict[str, Any]]:
+  input_bars, weights_bar, gain_bar, bias_bar = project_adjoint(
+    inputs, params.input_weights, params.input_gain, params.bias, bars
+  )
+  return input_bars, {
+    "input_weights": weights_bar,
+    "input_gain": gain_bar,
+    "bias": bias_bar,
+  }
+
+
+def _params_bar(params: Any, gradients: dict[str, jax.Array]) -> Any:
+  """The gradients in the types of the parameters."""
+  learned = jax.tree.map(jnp.zeros_like, params.initial_carry)
+  return params._replace(initial_carry=learned)._replace(
+    **{
+      field: bar.astype(getattr(params, field).dtype)
+      for field, bar in gradients.items()
+    }
+  )
+
+
+def _add_to_output(carry_bar: Any, output_bar: jax.Array) -> Any:
+  """Adds to the adjoint of a carry that of its first array."""
+  (first, *rest), structure = jax.tree.flatten(carry_bar)
+  return structure.unflatten([first + output_bar.astype(first.dtype), *rest])
+
+
+def _kept(masks: masking.Masks) -> Any:
+  return 1.0 if masks.kept is None else masks.kept
+
+
+def _valid(masks: masking.Masks, values: jax.Array) -> jax.Array:
+  """Zero beyond the ends of the sequences."""
+  return values if masks.valid is None else jnp.where(masks.valid, values, 0)
+
+
+def _cast(tree: Any, dtype: jax.typing.DTypeLike) -> Any:
+  return jax.tree.map(lambda array: array.astype(dtype), tree)
+
+
+def _block_steps(steps: int, batch: int) -> int:
+  """Steps in a block: at best of equal blocks, with `BLOCK_ROWS` and more."""
+  least = max(1, BLOCK_ROWS // max(1, batch))
+  if steps < 2 * least:
+    return max(1, steps)
+  equal = (size for size in range(least, 2 * least) if steps % size == 0)
+  return next(equal, least)
+
+
+def _scan_blocks(
+  block: Callable[[Any, Any], tuple[Any, Any]],
+  carry: Any,
+  arrays: Any,
+  batch: int,
+  reverse: bool,
+) -> tuple[Any, Any]:
+  """`lax.scan` by blocks of steps, of which the last may be shorter."""
+  steps = len(jax.tree.leaves(arrays)[0])
+  size = _block_steps(steps, batch)
+  whole = steps - steps % size
+  if steps <= size:
+    return block(carry, arrays)
+  blocks = jax.tree.map(
+    lambda array: array[:whole].reshape(-1, size, *array.shape[1:]), arrays
+  )
+  rest = jax.tree.map(lambda array: array[whole:], arrays)
+  last = None
+  if reverse and whole < steps:
+    carry, last = block(carry, rest)
+  carry, results = lax.scan(block, carry, blocks, reverse=reverse)
+  if not reverse and whole < steps:
+    carry, last = block(carry, rest)
+  results = jax.tree.map(
+    lambda array: array.reshape(whole, *array.shape[2:]), results
+  )
+  if last is None:
+    return carry, results
+  return carry, jax.tree.map(
+    lambda *parts: jnp.concatenate(parts), results, last
+  )
