@@ -5,7 +5,7 @@ they take any number of leading axes, so that the same equation serves one step
 [B, D] and many [T, B, D], and low-precision products accumulate in float32.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,16 @@ def normalise_adjoint(normalised: Normalised, bars: jax.Array) -> jax.Array:
   return (bars - mean - values * along) * scale
 
 
+def gained_product(
+  inputs: jax.Array, weights: jax.Array, gain: jax.Array | None
+) -> jax.Array:
+  """x W [..., G], or norm(x W) gain."""
+  result = product(inputs, weights)
+  if gain is None:
+    return result
+  return normalise(result).values * gain.astype(result.dtype)
+
+
 def project(
   inputs: jax.Array,
   weights: jax.Array,
@@ -91,10 +101,8 @@ def project(
   bias: jax.Array | None,
 ) -> jax.Array:
   """inputs [..., D] -> x W + b [..., G], or norm(x W) gain + b."""
-  drive = product(inputs, weights)
-  if gain is not None:
-    drive = normalise(drive).values * gain
-  return drive if bias is None else drive + bias
+  drive = gained_product(inputs, weights, gain)
+  return drive if bias is None else drive + bias.astype(drive.dtype)
 
 
 def project_adjoint(
@@ -110,7 +118,7 @@ def project_adjoint(
   if gain is not None:
     normalised = normalise(product(inputs, weights))
     gain_bar = total(bars * normalised.values)
-    bars = normalise_adjoint(normalised, bars * gain)
+    bars = normalise_adjoint(normalised, bars * gain.astype(bars.dtype))
   weights_bar = weights_adjoint(inputs, bars, weights.dtype)
   return product(bars, weights.T), weights_bar, gain_bar, bias_bar
 
@@ -124,13 +132,13 @@ def normalised_product(
 
 def product_adjoint(
   weights: jax.Array,
-  gain: jax.Array | None,
+  gain: Any,
   normalised: Normalised | None,
   bars: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Adjoints of h R and of h, from that of h R or of norm(h R) gain."""
   if normalised is not None:
-    bars = normalise_adjoint(normalised, bars * gain)
+    bars = normalise_adjoint(normalised, bars * gain.astype(bars.dtype))
   return bars, product(bars, weights.T)
 
 
@@ -138,13 +146,3 @@ def gain_adjoint(normalised: Normalised | None, bars: jax.Array) -> jax.Array:
   """Adjoint of the gain of a normalised product."""
   assert normalised is not None
   return total(bars * normalised.values)
-
-
-def recurrent_product(
-  hidden: jax.Array, weights: jax.Array, gain: jax.Array | None
-) -> jax.Array:
-  """h R [..., G], or norm(h R) gain."""
-  normalised = normalised_product(hidden, weights, gain)
-  if normalised is None:
-    return product(hidden, weights)
-  return normalised.values * gain

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from revmom.cells.affine import (
   Normalised,
   gain_adjoint,
+  gained_product,
   normalised_product,
   product_adjoint,
-  recurrent_product,
   weights_adjoint,
 )
 from revmom.cells.cell import Cell, uniform
@@ -96,7 +96,7 @@ def _step(
   del kept  # there is no candidate
   new = jnp.tanh(
     drive
-    + recurrent_product(hidden, params.recurrent_weights, params.recurrent_gain)
+    + gained_product(hidden, params.recurrent_weights, params.recurrent_gain)
   )
   return new, new
 

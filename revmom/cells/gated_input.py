@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from revmom.cells.affine import (
   Normalised,
   gain_adjoint,
+  gained_product,
   normalised_product,
   product_adjoint,
-  recurrent_product,
   sigmoid,
   total,
   weights_adjoint,
@@ -130,14 +130,14 @@ def _step(
 ) -> tuple[jax.Array, _Gates]:
   """Equations (1) to (3)."""
   size = hidden.shape[-1]
-  recurrent = recurrent_product(
+  recurrent = gained_product(
     hidden, params.recurrent_weights, params.recurrent_gain
   )
   both = sigmoid(drive[..., : 2 * size] + recurrent[..., : 2 * size])
   update, mixing = jnp.split(both, 2, -1)
   of_input, of_state = drive[..., 2 * size :], recurrent[..., 2 * size :]
   if params.recurrent_bias is not None:
-    of_state = of_state + params.recurrent_bias
+    of_state = of_state + params.recurrent_bias.astype(drive.dtype)
   candidate = jnp.tanh(mixing * of_state + (1 - mixing) * of_input)
   new = update * hidden + (1 - update) * candidate * kept
   return new, _Gates(update, mixing, candidate, of_state - of_input)

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from revmom.cells.affine import (
   Normalised,
   gain_adjoint,
+  gained_product,
   normalised_product,
   product_adjoint,
-  recurrent_product,
   sigmoid,
   total,
   weights_adjoint,
@@ -143,7 +143,7 @@ def _step(
 ) -> tuple[jax.Array, _Gates]:
   """Equations (1) to (4)."""
   size = hidden.shape[-1]
-  recurrent = recurrent_product(
+  recurrent = gained_product(
     hidden, params.recurrent_weights, params.recurrent_gain
   )
   both = sigmoid(drive[..., : 2 * size] + recurrent[..., : 2 * size])
@@ -152,10 +152,10 @@ def _step(
   if params.candidate_weights is None:
     resettable = recurrent[..., 2 * size :]
     if params.candidate_bias is not None:
-      resettable = resettable + params.candidate_bias
+      resettable = resettable + params.candidate_bias.astype(drive.dtype)
     inner = r * resettable
   else:
-    inner = recurrent_product(
+    inner = gained_product(
       r * hidden, params.candidate_weights, params.candidate_gain
     )
   n = jnp.tanh(drive[..., 2 * size :] + inner)

@@ -5,7 +5,7 @@
     h_t = o tanh(c_t).                                                  (3)
 
 With peepholes (Gers, Schraudolph & Schmidhuber 2002) i and f see c_{t-1} and o
-sees c_t; a projection (Sak, Senior & Beaufays 2014) makes h_t = (o tanh(c_t)) P;
+sees c_t; a projection (Sak, Senior & Beaufays 2014) makes h_t = o tanh(c_t) P;
 layer normalisation (Ba, Kiros & Hinton 2016, equations 20-22) acts on x W, on
 h R and inside the tanh of (3).  The adjoint of a step is
 
@@ -13,8 +13,8 @@ h R and inside the tanh of (3).  The adjoint of a step is
     ō = h̄_t tanh c_t,  f̄ = c̄_t c_{t-1},  ī = c̄_t g,  ḡ = c̄_t i,      (5)
     c̄_{t-1} = c̄_t f,   h̄_{t-1} = ā_t R^T,                              (6)
 
-where ā are the adjoints (5) times the slopes s (1 - s) and 1 - g^2.  Its factors
-depend on the forward pass alone, so that (4)-(6) is linear in h̄ and c̄.
+where ā are the adjoints (5) times the slopes s (1 - s) and 1 - g^2.  All
+factors come from the forward pass, so that (4) to (6) are linear in h̄ and c̄.
 """
 
 from typing import Any, NamedTuple
@@ -26,12 +26,12 @@ import numpy as np
 from revmom.cells.affine import (
   Normalised,
   gain_adjoint,
+  gained_product,
   normalise,
   normalise_adjoint,
   normalised_product,
   product,
   product_adjoint,
-  recurrent_product,
   sigmoid,
   total,
   weights_adjoint,
@@ -92,9 +92,15 @@ class _Local(NamedTuple):
 
 class _Bars(NamedTuple):
   gates: jax.Array  # of what goes into the gates [..., 4H]
-  product: jax.Array | None  # of h R, if it is normalised
-  exposed: jax.Array | None  # of o tanh(c_t), if the cell is normalised
-  hidden: jax.Array | None  # of h_t, if it is projected
+  product: Any  # of h R, if it is normalised
+  exposed: Any  # of o tanh(c_t), if the cell is normalised
+  hidden: Any  # of h_t, if it is projected
+
+
+class _StatesBar(NamedTuple):
+  hidden: jax.Array
+  exposed: jax.Array  # o tanh(c_t): the hidden state before a projection
+  cell: jax.Array
 
 
 def init(
@@ -174,11 +180,12 @@ def _squashed(
   params: LSTMParams, cell: jax.Array
 ) -> tuple[jax.Array, Normalised | None]:
   """tanh(c_t), or tanh(norm(c_t) gain + bias)."""
-  if params.cell_gain is None:
+  if params.cell_gain is None or params.cell_bias is None:
     return jnp.tanh(cell), None
   normalised = normalise(cell)
   return jnp.tanh(
-    normalised.values * params.cell_gain + params.cell_bias
+    normalised.values * params.cell_gain.astype(cell.dtype)
+    + params.cell_bias.astype(cell.dtype)
   ), normalised
 
 
@@ -187,11 +194,11 @@ def _step(
 ) -> tuple[LSTMCarry, jax.Array]:
   """Equations (1) to (3)."""
   hidden, cell = carry
-  before = drive + recurrent_product(
+  before = drive + gained_product(
     hidden, params.recurrent_weights, params.recurrent_gain
   )
   if params.peephole is not None:
-    of_input, of_forget, of_output = params.peephole
+    of_input, of_forget, of_output = params.peephole.astype(cell.dtype)
     nothing = jnp.zeros_like(cell)
     seen = [of_input * cell, of_forget * cell, nothing, nothing]
     before = before + jnp.concatenate(seen, -1)
@@ -235,7 +242,7 @@ def _derivatives(
 
 def _step_adjoint(
   params: LSTMParams, factors: _Factors, carry_bar: LSTMCarry
-) -> tuple[LSTMCarry, _Bars, LSTMCarry]:
+) -> tuple[LSTMCarry, _Bars, _StatesBar]:
   """Equations (4) to (6)."""
   hidden_bar, cell_bar = carry_bar
   exposed_bar = hidden_bar  # of o tanh(c_t)
@@ -244,10 +251,10 @@ def _step_adjoint(
   through = exposed_bar * factors.cell
   if factors.normalised_cell is not None:
     through = normalise_adjoint(
-      factors.normalised_cell, through * params.cell_gain
+      factors.normalised_cell, through * params.cell_gain.astype(through.dtype)
     )
   if params.peephole is not None:
-    of_input, of_forget, of_output = params.peephole
+    of_input, of_forget, of_output = params.peephole.astype(through.dtype)
     output_factor = jnp.split(factors.gates, 4, -1)[2]
     through = through + exposed_bar * output_factor * of_output
   cell_bar = cell_bar + through
@@ -270,12 +277,6 @@ def _step_adjoint(
   )
   states_bar = _StatesBar(hidden_bar, exposed_bar, cell_bar)
   return LSTMCarry(old_hidden_bar, old_cell_bar), bars, states_bar
-
-
-class _StatesBar(NamedTuple):
-  hidden: jax.Array
-  exposed: jax.Array  # o tanh(c_t): the hidden state before a projection
-  cell: jax.Array
 
 
 def _weights_adjoint(

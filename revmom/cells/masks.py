@@ -71,7 +71,9 @@ def draw(
   if any(rates.zoneout):
     held = tuple(
       _uniform_below(rate, key, times, number, state)
-      for number, (rate, state) in enumerate(zip(rates.zoneout, states))
+      for number, (rate, state) in enumerate(
+        zip(rates.zoneout, states, strict=True)
+      )
     )
   if rates.dropout and key is not None:
     candidate = states[-1]
@@ -100,26 +102,32 @@ def _uniform_below(
 
 def hold(masks: Masks, old: Any, new: Any) -> Any:
   """The carry after a step: old where it is held, else new."""
-  leaves, structure = jax.tree.flatten(new)
-  before = jax.tree.leaves(old)
+  leaves: list[jax.Array] = jax.tree.leaves(new)
+  before: list[jax.Array] = jax.tree.leaves(old)
   if masks.held is not None:
     leaves = [
       held * o + (1 - held) * n
-      for held, o, n in zip(masks.held, before, leaves)
+      for held, o, n in zip(masks.held, before, leaves, strict=True)
     ]
   if masks.valid is not None:
-    leaves = [jnp.where(masks.valid, n, o) for o, n in zip(before, leaves)]
+    leaves = [
+      jnp.where(masks.valid, n, o) for o, n in zip(before, leaves, strict=True)
+    ]
+  structure: Any = jax.tree.structure(new)
   return structure.unflatten(leaves)
 
 
 def hold_adjoint(masks: Masks, bars: Any) -> tuple[Any, Any]:
   """Adjoints of the old and of the new carry, from the result's."""
-  leaves, structure = jax.tree.flatten(bars)
+  leaves: list[jax.Array] = jax.tree.leaves(bars)
+  structure: Any = jax.tree.structure(bars)
   new, old = leaves, [jnp.zeros_like(bar) for bar in leaves]
   if masks.valid is not None:
     old = [jnp.where(masks.valid, 0, bar) for bar in leaves]
     new = [jnp.where(masks.valid, bar, 0) for bar in leaves]
   if masks.held is not None:
-    old = [o + held * n for held, o, n in zip(masks.held, old, new)]
-    new = [(1 - held) * n for held, n in zip(masks.held, new)]
+    old = [
+      o + held * n for held, o, n in zip(masks.held, old, new, strict=True)
+    ]
+    new = [(1 - held) * n for held, n in zip(masks.held, new, strict=True)]
   return structure.unflatten(old), structure.unflatten(new)

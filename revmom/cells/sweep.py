@@ -291,7 +291,8 @@ def _params_bar(params: Any, gradients: dict[str, jax.Array]) -> Any:
 
 def _add_to_output(carry_bar: Any, output_bar: jax.Array) -> Any:
   """Adds to the adjoint of a carry that of its first array."""
-  (first, *rest), structure = jax.tree.flatten(carry_bar)
+  first, *rest = jax.tree.leaves(carry_bar)
+  structure: Any = jax.tree.structure(carry_bar)
   return structure.unflatten([first + output_bar.astype(first.dtype), *rest])
 
 

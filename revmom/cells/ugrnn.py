@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from revmom.cells.affine import (
   Normalised,
   gain_adjoint,
+  gained_product,
   normalised_product,
   product_adjoint,
-  recurrent_product,
   sigmoid,
   weights_adjoint,
 )
@@ -119,7 +119,7 @@ def _step(
   params: UGRNNParams, drive: jax.Array, hidden: jax.Array, kept: Any
 ) -> tuple[jax.Array, _Gates]:
   """Equations (1) to (3)."""
-  before = drive + recurrent_product(
+  before = drive + gained_product(
     hidden, params.recurrent_weights, params.recurrent_gain
   )
   of_update, of_candidate = jnp.split(before, 2, -1)
