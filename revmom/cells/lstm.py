@@ -78,7 +78,7 @@ class _Factors(NamedTuple):
   cell: jax.Array  # o (1 - tanh^2), of (4)
   forget: jax.Array  # f
   product: Normalised | None  # norm(h R)
-  normalised_cell: Normalised | None
+  normalised_cell: Any  # norm(c_t)
 
 
 class _Local(NamedTuple):
@@ -249,7 +249,7 @@ def _step_adjoint(
   if params.projection is not None:
     exposed_bar = product(hidden_bar, params.projection.T)
   through = exposed_bar * factors.cell
-  if factors.normalised_cell is not None:
+  if params.cell_gain is not None:
     through = normalise_adjoint(
       factors.normalised_cell, through * params.cell_gain.astype(through.dtype)
     )
