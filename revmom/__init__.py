@@ -1,5 +1,16 @@
 """revmom: learning dynamics as bijections."""
 
+from revmom import cells, jacobian
+from revmom.jacobian import (
+  LogDet,
+  NotInvertible,
+  check_bijection,
+  custom_inverse,
+  custom_log_det,
+  inverse,
+  inverse_and_log_det,
+  log_det,
+)
 from revmom.optimizers import (
   ReversibleOptimizer,
   State,
@@ -31,6 +42,8 @@ from revmom.training import (
 )
 
 __all__ = [
+  "LogDet",
+  "NotInvertible",
   "Receipt",
   "ReversibleOptimizer",
   "Run",
@@ -44,10 +57,18 @@ __all__ = [
   "amsgrad",
   "as_optax",
   "averaged",
+  "cells",
+  "check_bijection",
+  "custom_inverse",
+  "custom_log_det",
   "fingerprint",
+  "inverse",
+  "inverse_and_log_det",
+  "jacobian",
   "lamb",
   "lars",
   "lion",
+  "log_det",
   "muon",
   "nesterov",
   "partition",

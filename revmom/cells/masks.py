@@ -66,7 +66,9 @@ def draw(
     like: a carry; its arrays [B, H] give shapes and types.
   """
   states = jax.tree.leaves(like)
-  valid = None if lengths is None else times[:, None, None] < lengths[:, None]
+  valid = None
+  if lengths is not None:
+    valid = times[:, None, None] < lengths[:, None].astype(times.dtype)
   held, kept = None, None
   if any(rates.zoneout):
     held = tuple(

@@ -1,0 +1,277 @@
+"""Hoisted inputs and deferred weight gradients for any recurrent step.
+
+Differentiating `lax.scan` adds to the gradient of every weight in every step:
+for R [H, 4H] a product h^T a and a sum, all in the loop.  With a_t = h_t R,
+
+    R̄ = sum_t h_t^T ā_t                                                  (1)
+
+is one product over time and batch, once all ā_t are known (Appleyard, Kocisky &
+Blunsom 2016, section 4.2).  Here a step is split by its program: products that
+see no state are computed for all steps at once, before the loop, and each
+product of the state with weights gets a tap, a_t = h_t R + τ_t with τ = 0,
+whose adjoint is ā_t.  JAX differentiates the loop with respect to inputs, taps
+and initial carry; (1) follows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from revmom.cells import step_program
+from revmom.cells.step_program import StepProgram, Tap
+from revmom.jacobian import program
+from revmom.jacobian.program import Operand, Variable
+
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def defer_weights(step: Step) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+  """A sweep of a step, the gradients of whose weights wait until its end.
+
+  It computes what `lax.scan` computes.  Reverse mode, forward over reverse and
+  reverse over reverse pass; forward mode alone needs `lax.scan`.
+
+  What a step does with its inputs alone is done for all steps at once, and kept
+  for all of them.  So are the states that are multiplied by weights (by
+  dot_general or a convolution, inlined through `jit` and `checkpoint`, and for
+  concatenated [x, h] W in parts).  Loops within a step, and functions with
+  custom derivatives, stay as they are.
+
+  Args:
+    step: (params, carry, input) -> (carry, output), of pytrees; it may close
+      over arrays, and must have no side effects.
+
+  Returns:
+    apply: (params, xs, initial_carry) -> (outputs, carry), where the arrays of
+    xs and outputs have a leading axis of time.  It raises ValueError if xs have
+    no arrays or several lengths, or if the step changes the structure, the
+    shapes or the types of the carry.
+
+  >>> def cell(params, h, x):
+  ...   h = jnp.tanh(x @ params["W"] + h @ params["R"])
+  ...   return h, h
+  >>> params = {"W": jnp.ones((3, 5)), "R": jnp.ones((5, 5))}
+  >>> outputs, carry = defer_weights(cell)(
+  ...   params, jnp.ones((7, 2, 3)), jnp.zeros((2, 5))
+  ... )
+  >>> outputs.shape, carry.shape
+  ((7, 2, 5), (2, 5))
+  """
+
+  def apply(params: Any, xs: Any, initial_carry: Any) -> tuple[Any, Any]:
+    steps = _steps(xs)
+    carry = jax.tree.map(jnp.asarray, initial_carry)
+    traced, constants, (carry_shape, output_shape) = step_program.trace(
+      step, params, _shapes(carry), _shapes(xs, 1)
+    )
+    _check_carry(_shapes(carry), carry_shape)
+    known = dict(
+      zip(traced.given, [*constants, *jax.tree.leaves(params)], strict=True)
+    )
+    program.evaluate(traced.fixed, known)
+    known |= _drive(traced, known, jax.tree.leaves(xs))
+    looped, final = _recurrence(
+      traced,
+      steps,
+      [known[v] for v in traced.read_fixed],
+      [known[v] for v in traced.read_driven],
+      jax.tree.leaves(carry),
+    )
+    known |= dict(zip(traced.looped, looped, strict=True))
+    in_time = {*traced.looped, *_driven_outputs(traced)}
+    outputs = [_in_time(known, steps, in_time, v) for v in traced.outputs]
+    unflatten = lambda shape, leaves: jax.tree.structure(shape).unflatten(
+      leaves
+    )
+    return unflatten(output_shape, outputs), unflatten(carry_shape, final)
+
+  return apply
+
+
+def _shapes(tree: Any, skip: int = 0) -> Any:
+  """Shapes and types, without some leading axes."""
+  return jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[skip:], jnp.result_type(a)),
+    tree,
+  )
+
+
+def _steps(xs: Any) -> int:
+  """The length of all sequences."""
+  shapes = [jnp.shape(array) for array in jax.tree.leaves(xs)]
+  if not shapes or () in shapes or len({shape[0] for shape in shapes}) != 1:
+    raise ValueError(
+      f"xs have arrays of the shapes {shapes}: give at least one, and all with "
+      "the same leading axis of time."
+    )
+  return shapes[0][0]
+
+
+def _check_carry(before: Any, after: Any) -> None:
+  described = lambda tree: jax.tree.map(lambda a: (a.shape, str(a.dtype)), tree)
+  if described(before) != described(after):
+    raise ValueError(
+      f"The step makes a carry of {described(after)} of one of "
+      f"{described(before)}: both must have the same structure, shapes and "
+      "types."
+    )
+
+
+def _driven_outputs(traced: StepProgram) -> set[Variable]:
+  made = {v for equation in traced.driven for v in equation.outputs}
+  return made.union(traced.inputs)
+
+
+def _drive(
+  traced: StepProgram, known: dict[Variable, Any], xs: list[Any]
+) -> dict[Variable, Any]:
+  """What depends on inputs alone, and is read elsewhere, for all steps."""
+  driven = _driven_outputs(traced)
+  wanted = list(
+    dict.fromkeys(
+      v
+      for v in (*traced.read_driven, *traced.outputs)
+      if isinstance(v, Variable) and v in driven
+    )
+  )
+
+  def one_step(inputs: list[Any]) -> list[Any]:
+    environment = known | dict(zip(traced.inputs, inputs, strict=True))
+    program.evaluate(traced.driven, environment)
+    return [environment[v] for v in wanted]
+
+  return dict(zip(wanted, jax.vmap(one_step)(xs), strict=True))
+
+
+def _in_time(
+  known: dict[Variable, Any], steps: int, in_time: set[Variable], v: Operand
+) -> jax.Array:
+  """An output of all steps, even if it is the same in all of them."""
+  value = program.read(known, v)
+  if isinstance(v, Variable) and v in in_time:
+    return value
+  return jnp.broadcast_to(value, (steps, *jnp.shape(value)))
+
+
+@jax.custom_jvp
+def _tapped(tap: jax.Array, value: jax.Array) -> jax.Array:
+  """value + tap for a tap of zeros, which need not be read."""
+  return value
+
+
+_tapped.defjvp(
+  lambda primals, tangents: (_tapped(*primals), tangents[0] + tangents[1])
+)
+
+
+def _recurrence(
+  traced: StepProgram,
+  steps: int,
+  fixed: list[jax.Array],
+  driven: list[jax.Array],
+  carry: list[jax.Array],
+) -> tuple[list[jax.Array], list[jax.Array]]:
+  """Outputs of the loop and the final carry, differentiated by (1)."""
+  taps = traced.taps
+
+  def loop(
+    weights: Sequence[jax.Array],
+    untapped: Any,
+    driven: Any,
+    taus: Any,
+    carry: Any,
+  ) -> tuple[Any, Any]:
+    """((outputs, carry), states that taps multiply)."""
+
+    def step(carry: Any, now: tuple) -> tuple[Any, Any]:
+      driven, taus = now
+      environment = dict(zip(traced.untapped, untapped, strict=True))
+      environment |= dict(zip(traced.read_driven, driven, strict=True))
+      environment |= dict(zip(traced.carry, carry, strict=True))
+      _advance(traced, environment, weights, taus)
+      read = lambda v: program.read(environment, v)
+      new = [jnp.asarray(read(v)) for v in traced.new_carry]
+      states = [read(tap.state) for tap in taps] if taus else None
+      return new, ([read(v) for v in traced.looped], states)
+
+    final, (outputs, states) = lax.scan(
+      step, carry, (driven, taus), length=steps
+    )
+    return (outputs, final), states
+
+  def pick(fixed: list[jax.Array], variables: Sequence[Variable]) -> list:
+    values = dict(zip(traced.read_fixed, fixed, strict=True))
+    return [values[v] for v in variables]
+
+  weights_of = lambda fixed: pick(fixed, [tap.weights for tap in taps])
+
+  @jax.custom_vjp
+  def run(fixed: Any, driven: Any, carry: Any) -> Any:
+    untapped = pick(fixed, traced.untapped)
+    return loop(weights_of(fixed), untapped, driven, None, carry)[0]
+
+  def forward(fixed: Any, driven: Any, carry: Any) -> tuple[Any, Any]:
+    taus = [
+      jnp.zeros((steps, *v.shape), v.dtype)
+      for v in (tap.equation.outputs[0] for tap in taps)
+    ]
+    # Closed over, weights have no gradient in here.
+    results, pull, states = jax.vjp(
+      lambda *args: loop(weights_of(fixed), *args),
+      pick(fixed, traced.untapped),
+      driven,
+      taus,
+      carry,
+      has_aux=True,
+    )
+    return results, (pull, states, fixed)
+
+  def backward(known: tuple, bars: Any) -> tuple[Any, Any, Any]:
+    pull, states, fixed = known
+    untapped, driven_bars, product_bars, carry_bars = pull(bars)
+    fixed_bars = dict(zip(traced.untapped, untapped, strict=True))
+    for tap, state, weights, bar in zip(
+      taps, states or [], weights_of(fixed), product_bars, strict=True
+    ):
+      weights_bar = _weights_adjoint(tap, state, weights, bar)
+      if tap.weights in fixed_bars:
+        weights_bar = weights_bar + fixed_bars[tap.weights]
+      fixed_bars[tap.weights] = weights_bar
+    return [fixed_bars[v] for v in traced.read_fixed], driven_bars, carry_bars
+
+  run.defvjp(forward, backward)
+  return run(fixed, driven, carry)
+
+
+def _advance(
+  traced: StepProgram,
+  environment: dict[Variable, Any],
+  weights: Sequence[jax.Array],
+  taus: Sequence[jax.Array] | None,
+) -> None:
+  """One step of what depends on the state."""
+  number = {id(tap.equation): k for k, tap in enumerate(traced.taps)}
+  for equation in traced.state:
+    k = number.get(id(equation))
+    if k is None:
+      program.evaluate([equation], environment)
+      continue
+    tap = traced.taps[k]
+    product = tap.product(environment[tap.state], weights[k])
+    if taus:
+      product = _tapped(taus[k], product)
+    environment[equation.outputs[0]] = product
+
+
+def _weights_adjoint(
+  tap: Tap, states: jax.Array, weights: jax.Array, bars: jax.Array
+) -> jax.Array:
+  """Equation (1): the transpose of the product of all steps at once."""
+  products = lambda weights: jax.vmap(
+    lambda state: tap.product(state, weights)
+  )(states)
+  [weights_bar] = jax.linear_transpose(products, weights)(bars)
+  return weights_bar

@@ -1,0 +1,66 @@
+"""Determinants as logarithms, and how they multiply."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Determinant(NamedTuple):
+  """det = sign * exp(value), with the error of an estimated value."""
+
+  value: jax.Array  # []
+  sign: jax.Array  # []: -1, 0 or 1; NaN where only log|det| was estimated
+  stderr: jax.Array  # []
+  bias_bound: jax.Array  # []
+
+
+def exact(value: Any, sign: Any, dtype: np.dtype) -> Determinant:
+  """A determinant without error."""
+  zero = jnp.zeros((), dtype)
+  return Determinant(
+    jnp.asarray(value, dtype), jnp.asarray(sign, dtype), zero, zero
+  )
+
+
+def wide(dtypes: Iterable[Any]) -> np.dtype:
+  """The type to compute logarithms in: float64 if any is, else float32."""
+  wanted = any(dtype == jnp.float64 for dtype in dtypes)
+  return np.dtype("float64" if wanted else "float32")
+
+
+def of_numbers(numbers: jax.Array) -> Determinant:
+  """The product of numbers of any shape."""
+  signs = jnp.sign(jax.lax.stop_gradient(numbers))
+  value = jnp.sum(jnp.log(jnp.abs(numbers)))
+  return exact(value, jnp.prod(signs), numbers.dtype)
+
+
+def of_matrices(matrices: jax.Array) -> Determinant:
+  """The product of the determinants of matrices [..., n, n]."""
+  if matrices.shape[-1] == 1:
+    return of_numbers(matrices)
+  sign, value = jnp.linalg.slogdet(matrices)
+  return exact(jnp.sum(value), jnp.prod(sign), matrices.dtype)
+
+
+def product(
+  factors: Sequence[Determinant], sign: int, dtype: np.dtype
+) -> Determinant:
+  """sign * the product of the factors, whose errors are independent."""
+  if not factors:
+    return exact(0.0, sign, dtype)
+  columns = zip(*factors, strict=True)
+  value, signs, stderr, bias_bound = (
+    jnp.stack([number.astype(dtype) for number in numbers])
+    for numbers in columns
+  )
+  return Determinant(
+    value=jnp.sum(value),
+    sign=jnp.prod(signs) * sign,
+    # No gradient of a norm at zero, which is where exact factors are.
+    stderr=jnp.linalg.norm(jax.lax.stop_gradient(stderr)),
+    bias_bound=jnp.sum(bias_bound),
+  )

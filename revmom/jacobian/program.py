@@ -1,0 +1,305 @@
+"""JAX functions as flat lists of equations.
+
+A traced function is a nest of calls.  Here it becomes one list: the calls that
+mean nothing but "do this" are inlined, and every value gets a variable of its
+own.  Loops and branches stay equations; `subprograms` opens them.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
+
+# The parameter that holds the program of a call, by the primitive's name.
+CALLS = {
+  "jit": "jaxpr",
+  "pjit": "jaxpr",
+  "closed_call": "call_jaxpr",
+  "core_call": "call_jaxpr",
+  "custom_jvp_call": "call_jaxpr",
+  "custom_vjp_call": "call_jaxpr",
+  "remat2": "jaxpr",
+  "checkpoint": "jaxpr",
+}
+
+
+class Variable:
+  """A value of a program; equal only to itself."""
+
+  __slots__ = ("aval",)
+
+  def __init__(self, aval: Any):
+    self.aval = aval
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.aval.shape
+
+  @property
+  def dtype(self) -> Any:
+    return self.aval.dtype
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.aval.shape)
+
+  def __repr__(self) -> str:
+    return f"Variable({self.aval.str_short()})"
+
+
+# What an equation reads: a variable, or a constant (which may be a tracer).
+Operand = Any
+
+
+class Equation(NamedTuple):
+  """outputs = primitive(*operands, **params)."""
+
+  primitive: Primitive
+  params: dict[str, Any]
+  operands: tuple[Operand, ...]
+  outputs: tuple[Variable, ...]
+
+  @property
+  def name(self) -> str:
+    return self.primitive.name
+
+  @property
+  def variables(self) -> tuple[Variable, ...]:
+    """The operands that are variables."""
+    return tuple(v for v in self.operands if isinstance(v, Variable))
+
+  def apply(self, values: Sequence[Any]) -> list[Any]:
+    """The outputs for these values of the operands."""
+    params = self.primitive.get_bind_params(self.params)
+    results = self.primitive.bind(*values, **params)
+    return list(results) if self.primitive.multiple_results else [results]
+
+
+class Program(NamedTuple):
+  """A function as equations, in an order in which they can be evaluated."""
+
+  inputs: tuple[Variable, ...]
+  equations: tuple[Equation, ...]
+  outputs: tuple[Operand, ...]
+
+
+Environment = dict[Variable, Any]
+Keep = Callable[[JaxprEqn], bool]
+
+
+def keep_none(equation: JaxprEqn) -> bool:
+  """Inlines every call."""
+  return False
+
+
+def trace(
+  function: Callable[..., Any], *args: Any, keep: Keep = keep_none
+) -> tuple[Program, Any]:
+  """The program of a function of pytrees.
+
+  Calls are inlined: jit, closed_call, checkpoint, and custom derivatives, of
+  which the function itself is taken.  Equations on which no output depends are
+  left out.
+
+  Args:
+    function: any function of pytrees; what it closes over becomes constants.
+    *args: pytrees of arrays or of their shapes and dtypes.
+    keep: tells of a call's equation whether it is to stay an equation.
+
+  Returns:
+    The program, whose inputs and outputs are the leaves of the function's, and
+    the tree structure of the function's result.
+
+  >>> program, _ = trace(lambda x: jax.jit(jax.numpy.sin)(x) * 2, 1.0)
+  >>> [equation.name for equation in program.equations]
+  ['sin', 'mul']
+  """
+  closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+  return inline(closed, keep), jax.tree.structure(shape)
+
+
+def inline(closed: ClosedJaxpr, keep: Keep = keep_none) -> Program:
+  """The program of a jaxpr, such as the body of a loop."""
+  inputs = tuple(Variable(v.aval) for v in closed.jaxpr.invars)
+  equations: list[Equation] = []
+  outputs = _append(closed.jaxpr, closed.consts, inputs, equations, keep)
+  used = needed(equations, outputs)
+  return Program(inputs, tuple(used), tuple(outputs))
+
+
+def _append(
+  jaxpr: Jaxpr,
+  constants: Sequence[Any],
+  inputs: Sequence[Operand],
+  equations: list[Equation],
+  keep: Keep,
+) -> list[Operand]:
+  """Appends the equations of a jaxpr; returns its outputs."""
+  values = dict(zip(jaxpr.constvars, constants, strict=True))
+  values.update(zip(jaxpr.invars, inputs, strict=True))
+  read = lambda v: v.val if isinstance(v, Literal) else values[v]
+  for equation in jaxpr.eqns:
+    operands = tuple(read(v) for v in equation.invars)
+    if equation.primitive.name in CALLS and not keep(equation):
+      called = as_closed(equation.params[CALLS[equation.primitive.name]])
+      outputs = _append(called.jaxpr, called.consts, operands, equations, keep)
+    else:
+      outputs = [Variable(v.aval) for v in equation.outvars]
+      equations.append(
+        Equation(equation.primitive, equation.params, operands, tuple(outputs))
+      )
+    values.update(zip(equation.outvars, outputs, strict=True))
+  return [read(v) for v in jaxpr.outvars]
+
+
+def as_closed(jaxpr: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
+  """Closes a jaxpr without constants, such as that of a checkpoint."""
+  return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
+
+
+def subprograms(equation: Equation) -> list[ClosedJaxpr]:
+  """The jaxprs in the parameters of an equation.
+
+  Of a scan its body, of a while its condition and its body, of a cond its
+  branches; `inline` makes programs of them.
+
+  >>> program, _ = trace(
+  ...   lambda x: jax.lax.cond(x > 0, lambda x: x, lambda x: -x, x), 1.0
+  ... )
+  >>> [len(subprograms(equation)) for equation in program.equations]
+  [0, 0, 2]
+  """
+  found: list[ClosedJaxpr] = []
+  for value in equation.params.values():
+    for item in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(item, Jaxpr | ClosedJaxpr):
+        found.append(as_closed(item))
+  return found
+
+
+def evaluate(equations: Iterable[Equation], environment: Environment) -> None:
+  """Adds the outputs of equations to an environment; values may be tracers."""
+  for equation in equations:
+    values = [read(environment, operand) for operand in equation.operands]
+    environment.update(
+      zip(equation.outputs, equation.apply(values), strict=True)
+    )
+
+
+def read(environment: Environment, operand: Operand) -> Any:
+  """The value of a variable, or the constant itself."""
+  return environment[operand] if isinstance(operand, Variable) else operand
+
+
+def run(program: Program, inputs: Sequence[Any]) -> list[Any]:
+  """The outputs of a program."""
+  environment = dict(zip(program.inputs, inputs, strict=True))
+  evaluate(program.equations, environment)
+  return [read(environment, operand) for operand in program.outputs]
+
+
+def needed(
+  equations: Sequence[Equation], outputs: Iterable[Operand]
+) -> list[Equation]:
+  """The equations that the outputs depend on, in their order."""
+  wanted = {v for v in outputs if isinstance(v, Variable)}
+  kept = []
+  for equation in reversed(equations):
+    if wanted.intersection(equation.outputs):
+      wanted.update(equation.variables)
+      kept.append(equation)
+  return kept[::-1]
+
+
+Passes = Callable[[Equation, int], bool]
+
+
+def passes_always(equation: Equation, output: int) -> bool:
+  """Every output depends on the operands."""
+  return True
+
+
+def dependent(
+  equations: Iterable[Equation],
+  variables: Collection[Variable],
+  passes: Passes = passes_always,
+) -> set[Variable]:
+  """The variables that depend on the given ones, which are among them.
+
+  Of loops and branches each output is looked at for itself: a loop's counter
+  depends on no input.
+
+  Args:
+    equations: in an order in which they can be evaluated.
+    variables: to start from.
+    passes: tells of an equation and the number of an output whether that
+      output depends on the operands in the sense asked for.
+
+  >>> program, _ = trace(lambda x, y: (x + y, 2 * y), 1.0, 2.0)
+  >>> reached = dependent(program.equations, program.inputs[:1])
+  >>> [v in reached for v in program.outputs]
+  [True, False]
+  """
+  reached = set(variables)
+  for equation in equations:
+    mask = [isinstance(v, Variable) and v in reached for v in equation.operands]
+    if any(mask):
+      outputs = _output_mask(equation, mask, passes)
+      reached.update(
+        variable
+        for k, variable in enumerate(equation.outputs)
+        if outputs[k] and passes(equation, k)
+      )
+  return reached
+
+
+def _output_mask(
+  equation: Equation, mask: list[bool], passes: Passes
+) -> list[bool]:
+  """Which outputs of an equation depend on the operands of a mask."""
+  params = equation.params
+  if equation.name == "scan":
+    constants, carry = params["num_consts"], params["num_carry"]
+    return _loop_mask(params["jaxpr"], mask, constants, carry, passes)
+  if equation.name == "while":
+    start, carry = params["cond_nconsts"], len(equation.outputs)
+    constants = params["body_nconsts"]
+    reached = _loop_mask(
+      params["body_jaxpr"], mask[start:], constants, carry, passes
+    )
+    stops = _mask_through(params["cond_jaxpr"], mask[:start] + reached, passes)
+    return [a or stops[0] for a in reached]
+  if equation.name == "cond":
+    branches = [_mask_through(b, mask[1:], passes) for b in params["branches"]]
+    return [mask[0] or any(of) for of in zip(*branches, strict=True)]
+  return [True] * len(equation.outputs)
+
+
+def _loop_mask(
+  body: ClosedJaxpr,
+  mask: list[bool],
+  constants: int,
+  carry: int,
+  passes: Passes,
+) -> list[bool]:
+  """The mask of a loop's outputs: its carry's, once stable, and its ys'."""
+  mask = list(mask)
+  while True:
+    outputs = _mask_through(body, mask, passes)
+    start = mask[constants : constants + carry]
+    reached = [a or b for a, b in zip(start, outputs[:carry], strict=True)]
+    if reached == start:
+      return reached + outputs[carry:]
+    mask[constants : constants + carry] = reached
+
+
+def _mask_through(
+  closed: ClosedJaxpr, mask: Sequence[bool], passes: Passes
+) -> list[bool]:
+  """Which outputs of a jaxpr depend on the inputs of a mask."""
+  program = inline(closed)
+  start = [v for v, m in zip(program.inputs, mask, strict=True) if m]
+  reached = dependent(program.equations, start, passes)
+  return [isinstance(v, Variable) and v in reached for v in program.outputs]

@@ -1,0 +1,648 @@
+"""Inverses are right or refused, on functions where others fail and more."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from revmom.jacobian import (
+  NotInvertible,
+  custom_inverse,
+  inverse,
+  inverse_and_log_det,
+  inverse_rules,
+  verification,
+)
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=6)
+P = np.abs(X) + 0.5
+Z = np.array([0.3, -0.7, 1.2, 0.5])
+S = np.array([0.3, -0.7, 1.2])
+W = RNG.normal(size=(6, 6))
+H = W @ W.T / 6
+PERMUTATION = np.array([2, 1, 0, 5, 4, 3])
+
+
+def loss(w):
+  return 0.5 * w @ H @ w + jnp.sum(jnp.log(jnp.cosh(w)))
+
+
+def relu_loss(w):
+  return jnp.sum(jax.nn.relu(W @ jnp.tanh(w)) ** 2)
+
+
+def affine(a, b):
+  return b * jnp.exp(jnp.sin(a)) + jnp.cos(a)
+
+
+def coupling(x):
+  a, b = x[:3], x[3:]
+  return jnp.concatenate([a, affine(a, b)])
+
+
+def coupling_split(x):
+  a, b = jnp.split(x, 2)
+  return jnp.concatenate([a, affine(a, b)])
+
+
+def coupling_net(x):
+  a, b = x[:3], x[3:]
+  h = jax.jit(lambda a: jax.nn.relu(a @ W[:3, :]))(a)
+  return jnp.concatenate([a, b * jnp.exp(h @ W[:, :3] * 0.1) + h @ W[:, 3:]])
+
+
+def masked_coupling(x):
+  mask = jnp.arange(6.0) % 2
+  net = W @ (mask * x)
+  return mask * x + (1 - mask) * (x * jnp.exp(jnp.tanh(net)) + net)
+
+
+def momentum(w, v, loss=loss):
+  v = 0.9 * v - 0.1 * jax.grad(loss)(w)
+  return w + 0.1 * v, v
+
+
+def momentum_tree(s):
+  w, v = s
+  v = {"a": 0.9 * v["a"] - 0.1 * jax.grad(loss)(w["a"])}
+  return {"a": w["a"] + 0.1 * v["a"]}, v
+
+
+def adamw(w, m, v):
+  g = jax.grad(loss)(w)
+  m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+  return 0.99 * w - 0.1 * m / (jnp.sqrt(v) + 1e-3), m, v
+
+
+def leapfrog(q, p):
+  p = p - 0.05 * jax.grad(loss)(q)
+  q = q + 0.1 * p
+  return q, p - 0.05 * jax.grad(loss)(q)
+
+
+def scanned(w, v, length=3):
+  step = lambda c, _: (momentum(*c), None)
+  return lax.scan(step, (w, v), None, length=length)[0]
+
+
+def looped(w, v):
+  return lax.fori_loop(0, 3, lambda i, c: momentum(*c), (w, v))
+
+
+def counted(x):
+  return lax.fori_loop(0, 3, lambda i, x: 2 * x + i.astype(x.dtype), x)
+
+
+def autoregressive(x):
+  def step(carry, x):
+    y = x * jnp.exp(jnp.tanh(carry)) + carry
+    return 0.5 * carry + jnp.sin(y), y
+
+  return lax.scan(step, jnp.array(0.3), x)[1]
+
+
+def recurrent(x):
+  # The carry is unknown, and so are the inputs.
+  def step(carry, x):
+    y = x + jnp.tanh(carry)
+    return 1.1 * carry + jnp.sin(y), y
+
+  carry, ys = lax.scan(step, x[0], x[1:], reverse=True)
+  return jnp.concatenate([carry[None], ys])
+
+
+def two_branches(x):
+  return lax.cond(x[0] > 0, lambda x: 2 * x, jnp.sinh, 3 * x)
+
+
+def known_branch(n, x):
+  return n, lax.cond(n > 0, lambda x: jnp.exp(n) * x, jnp.sinh, x)
+
+
+def knots(x):
+  low, middle, high = 2 * x + 1, x + 0.5, 0.5 * x + 0.75
+  return jnp.where(x < -0.5, low, jnp.where(x < 0.5, middle, high))
+
+
+RIGHT = {
+  "reshape before exp": (lambda x: jnp.exp(x.reshape(2, 2)).reshape(4), Z),
+  "vmap exp": (lambda x: jax.vmap(jnp.exp)(x.reshape(2, 3)), X),
+  "x**3": (lambda x: x**3, X),
+  "x**-5": (lambda x: x**-5, X),
+  "x**0.7": (lambda x: x**0.7, P),
+  "1/x": (lambda x: 1.0 / x, X),
+  "-2/x": (lambda x: -2.0 / x, Z),
+  "tanh": (jnp.tanh, X * 0.3),
+  "asinh": (jnp.arcsinh, X),
+  "transpose": (lambda x: (2 * x).reshape(2, 3).T, X),
+  "rev": (lambda x: (2 * x)[::-1], X),
+  "permutation": (lambda x: (2 * x)[PERMUTATION], X),
+  "matrix": (lambda x: W @ x, X),
+  "matrix from the right": (lambda x: jnp.exp(x.reshape(2, 3) @ W[:3, :3]), X),
+  "cumsum": (jnp.cumsum, X),
+  "reverse cumsum": (lambda x: lax.cumsum(x, reverse=True), X),
+  "split": (coupling_split, X),
+  "coupling, rev, coupling": (lambda x: coupling(coupling(x)[::-1]), X),
+  "stack": (lambda x: jnp.stack([2 * x[0], x[1] * jnp.exp(x[0])]), X[:2]),
+  "momentum in scan": (scanned, X, P),
+  "momentum in fori_loop": (looped, X, P),
+  "cond": (lambda x: lax.cond(x[0] > 0, *[lambda x: 2 * x] * 2, x), X),
+  "two branches": (two_branches, X),
+  "known branch": (known_branch, np.array(0.5), X),
+  "x + x": (lambda x: x + x, X),
+  "leaky relu by where": (lambda x: jnp.where(x > 0, x, 0.1 * x), X),
+  "mix": (lambda x, y: (x + jnp.sum(y) * 0 + y, x - y), Z, Z + 1),
+  "x + W x": (lambda x: x + W @ x, X),
+  "rows": (lambda x: jnp.concatenate([W[:5] @ x, x[:1]]), X),
+  "convolution": (lambda x: jnp.convolve(x, jnp.array([1.0, 0.5]))[:6], X),
+  "add in place": (lambda x: x.at[1::2].add(jnp.sin(x[::2])), X),
+  "multiply in place": (lambda x: x.at[1::2].multiply(jnp.exp(x[::2])), X),
+  "scale": (lambda x: 3 * x, X),
+  "exp": (jnp.exp, X),
+  "sigmoid": (jax.nn.sigmoid, X),
+  "softplus": (jax.nn.softplus, X),
+  "neg": (lambda x: -x, X),
+  "roll": (lambda x: jnp.roll(2 * x, 2), X),
+  "coupling": (coupling, X),
+  "coupling with a net": (coupling_net, X),
+  "masked coupling": (masked_coupling, X),
+  "shear": (lambda a, b: (a + 1.0, b * jnp.exp(a) + a), X, P),
+  "scalar times vector": (lambda s, v: (2 * s, v * s), np.array(-1.3), X),
+  "product and factor": (lambda x, y: (x * y, y), Z, Z + 3),
+  "division by constants": (lambda x: x / jnp.array([2.0, -3, 4, -5]), Z),
+  "momentum": (momentum, X, P),
+  "momentum, relu net": (functools.partial(momentum, loss=relu_loss), X, P),
+  "momentum, pytree": (momentum_tree, ({"a": X}, {"a": P})),
+  "AdamW": (adamw, X, 0.1 * X, P),
+  "leapfrog": (leapfrog, X, P),
+  "x + tanh(x)": (lambda x: x + jnp.tanh(x), S),
+  "x + x**3": (lambda x: x + x**3, S),
+  "x + sin(x) / 2": (lambda x: x + 0.5 * jnp.sin(x), S),
+  "exp(x)**2 + 1": (lambda x: jnp.exp(x) ** 2 + 1, S),
+  "leaky_relu": (jax.nn.leaky_relu, S),
+  "elu": (jax.nn.elu, S),
+  "selu": (jax.nn.selu, S),
+  "log_sigmoid": (jax.nn.log_sigmoid, S),
+  "knots": (knots, X),
+  "times an array": (lambda x: x * jnp.array(2.0), S),
+  "cbrt": (jnp.cbrt, S),
+  "sinh": (jnp.sinh, S),
+  "erf": (jax.scipy.special.erf, S),
+  "logit": (lambda x: jnp.log(x) - jnp.log1p(-x), np.array([0.1, 0.7])),
+  "log1p(exp(x))": (lambda x: jnp.log1p(jnp.exp(x)), S),
+  "5 - x": (lambda x: 5 - x, S),
+  "jit": (lambda x: jax.jit(lambda z: 2 * z)(x), S),
+  "exp(2 x)": (lambda x: jnp.exp(2 * x), S),
+  "set": (lambda x: x.at[:3].set(jnp.exp(x[:3])), X),
+  "even and odd": (
+    lambda x: jnp.stack([x[::2], x[1::2] * jnp.exp(x[::2])], 1),
+    X,
+  ),
+  "counter": (counted, X),
+  "autoregressive scan": (autoregressive, X),
+  "recurrent scan": (recurrent, X),
+}
+# Rounded to float32 on the way.
+ROUNDED = {
+  "cast before exp": (
+    lambda x: jnp.exp(x.astype(jnp.float32)).astype(jnp.float64),
+    Z,
+  ),
+  "exp before cast": (
+    lambda x: jnp.exp(x).astype(jnp.float32).astype(jnp.float64),
+    X,
+  ),
+}
+
+
+def nesterov(w, v):
+  v = 0.9 * v - 0.1 * jax.grad(loss)(w + 0.9 * v)
+  return w + v, v
+
+
+REFUSED = {
+  "sin": (jnp.sin, "`sin` is periodic", S),
+  "x * x": (lambda x: x * x, "`mul`.*not known to be strictly monotone", P),
+  "x**2": (lambda x: x**2, "`integer_pow`.*even exponent 2", P),
+  "x**2.0": (lambda x: lax.pow(x, 2.0), "`pow` with an even exponent", P),
+  "cosh": (jnp.cosh, "`cosh` takes x and -x", S),
+  "abs": (jnp.abs, "`abs` takes x and -x", S),
+  "gelu": (jax.nn.gelu, "`tanh`.*not known to be strictly monotone", S),
+  "relu": (jax.nn.relu, "`max` forgets the smaller one", S),
+  "x exp(x)": (lambda x: x * jnp.exp(x), "`exp`, `mul`.*monotone", S),
+  "round": (jnp.round, "`round` rounds", S),
+  "sort": (jnp.sort, "`sort` forgets the order", S),
+  "times 0": (
+    lambda x: jnp.exp(x) * jnp.array([1.0, 0, 1]),
+    "by a constant 0",
+    S,
+  ),
+  "fold": (lambda x: jnp.where(x > 0, x, -x), "takes a value twice", S),
+  "folding branches": (
+    lambda x: lax.cond(x[0] > 0, lambda x: 2 * x, lambda x: -x, x),
+    "takes a value twice",
+    S,
+  ),
+  "singular": (lambda x, y: (x + y, 2 * x + 2 * y), "`add`.*unknown", S, S),
+  "centred": (lambda x: x - jnp.mean(x), "round trip.*not one-to-one", S),
+  "unused": (lambda x, y: (x, x), "no output depends on an input", S, S),
+  "sums": (lambda x: jnp.sum(x), "maps 3 floats to 1", S),
+  "Nesterov": (nesterov, "`sub` has two operands that are both unknown", X, P),
+  "plain SGD": (
+    lambda w: w - 0.05 * jax.grad(loss)(w),
+    "`sub` has two operands that are both unknown",
+    X,
+  ),
+  "rectangular": (
+    lambda x: jnp.concatenate([jnp.exp(W[:5] @ x), x[:1]]),
+    "`dot_general`.*not square",
+    X,
+  ),
+  "while": (
+    lambda x: lax.while_loop(lambda x: x[0] < 5, lambda x: 2 * x, x),
+    "`while` stops by a condition on the unknown",
+    X,
+  ),
+  "scan over its own product": (
+    lambda x: lax.scan(lambda c, _: (c * c, None), x, None, length=2)[0],
+    "`mul`",
+    P,
+  ),
+}
+
+
+def shapes(arguments):
+  return jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tuple(arguments)
+  )
+
+
+def arrays(arguments):
+  return jax.tree.map(jnp.asarray, tuple(arguments))
+
+
+def assert_close(got, expected, tolerance):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, tolerance, tolerance),
+    got,
+    expected,
+  )
+
+
+def assert_inverts(f, arguments, tolerance):
+  arguments = arrays(arguments)
+  y = f(*arguments)
+  x = inverse(f, *shapes(arguments))(y)
+  x = x if len(arguments) > 1 else (x,)
+  assert_close(x, arguments, tolerance)
+  assert_close(f(*x), y, tolerance)
+
+
+SLOW = {
+  "AdamW",
+  "cond",
+  "convolution",
+  "coupling with a net",
+  "coupling, rev, coupling",
+  "elu",
+  "even and odd",
+  "exp(x)**2 + 1",
+  "knots",
+  "leaky_relu",
+  "leapfrog",
+  "log_sigmoid",
+  "logit",
+  "masked coupling",
+  "mix",
+  "momentum in fori_loop",
+  "momentum, relu net",
+  "multiply in place",
+  "recurrent scan",
+  "rows",
+  "selu",
+  "two branches",
+  "x + W x",
+  "x + x**3",
+  "x + sin(x) / 2",
+}
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in RIGHT
+  ],
+)
+def test_right(x64, name):
+  f, *arguments = RIGHT[name]
+  assert_inverts(f, arguments, 1e-9)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_right_to_float32(x64, name):
+  f, *arguments = ROUNDED[name]
+  assert_inverts(f, arguments, 1e-6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(x64, name):
+  f, reason, *arguments = REFUSED[name]
+  arguments = arrays(arguments)
+  with pytest.raises(NotInvertible, match=reason):
+    inverse(f, *shapes(arguments))(f(*arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "name",
+  [
+    "coupling",
+    "masked coupling",
+    "momentum in scan",
+    "x + tanh(x)",
+    "leaky relu by where",
+    "momentum, pytree",
+    "matrix",
+    "softplus",
+  ],
+)
+def test_log_det_of_the_inverse(x64, name):
+  f, *arguments = RIGHT[name]
+  arguments = arrays(arguments)
+  x, value = inverse_and_log_det(f, *shapes(arguments))(f(*arguments))
+  assert_close(x if len(arguments) > 1 else (x,), arguments, 1e-9)
+  flat, unravel = jax.flatten_util.ravel_pytree(arguments)
+  dense = jax.jacfwd(
+    lambda flat: jax.flatten_util.ravel_pytree(f(*unravel(flat)))[0]
+  )(flat)
+  np.testing.assert_allclose(value, -np.linalg.slogdet(dense)[1], 1e-9, 1e-9)
+
+
+@pytest.mark.parametrize(
+  "f, outside",
+  [
+    (jnp.exp, -1.0),
+    (jnp.tanh, 1.5),
+    (jax.nn.softplus, -0.1),
+    (jax.nn.elu, -1.5),
+    (jax.nn.sigmoid, 1.2),
+    (jnp.arctan, 2.0),
+    (jnp.arcsinh, np.nan),
+    (lambda x: jnp.exp(x) ** 2, -0.5),
+    (lambda x: x + jnp.tanh(x), np.nan),
+    (lambda x: jnp.tanh(x) + jnp.arctan(x), 3.0),
+    (lambda x: jnp.where(x > 0, x + 1, x - 1), 0.5),
+  ],
+)
+def test_outside_of_the_range(x64, f, outside):
+  like = jax.ShapeDtypeStruct((2,), jnp.float64)
+  inside = f(jnp.array(0.3))
+  got = inverse(f, like)(jnp.stack([inside, jnp.asarray(outside)]))
+  np.testing.assert_allclose(got, [0.3, np.nan], 1e-12)
+
+
+@pytest.mark.parametrize("f", [jnp.sqrt, lax.rsqrt, jnp.arccosh])
+def test_outside_of_a_domain_with_an_end(x64, f):
+  x = jnp.array([1.2, 2.5])
+  got = inverse(f, x)(f(x).at[1].set(-1.0))
+  np.testing.assert_allclose(got, [1.2, np.nan], 1e-12)
+
+
+ELEMENTARY = {
+  "exp": lambda x: jnp.exp(0.3 * x),
+  "tanh": lambda x: jnp.tanh(0.2 * x),
+  "asinh": jnp.arcsinh,
+  "sinh": lambda x: jnp.sinh(0.3 * x),
+  "shift": lambda x: 1.5 - x,
+  "scale": lambda x: x * jnp.array([0.5, -2.0, 1.0, 3.0]),
+  "leaky": lambda x: jnp.where(x > 0, x, 0.5 * x),
+  "softplus": jax.nn.softplus,
+  "sum": lambda x: x + jnp.tanh(x),
+  "reverse": lambda x: x[::-1],
+  "reshape": lambda x: jnp.exp(0.1 * x.reshape(2, 2)).T.reshape(4),
+  "couple": lambda x: jnp.concatenate([x[:2], x[2:] + jnp.sin(x[:2])]),
+  "twist": lambda x: x.at[1::2].multiply(jnp.exp(0.2 * jnp.tanh(x[::2]))),
+  "cumulate": lambda x: jnp.cumsum(x),
+  "rotate": lambda x: jnp.asarray(W[:4, :4]) @ x,
+}
+
+
+@pytest.mark.slow
+@settings(
+  max_examples=20,
+  deadline=None,
+  derandomize=True,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+  names=st.lists(st.sampled_from(sorted(ELEMENTARY)), min_size=1, max_size=4)
+)
+def test_compositions(x64, names):
+  def f(x):
+    for name in names:
+      x = ELEMENTARY[name](x)
+    return x
+
+  x = jnp.asarray(Z)
+  slope = jax.jacfwd(f)(x)
+  try:
+    back = inverse(f)(f(x))
+  except NotInvertible as error:
+    # The only way to fail: digits that f itself loses.
+    assert "round trip" in str(error)
+    return
+  np.testing.assert_allclose(
+    back, x, rtol=0, atol=1e-13 * np.linalg.cond(slope) + 1e-10
+  )
+
+
+@pytest.mark.slow
+def test_transformations(x64):
+  x = jnp.asarray(X)
+  y, slope = coupling_net(x), jax.jacfwd(coupling_net)(x)
+  g = inverse(coupling_net)
+  expected = jnp.linalg.inv(slope)
+  for transform in (jax.jacfwd, jax.jacrev):
+    np.testing.assert_allclose(transform(g)(y), expected, 1e-9, 1e-12)
+  np.testing.assert_allclose(jax.jit(g)(y), x, 1e-12)
+  xs = jnp.stack([x, 2 * x, -x])
+  ys = jax.vmap(coupling_net)(xs)
+  np.testing.assert_allclose(jax.jit(jax.vmap(g))(ys), xs, 1e-10, 1e-12)
+  back = lax.scan(lambda c, y: (c, g(y)), 0, ys)[1]
+  np.testing.assert_allclose(back, xs, 1e-10, 1e-12)
+
+
+@pytest.mark.parametrize(
+  "f", [lambda x: x + jnp.tanh(x), jax.nn.elu, masked_coupling]
+)
+def test_derivatives_have_no_nan(x64, f):
+  x = jnp.asarray(X)
+  g = inverse(f)
+  expected = jnp.linalg.inv(jax.jacfwd(f)(x))
+  for transform in (jax.jacfwd, jax.jacrev):
+    np.testing.assert_allclose(transform(g)(f(x)), expected, 1e-9, 1e-11)
+
+
+def test_second_derivative_of_a_root(x64):
+  g = inverse(lambda x: x + x**3)
+  # g'' = -f'' / f'^3
+  second = jax.grad(jax.grad(g))(jnp.array(0.7 + 0.7**3))
+  np.testing.assert_allclose(second, -4.2 / (1 + 3 * 0.49) ** 3, 1e-10)
+
+
+def test_closed_over_tracers(x64):
+  def back(scale, y):
+    return inverse(lambda x: jnp.exp(scale * x) + scale)(y)[0]
+
+  value, slope = jax.jit(jax.value_and_grad(back))(0.5, jnp.array([2.0]))
+  np.testing.assert_allclose(value, np.log(1.5) / 0.5, 1e-12)
+  expected = -1 / (1.5 * 0.5) - np.log(1.5) / 0.25
+  np.testing.assert_allclose(slope, expected, 1e-12)
+
+
+def test_a_hundred_momentum_steps_in_a_scan(x64):
+  run = functools.partial(scanned, length=100)
+  start = jnp.asarray(X), jnp.asarray(P)
+  w, v = jax.jit(inverse(run, *start))(run(*start))
+  np.testing.assert_allclose(w, X, 1e-8, 1e-9)
+  np.testing.assert_allclose(v, P, 1e-8, 1e-9)
+
+
+def test_tracing_is_linear_in_the_length(x64):
+  def unrolled(steps):
+    def f(w, v):
+      for _ in range(steps):
+        w, v = momentum(w, v)
+      return w, v
+
+    inverted = jax.make_jaxpr(inverse(f))((jnp.asarray(X), jnp.asarray(P)))
+    return len(inverted.jaxpr.eqns)
+
+  assert unrolled(40) <= 2 * unrolled(20)
+
+
+def test_traced_number_of_steps(x64):
+  def f(n, x):
+    body = lambda i, x: jnp.sinh(x) + i.astype(x.dtype)
+    return n, lax.fori_loop(0, n, body, x)
+
+  n, x = jnp.array(3), jnp.asarray(0.3 * X)
+  back = inverse(f)(f(n, x))
+  assert back[0] == 3
+  np.testing.assert_allclose(back[1], x, 1e-9, 1e-9)
+
+
+def test_integers_pass_through(x64):
+  def f(state):
+    step, x = state
+    scale = 1 - 0.9 ** (step + 1).astype(x.dtype)
+    return step + 1, x / scale
+
+  step, x = inverse(f)(f((jnp.array(4), jnp.asarray(X))))
+  assert step == 4 and step.dtype == jnp.array(4).dtype
+  np.testing.assert_allclose(x, X, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_types_are_kept(dtype):
+  def f(x):
+    return {"a": jnp.tanh(x[:3]), "b": 2 * x[3:] + jnp.sin(x[:3])}
+
+  x = jnp.asarray(0.3 * X, dtype)
+  back = inverse(f, x)(f(x))
+  assert back.dtype == dtype
+  tolerance = 100 * float(jnp.finfo(dtype).eps)
+  np.testing.assert_allclose(
+    back.astype("float32"), x.astype("float32"), tolerance, tolerance
+  )
+
+
+def square_root(y):
+  return jnp.sqrt(y)
+
+
+def test_custom_inverse(x64):
+  square = custom_inverse(lambda x: x * x, square_root)
+  f = lambda x: jnp.log(square(jnp.exp(x)))
+  x = jnp.asarray(X)
+  np.testing.assert_allclose(inverse(f)(2 * x), x, 1e-12, 1e-12)
+  # It computes and differentiates like what it wraps.
+  np.testing.assert_allclose(jax.jit(square)(x), X**2)
+  np.testing.assert_allclose(jax.grad(lambda x: square(x).sum())(x), 2 * x)
+  np.testing.assert_allclose(jax.jacfwd(square)(x), np.diag(2 * X))
+  rows = jax.vmap(lambda x: square(jnp.exp(x)))
+  np.testing.assert_allclose(
+    inverse(rows, x.reshape(2, 3))(rows(x.reshape(2, 3))),
+    X.reshape(2, 3),
+    1e-12,
+  )
+
+
+def test_custom_inverse_with_arguments(x64):
+  rotate = custom_inverse(
+    lambda x, angle: {"r": jnp.cos(angle) * x, "i": jnp.sin(angle) * x[0]},
+    lambda y, angle: y["r"] / jnp.cos(angle),
+  )
+
+  def f(angle, x):
+    y = rotate(jnp.sinh(x), angle)["r"]
+    return jnp.sinh(angle), y
+
+  angle, x = jnp.array(0.4), jnp.asarray(X)
+  with pytest.raises(NotInvertible, match="`custom_inverse` needs all of its"):
+    inverse(f)(f(angle, x))
+
+  def g(angle, x):
+    y = rotate(x[:1], angle)
+    return jnp.sinh(angle), jnp.concatenate([y["r"], x[1:] + y["i"]])
+
+  back = inverse(g)(g(angle, x))
+  np.testing.assert_allclose(back[0], angle, 1e-12)
+  np.testing.assert_allclose(back[1], x, 1e-12)
+
+
+def test_wrong_custom_inverse():
+  wrong = custom_inverse(lambda x: x * x, lambda y: -jnp.sqrt(y))
+  with pytest.raises(NotInvertible, match="round trip"):
+    inverse(lambda x: wrong(jnp.exp(x)))(jnp.ones(3))
+
+
+def test_a_wrong_rule_is_found(monkeypatch):
+  monkeypatch.setitem(
+    inverse_rules.UNARY, "sinh", lambda y, p: 1.1 * jnp.arcsinh(y)
+  )
+  with pytest.raises(NotInvertible, match="off by .*not one-to-one"):
+    inverse(jnp.sinh)(jnp.ones(3))
+
+
+def test_a_wrong_log_det_is_found(monkeypatch):
+  right = verification.log_det
+
+  def wrong(f):
+    return lambda *x: right(f)(*x).replace(value=jnp.array(0.1))
+
+  monkeypatch.setattr(verification, "log_det", wrong)
+  with pytest.raises(NotInvertible, match="log_det gives -0.1 for the inverse"):
+    inverse_and_log_det(jnp.sinh)(jnp.ones(3))
+
+
+def test_bad_input():
+  with pytest.raises(ValueError, match=r"got y of float32\[2\].*float32\[4\]"):
+    inverse(lambda x: jnp.concatenate([x, x]))(jnp.ones(2))
+  with pytest.raises(ValueError, match=r"Give examples of f's arguments"):
+    inverse(lambda x: {"a": x})(jnp.ones(2))
+  with pytest.raises(ValueError, match="takes 2 arguments and y is no tuple"):
+    inverse(momentum)(jnp.ones(2))
+  x = jnp.ones(2)
+  with pytest.raises(NotInvertible, match="finite for none of the numbers"):
+    inverse(lambda x: jnp.log(x - 9))(x)
+  far = jnp.array([10.0, 11.0])
+  back = inverse(lambda x: jnp.log(x - 9), far)(jnp.log(far - 9))
+  np.testing.assert_allclose(back, far, 1e-6)
