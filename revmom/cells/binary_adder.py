@@ -23,7 +23,6 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-
 Bits = ArrayLike | Sequence[int]
 
 

@@ -9,11 +9,13 @@ is one product over time and batch, once all ā_t are known (Appleyard, Kocisky 
 Blunsom 2016, section 4.2).  Here a step is split by its program: products that
 see no state are computed for all steps at once, before the loop, and each
 product of the state with weights gets a tap, a_t = h_t R + τ_t with τ = 0,
-whose adjoint is ā_t.  JAX differentiates the loop with respect to inputs, taps
-and initial carry; (1) follows.
+whose adjoint is ā_t, unless what it is added to has that adjoint already.  JAX
+differentiates the loop with respect to inputs, taps and initial carry; (1)
+follows.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -83,12 +85,14 @@ def defer_weights(step: Step) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
     known |= dict(zip(traced.looped, looped, strict=True))
     in_time = {*traced.looped, *_driven_outputs(traced)}
     outputs = [_in_time(known, steps, in_time, v) for v in traced.outputs]
-    unflatten = lambda shape, leaves: jax.tree.structure(shape).unflatten(
-      leaves
-    )
-    return unflatten(output_shape, outputs), unflatten(carry_shape, final)
+    return _unflatten(output_shape, outputs), _unflatten(carry_shape, final)
 
   return apply
+
+
+def _unflatten(like: Any, leaves: list[jax.Array]) -> Any:
+  structure: Any = jax.tree.structure(like)
+  return structure.unflatten(leaves)
 
 
 def _shapes(tree: Any, skip: int = 0) -> Any:
@@ -175,82 +179,85 @@ def _recurrence(
   carry: list[jax.Array],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
   """Outputs of the loop and the final carry, differentiated by (1)."""
-  taps = traced.taps
+  loop = partial(_loop, traced, steps)
 
-  def loop(
-    weights: Sequence[jax.Array],
-    untapped: Any,
-    driven: Any,
-    taus: Any,
-    carry: Any,
-  ) -> tuple[Any, Any]:
-    """((outputs, carry), states that taps multiply)."""
-
-    def step(carry: Any, now: tuple) -> tuple[Any, Any]:
-      driven, taus = now
-      environment = dict(zip(traced.untapped, untapped, strict=True))
-      environment |= dict(zip(traced.read_driven, driven, strict=True))
-      environment |= dict(zip(traced.carry, carry, strict=True))
-      _advance(traced, environment, weights, taus)
-      read = lambda v: program.read(environment, v)
-      new = [jnp.asarray(read(v)) for v in traced.new_carry]
-      states = [read(tap.state) for tap in taps] if taus else None
-      return new, ([read(v) for v in traced.looped], states)
-
-    final, (outputs, states) = lax.scan(
-      step, carry, (driven, taus), length=steps
-    )
-    return (outputs, final), states
-
-  def pick(fixed: list[jax.Array], variables: Sequence[Variable]) -> list:
+  def pick(fixed: list[jax.Array]) -> tuple[list, list]:
+    """The weights of taps, and what else the loop reads."""
     values = dict(zip(traced.read_fixed, fixed, strict=True))
-    return [values[v] for v in variables]
-
-  weights_of = lambda fixed: pick(fixed, [tap.weights for tap in taps])
+    weights = [values[tap.weights] for tap in traced.taps]
+    return weights, [values[v] for v in traced.untapped]
 
   @jax.custom_vjp
   def run(fixed: Any, driven: Any, carry: Any) -> Any:
-    untapped = pick(fixed, traced.untapped)
-    return loop(weights_of(fixed), untapped, driven, None, carry)[0]
+    weights, untapped = pick(fixed)
+    return loop(weights, untapped, driven, None, carry)[0]
 
   def forward(fixed: Any, driven: Any, carry: Any) -> tuple[Any, Any]:
+    weights, untapped = pick(fixed)
     taus = [
-      jnp.zeros((steps, *v.shape), v.dtype)
-      for v in (tap.equation.outputs[0] for tap in taps)
+      None if tap.drive else _zeros(steps, tap.equation.outputs[0])
+      for tap in traced.taps
     ]
-    # Closed over, weights have no gradient in here.
+    # Weights have no gradient in here.
     results, pull, states = jax.vjp(
-      lambda *args: loop(weights_of(fixed), *args),
-      pick(fixed, traced.untapped),
-      driven,
-      taus,
-      carry,
-      has_aux=True,
+      partial(loop, weights), untapped, driven, taus, carry, has_aux=True
     )
     return results, (pull, states, fixed)
 
   def backward(known: tuple, bars: Any) -> tuple[Any, Any, Any]:
     pull, states, fixed = known
-    untapped, driven_bars, product_bars, carry_bars = pull(bars)
-    fixed_bars = dict(zip(traced.untapped, untapped, strict=True))
-    for tap, state, weights, bar in zip(
-      taps, states or [], weights_of(fixed), product_bars, strict=True
+    weights, _ = pick(fixed)
+    untapped_bars, driven_bars, product_bars, carry_bars = pull(bars)
+    fixed_bars = dict(zip(traced.untapped, untapped_bars, strict=True))
+    of_drives = dict(zip(traced.read_driven, driven_bars, strict=True))
+    for tap, state, weight, product_bar in zip(
+      traced.taps, states, weights, product_bars, strict=True
     ):
-      weights_bar = _weights_adjoint(tap, state, weights, bar)
+      if tap.drive:
+        product_bar = of_drives[tap.drive]
+      bar = _weights_adjoint(tap, state, weight, product_bar)
       if tap.weights in fixed_bars:
-        weights_bar = weights_bar + fixed_bars[tap.weights]
-      fixed_bars[tap.weights] = weights_bar
+        bar = bar + fixed_bars[tap.weights]
+      fixed_bars[tap.weights] = bar
     return [fixed_bars[v] for v in traced.read_fixed], driven_bars, carry_bars
 
   run.defvjp(forward, backward)
   return run(fixed, driven, carry)
 
 
+def _loop(
+  traced: StepProgram,
+  steps: int,
+  weights: Sequence[jax.Array],
+  untapped: Sequence[jax.Array],
+  driven: Sequence[jax.Array],
+  taus: Sequence[jax.Array | None] | None,
+  carry: Sequence[jax.Array],
+) -> tuple[Any, list[jax.Array]]:
+  """((outputs, carry), the states that taps multiply, if there are taus)."""
+
+  def step(carry: Any, now: tuple) -> tuple[Any, Any]:
+    driven, taus = now
+    environment = dict(zip(traced.untapped, untapped, strict=True))
+    environment |= dict(zip(traced.read_driven, driven, strict=True))
+    environment |= dict(zip(traced.carry, carry, strict=True))
+    _advance(traced, environment, weights, taus)
+    new = [jnp.asarray(program.read(environment, v)) for v in traced.new_carry]
+    kept = traced.taps if taus is not None else ()
+    states = [environment[tap.state] for tap in kept]
+    return new, ([environment[v] for v in traced.looped], states)
+
+  final, (outputs, states) = lax.scan(
+    step, list(carry), (list(driven), taus), length=steps
+  )
+  return (outputs, final), states
+
+
 def _advance(
   traced: StepProgram,
   environment: dict[Variable, Any],
   weights: Sequence[jax.Array],
-  taus: Sequence[jax.Array] | None,
+  taus: Sequence[jax.Array | None] | None,
 ) -> None:
   """One step of what depends on the state."""
   number = {id(tap.equation): k for k, tap in enumerate(traced.taps)}
@@ -261,9 +268,13 @@ def _advance(
       continue
     tap = traced.taps[k]
     product = tap.product(environment[tap.state], weights[k])
-    if taus:
+    if taus is not None and taus[k] is not None:
       product = _tapped(taus[k], product)
     environment[equation.outputs[0]] = product
+
+
+def _zeros(steps: int, like: Variable) -> jax.Array:
+  return jnp.zeros((steps, *like.shape), like.dtype)
 
 
 def _weights_adjoint(

@@ -7,6 +7,7 @@
 Only the last has to be in a loop.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ class Tap(NamedTuple):
 
   equation: Equation
   weight: int  # which operand is the weights
+  drive: Variable | None  # what it is added to, and has the same adjoint
 
   @property
   def weights(self) -> Variable:
@@ -114,12 +116,19 @@ def _split(
   moving = _reached(traced.equations, inputs) - in_loop
   state = tuple(e for e in traced.equations if in_loop.issuperset(e.outputs))
   driven = tuple(e for e in traced.equations if moving.issuperset(e.outputs))
-  fixed = tuple(e for e in traced.equations if e not in state + driven)
+  fixed = tuple(
+    e
+    for e in traced.equations
+    if not (in_loop | moving).intersection(e.outputs)
+  )
+  variables = lambda operands: [v for v in operands if isinstance(v, Variable)]
   new_carry = traced.outputs[: len(carry)]
   outputs = traced.outputs[len(carry) :]
-  taps = tuple(_taps(state, in_loop, moving))
+  reads = [v for e in state for v in e.variables]
+  reads += variables(traced.outputs)
+  once = {v for v, count in Counter(reads).items() if count == 1}
+  taps = tuple(_taps(state, in_loop, moving, once))
   tapped = {id(tap.equation): tap.weights for tap in taps}
-  variables = lambda operands: [v for v in operands if isinstance(v, Variable)]
   untapped = variables(new_carry) + [
     v for e in state for v in e.variables if v is not tapped.get(id(e))
   ]
@@ -146,7 +155,10 @@ def _split(
 
 
 def _taps(
-  state: Iterable[Equation], in_loop: set[Variable], moving: set[Variable]
+  state: Sequence[Equation],
+  in_loop: set[Variable],
+  moving: set[Variable],
+  once: set[Variable],
 ) -> Iterable[Tap]:
   """Products of the state with what is neither state nor driven."""
   for equation in state:
@@ -158,7 +170,27 @@ def _taps(
     for weight in (0, 1):
       other = operands[weight]
       if isinstance(other, Variable) and other not in in_loop | moving:
-        yield Tap(equation, weight)
+        drive = _added_to(equation.outputs[0], state, moving, once)
+        yield Tap(equation, weight, drive)
+
+
+def _added_to(
+  product: Variable,
+  state: Iterable[Equation],
+  moving: set[Variable],
+  once: set[Variable],
+) -> Variable | None:
+  """The driven variable that a product is added to, if neither goes elsewhere.
+
+  Their adjoints are then the same, and need not be computed twice.
+  """
+  for equation in state:
+    if equation.name == "add" and product in equation.operands:
+      for v in equation.variables:
+        like = (v.shape, v.dtype) == (product.shape, product.dtype)
+        if v in moving and like and {v, product} <= once:
+          return v
+  return None
 
 
 def _run_apart(
@@ -206,16 +238,16 @@ def _apart(
       pieces: tuple[Operand, ...] = pieces,
       other: Operand = other,
     ) -> jax.Array:
-      weights, start, total = program.read(environment, other), 0, None
+      weights, start = program.read(environment, other), 0
+      products = []
       for operand in pieces:
         piece = program.read(environment, operand)
         stop = start + piece.shape[axes[side]]
         part = lax.slice_in_dim(weights, start, stop, axis=axes[1 - side])
         ordered = (part, piece) if side else (piece, part)
-        [product] = equation.apply(ordered)
-        total = product if total is None else total + product
+        products += equation.apply(ordered)
         start = stop
-      return total
+      return sum(products[1:], products[0])
 
     return run
   return None

@@ -332,7 +332,8 @@ def _scan_blocks(
   if steps <= size:
     return block(carry, arrays)
   blocks = jax.tree.map(
-    lambda array: array[:whole].reshape(-1, size, *array.shape[1:]), arrays
+    lambda array: array[:whole].reshape(whole // size, size, *array.shape[1:]),
+    arrays,
   )
   rest = jax.tree.map(lambda array: array[whole:], arrays)
   last = None

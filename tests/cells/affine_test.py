@@ -78,7 +78,7 @@ def test_project_and_its_adjoint(x64, leading, gain, bias):
     jax.tree.map(close, adjoints, pull(bars))
 
 
-def test_recurrent_product_and_its_adjoint(x64):
+def test_gained_product_and_its_adjoint(x64):
   hidden, weights, gain, bars = (
     draw(1, 3, 4),
     draw(2, 4, 5),
@@ -87,7 +87,7 @@ def test_recurrent_product_and_its_adjoint(x64):
   )
   with jax.disable_jit():
     for gains in (None, gain):
-      _, pull = jax.vjp(affine.recurrent_product, hidden, weights, gains)
+      _, pull = jax.vjp(affine.gained_product, hidden, weights, gains)
       normalised = affine.normalised_product(hidden, weights, gains)
       product_bar, hidden_bar = affine.product_adjoint(
         weights, gains, normalised, bars

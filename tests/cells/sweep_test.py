@@ -28,7 +28,9 @@ def problem(steps=5, batch=3, inputs=2, hidden=4):
 
 
 def plain(params, xs, h, lengths=None, reverse=False):
-  lengths = jnp.full(xs.shape[1], len(xs)) if lengths is None else lengths
+  if lengths is None:
+    lengths = jnp.full(xs.shape[1], len(xs))
+  times = jnp.arange(len(xs), dtype=lengths.dtype)
 
   def step(h, now):
     t, x = now
@@ -37,8 +39,7 @@ def plain(params, xs, h, lengths=None, reverse=False):
     h = jnp.where(valid, jnp.tanh(a), h)
     return h, jnp.where(valid, h, 0)
 
-  steps = jnp.arange(len(xs)), xs
-  h, outputs = jax.lax.scan(step, h, steps, reverse=reverse)
+  h, outputs = jax.lax.scan(step, h, (times, xs), reverse=reverse)
   return outputs, h
 
 
