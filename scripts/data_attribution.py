@@ -34,7 +34,6 @@ import dataclasses
 import io
 import json
 import math
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -46,6 +45,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.stats
+import texts
 import transformer
 from absl import flags
 from jax.stages import Wrapped
@@ -156,34 +156,6 @@ class Attribution(NamedTuple):
   validation_losses: np.ndarray  # [validation examples]
 
 
-def default_text() -> str:
-  """English that comes with Python: its language reference, tables left out."""
-  from pydoc_data.topics import topics
-
-  lines = "\n".join(topics[name] for name in sorted(topics)).splitlines()
-  prose = [
-    line
-    for line in lines
-    if any(map(str.isalpha, line)) and not line.lstrip().startswith(("|", "+"))
-  ]
-  return " ".join(" ".join(prose).split())
-
-
-def read_text(path: str | None) -> str:
-  """The text of a file.
-
-  Raises:
-    OSError: it can't be read.
-    ValueError: it is not UTF-8.
-  """
-  if path is None:
-    return default_text()
-  try:
-    return pathlib.Path(path).read_text(encoding="utf-8")
-  except UnicodeDecodeError as error:
-    raise ValueError(f"--text={path} is not UTF-8: {error}.") from error
-
-
 def pose(config: Config) -> Problem:
   """Cuts the text into windows and draws everything else.
 
@@ -199,7 +171,7 @@ def pose(config: Config) -> Problem:
     raise ValueError(f"--clip={config.clip}; it must be positive.")
   if not config.perturbation:
     raise ValueError("--perturbation=0 changes nothing; 1 leaves out.")
-  text = read_text(config.text)
+  text = texts.read_text(config.text)
   length = config.context + 1
   wanted = config.examples + config.validation_examples
   if len(text) < wanted * length:

@@ -17,6 +17,10 @@ from jax import lax
 
 from revmom.cells.affine import accumulator
 
+# A loop of few layers costs more in copies than it saves in compilation: a
+# gradient of 8 couplings takes 10 % longer.
+UNROLLED = 8
+
 Direction = Callable[[Any, Any], tuple[Any, jax.Array]]
 
 
@@ -162,8 +166,9 @@ def _compose(
 def stack(layer: Bijection, depth: int) -> Bijection:
   """A layer repeated, each time with parameters of its own.
 
-  One `lax.scan`, so programs do not grow with depth.  Its gradient by autodiff
-  keeps what every layer computed; `reversible_stack` does not.
+  More than UNROLLED layers are one `lax.scan`, so that programs do not grow
+  with depth.  The gradient by autodiff keeps what every layer computed;
+  `reversible_stack` does not.
 
   Args:
     layer: a bijection of events of some shape to events of the same.
@@ -204,5 +209,22 @@ def sweep(
 
   one = jax.tree.map(lambda leaf: leaf[0], params)
   _, log_det = jax.eval_shape(function, one, x)
-  start = x, jnp.zeros(log_det.shape, log_det.dtype)
-  return lax.scan(step, start, params, reverse=reverse)[0]
+  carry = x, jnp.zeros(log_det.shape, log_det.dtype)
+  layers = _unstacked(params)
+  if len(layers) > UNROLLED:
+    return lax.scan(step, carry, params, reverse=reverse)[0]
+  for layer in reversed(layers) if reverse else layers:
+    carry, _ = step(carry, layer)
+  return carry
+
+
+def _unstacked(params: Any) -> list[Any]:
+  """The parameters of each layer."""
+  leaves, structure = jax.tree.flatten(params)
+  depth = len(leaves[0])
+  # The adjoint of a split is a concatenation, that of indexing a sum.
+  split = [lax.split(leaf, (1,) * depth) for leaf in leaves]
+  return [
+    jax.tree.unflatten(structure, [leaf[0] for leaf in layer])
+    for layer in zip(*split, strict=True)
+  ]

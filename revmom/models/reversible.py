@@ -8,6 +8,7 @@ is computed from its output instead of being kept (Gomez, Ren, Urtasun & Grosse
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from revmom.models.bijection import Bijection, Direction, stack, sweep
@@ -31,8 +32,10 @@ def reversible_stack(layer: Bijection, depth: int) -> Bijection:
 
   The inverse of floats is not exact to the bit.  Inputs are recovered up to
   rounding times the condition number of the layers passed, and gradients are
-  those at the recovered inputs.  For layers that contract a lot use `stack`,
-  or a `chain` of short reversible stacks, each of which keeps its result.
+  those at the recovered inputs.  So the first input is kept, and where it is
+  not recovered to half of its type's digits all gradients are NaN.  For such
+  layers use `stack`, or a `chain` of short reversible stacks, each of which
+  keeps its input.
 
   Reverse mode over reverse mode and forward over reverse are right; they keep
   activations.  Forward mode alone JAX refuses: use `stack`, whose parameters
@@ -71,22 +74,38 @@ def _reversible(layer: Bijection, inverse: bool) -> Direction:
 
   def forward(params: Any, x: Any) -> Any:
     y, log_det = sweep(function, params, x, inverse)
-    return (y, log_det), (params, y)
+    return (y, log_det), (params, x, y)
 
   def backward(kept: Any, bars: Any) -> tuple[Any, Any]:
-    params, y = kept
+    params, start, y = kept
     y_bar, log_det_bar = bars
 
     def step(carry: tuple[Any, Any], params: Any) -> tuple[Any, Any]:
       return _undo(layer, params, *carry, log_det_bar, inverse)
 
-    (_, x_bar), params_bar = lax.scan(
+    (x, x_bar), params_bar = lax.scan(
       step, (y, y_bar), params, reverse=not inverse
     )
-    return params_bar, x_bar
+    recovered = _is_close(x, start)
+    return jax.tree.map(
+      lambda bar: jnp.where(recovered, bar, jnp.asarray(jnp.nan, bar.dtype)),
+      (params_bar, x_bar),
+    )
 
   run.defvjp(forward, backward)
   return run
+
+
+def _is_close(recovered: Any, start: Any) -> jax.Array:
+  """Whether the largest error is within sqrt(epsilon) of the largest value."""
+
+  def close(recovered: jax.Array, start: jax.Array) -> jax.Array:
+    tolerance = float(jnp.finfo(start.dtype).eps) ** 0.5
+    error = jnp.max(jnp.abs(recovered - start))
+    return error <= tolerance * jnp.max(jnp.abs(start))
+
+  checks = jax.tree.map(close, recovered, start)
+  return jnp.all(jnp.stack(jax.tree.leaves(checks)))
 
 
 def _undo(

@@ -51,6 +51,12 @@ STRUCTURES = [
 FULL = {name: combinations(CHOICES[name])[0] for name in CELLS}
 
 
+def only(*quick):
+  """All cells, of which some are quick enough to be tested every time."""
+  marks = lambda name: () if name in quick else pytest.mark.slow
+  return [pytest.param(name, marks=marks(name)) for name in CELLS]
+
+
 # The equations.
 
 
@@ -301,17 +307,24 @@ def everything(name):
   }
 
 
-@pytest.mark.parametrize(("name", "structure"), STRUCTURES)
-def test_structures(x64, name, structure):
-  """All of a cell's own options; for half of them with those of a sweep."""
-  sizes = [bool(value) and value != "after" for value in structure.values()]
-  options = everything(name) if sum(sizes) % 2 else {}
+def is_odd(_, structure):
+  """Whether an odd number of its options is on: so are half of them."""
+  return (
+    sum(value not in (False, None, "after") for value in structure.values()) % 2
+  )
+
+
+# Any two options are on and off in all four ways among them.
+@pytest.mark.parametrize(
+  ("name", "structure"), [pair for pair in STRUCTURES if is_odd(*pair)]
+)
+def test_half_of_the_structures(x64, name, structure):
   learned = structure["learned_carry"]
   check(
     problem(name, **structure),
-    given_carry=learned == bool(not options),
+    given_carry=not learned,
     by_apply=False,
-    **options,
+    **everything(name),
   )
 
 
@@ -356,8 +369,11 @@ def test_some_sweeps(x64, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", SWEEPS)
-@pytest.mark.parametrize("name", ["lstm", "ugrnn"])
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [("lstm", options) for options in SWEEPS]
+  + [("ugrnn", options) for options in SWEEPS[::5]],
+)
 def test_all_sweeps(x64, name, options):
   check_sweep(name, **options)
 
@@ -388,7 +404,7 @@ def test_blocks(x64, name, monkeypatch):
   check(given, **everything(name) | {"lengths": lengths, "reverse": False})
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", only("lstm", "gru"))
 def test_padding_may_hold_anything(x64, name):
   options = {**everything(name), "batch_major": False}
   given = problem(name, **FULL[name])
@@ -416,7 +432,7 @@ def test_steps_in_a_scan_are_a_sweep(x64, name):
     assert_close((jnp.stack(outputs), carry), expected)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", only("lstm", "gru"))
 def test_adjoints_of_gates_and_states(x64, name):
   """Those of what is added to a gate or state, at every step."""
   given = problem(name, **FULL[name])
@@ -451,7 +467,7 @@ def squares(results):
   return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(results))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", only("lstm"))
 def test_finite_differences(x64, name):
   given = problem(name, **FULL[name])
   arguments = given.params, given.xs, given.carry
@@ -504,8 +520,7 @@ def check_second_derivatives(name, structure, **options):
 
 
 def test_second_derivatives(x64):
-  structure = {"bias": False, "peephole": True}
-  check_second_derivatives("lstm", structure, lengths=jnp.array([T, 0, 2]))
+  check_second_derivatives("lstm", {}, lengths=jnp.array([T, 0, 2]))
 
 
 @pytest.mark.slow
@@ -513,44 +528,43 @@ def test_second_derivatives(x64):
 def test_second_derivatives_with_all_options(x64, name):
   options = {**everything(name), "batch_major": False}
   check_second_derivatives(name, FULL[name], **options)
-  check_second_derivatives(name, FULL[name], **options | {"recompute": False})
 
 
 def bfloat16_errors(name):
-  """Distances from float32's results, of the largest element of each array."""
+  """Results, and distances from float32's of theirs and of the reference's."""
   structure = FULL[name] | {"learned_carry": False}
-  short = problem(name, steps=12, batch=2, dtype=jnp.bfloat16, **structure)
-  wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), short[1:])
-  wide = Problem(name, *wide)
-  # States are float32 in both.
-  short = short._replace(carry=wide.carry, carry_bar=wide.carry_bar)
-  got, expected = (
-    jax.jit(lambda given=given: by_hand(given, given.carry))()
-    for given in (short, wide)
+  short = problem(name, steps=5, dtype=jnp.bfloat16, **structure)
+  widen = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float32), tree)
+  wide = Problem(name, *widen(short[1:]))
+  mixed = short._replace(carry=wide.carry, carry_bar=wide.carry_bar)
+  plain = lambda *args: reference(short, *args)
+  exact, ours, naive = jax.jit(
+    lambda: (
+      by_hand(wide, wide.carry),
+      by_hand(mixed, mixed.carry),
+      with_gradients(short, short.carry, plain),
+    )
+  )()
+  error = lambda a, b: float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)))
+  return ours, *(
+    jax.tree.leaves(jax.tree.map(error, widen(results), exact))
+    for results in (ours, naive)
   )
-  error = lambda a, b: float(
-    jnp.max(jnp.abs(a.astype(jnp.float32) - b)) / jnp.max(jnp.abs(b))
-  )
-  return got, jax.tree.leaves(jax.tree.map(error, got, expected))
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(name, marks=() if name == "ugrnn" else pytest.mark.slow)
-    for name in CELLS
-  ],
-)
+@pytest.mark.parametrize("name", only("elman"))
 def test_bfloat16(name):
-  (values, gradients), errors = bfloat16_errors(name)
+  (values, gradients), errors, naive = bfloat16_errors(name)
   (outputs, final), (params_bar, xs_bar, carry_bar) = values, gradients
   for leaf in jax.tree.leaves((outputs, params_bar, xs_bar)):
     assert leaf.dtype == jnp.bfloat16
   for leaf in jax.tree.leaves((final, carry_bar)):
     assert leaf.dtype == jnp.float32
-  # The type's spacing is 0.008 of a value.
-  assert all(error < 0.06 for error in errors), errors
-  assert np.median(errors) < 0.02, errors
+  # Rounding may be amplified by a problem: a loop in bfloat16, whose states
+  # are rounded as well, says by how much. The type's spacing is 0.008.
+  for ours, loop in zip(errors, naive, strict=True):
+    assert ours < 1.25 * loop + 0.008, (errors, naive)
+  assert sum(errors) < sum(naive)
 
 
 def wrong(name, match, xs=(T, B, D), dtype=jnp.float32, **arguments):

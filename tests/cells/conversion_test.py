@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import linen, nnx
 
 from revmom.cells import conversion, elman, gru, lstm, stack, ugrnn
+
+torch = pytest.importorskip("torch")
 
 INPUTS, HIDDEN = 4, 5
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from revmom.cells import conversion, elman, gru, lstm, stack, ugrnn
+
+torch = pytest.importorskip("torch")
 
 STEPS, BATCH, INPUTS, HIDDEN = 7, 3, 4, 5
 LENGTHS = np.array([5, 7, 2])

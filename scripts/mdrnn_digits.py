@@ -1,0 +1,370 @@
+"""Multidimensional LSTMs classify images of digits, and where gradients go.
+
+  python scripts/mdrnn_digits.py --workdir=out/mdrnn_digits
+  python scripts/mdrnn_digits.py --dataset=mnist --data_dir=DIR --steps=600 \
+    --workdir=out/mnist
+
+Two levels, each an MDLSTM that sweeps over the image from all four corners;
+between them, blocks of 2 x 2 positions become one (Graves & Schmidhuber 2009,
+"Offline handwriting recognition with multidimensional recurrent neural
+networks"); the mean over all positions decides.
+
+One minute on 2 CPU cores.  Expect a test accuracy of 98.3 % on the digits.
+
+gradients.png shows how the logit of an image's class depends on the memory of
+every cell, at both levels and in each direction, from the adjoints of the
+hand-derived backward pass: norms of 0.03 to 5 at the first level and of 0.01 to
+0.8 at the second.  A cell that no gradient reaches is an error.
+
+With --workdir it writes result.json, metrics.csv (loss by step), loss.png,
+gradients.png and checkpoints.  Running it again there goes on from the last one
+and ends in the same weights as a run that was never interrupted.
+"""
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import math
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import datasets
+import digit_figures
+import experiment
+import jax
+import jax.numpy as jnp
+import mdlstm_classifier as model
+import numpy as np
+import optax
+from absl import flags, logging
+from tqdm import tqdm
+
+_DATASET = flags.DEFINE_enum(
+  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
+_HIDDEN_SIZES = flags.DEFINE_list(
+  "hidden_sizes", ["8", "24"], "Units of a direction, at the two levels."
+)
+_STEPS = flags.DEFINE_integer("steps", 1000, "Adam steps.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 64, "Images a step, drawn with replacement.", lower_bound=1
+)
+_LEARNING_RATE = flags.DEFINE_float(
+  "learning_rate",
+  1e-2,
+  "At first; it decays to zero along a cosine.",
+  lower_bound=0.0,
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+
+_CHECKPOINTS = 10  # in a run, each with a validation
+_CHUNK = 500  # images that are evaluated at once
+_SHOWN = 100  # test images whose gradients are drawn
+_LOCAL = ("data_dir",)  # may differ between a run and its resumption
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment; see the flags of the same names."""
+
+  dataset: str = "digits"
+  data_dir: str | None = None
+  hidden_sizes: tuple[str, ...] = ("8", "24")
+  steps: int = 1000
+  batch_size: int = 64
+  learning_rate: float = 1e-2
+  seed: int = 0
+
+
+class Training(NamedTuple):
+  """All that a checkpoint holds."""
+
+  params: model.Params
+  optimizer: Any  # of Adam
+
+
+def optimizer_of(config: Config) -> optax.GradientTransformation:
+  """Adam with a decaying rate."""
+  return optax.adam(
+    optax.cosine_decay_schedule(config.learning_rate, config.steps)
+  )
+
+
+def training_step(config: Config, images: Any, labels: Any) -> Callable:
+  """(training, number) -> the next one, and the mean loss."""
+  images, labels = jnp.asarray(images), jnp.asarray(labels)
+  batch_key = jax.random.fold_in(jax.random.key(config.seed), 1)
+  optimizer = optimizer_of(config)
+
+  def loss_fn(params, indices):
+    scores = model.logits(params, images[indices])
+    return optax.softmax_cross_entropy_with_integer_labels(
+      scores, labels[indices]
+    ).mean()
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(training, number):
+    key = jax.random.fold_in(batch_key, number)
+    indices = jax.random.randint(key, (config.batch_size,), 0, len(labels))
+    loss, gradients = jax.value_and_grad(loss_fn)(training.params, indices)
+    updates, state = optimizer.update(gradients, training.optimizer)
+    return Training(optax.apply_updates(training.params, updates), state), loss
+
+  return step
+
+
+@jax.jit
+def evaluate(params, images, labels):
+  """Whether each image is classified rightly, and its loss."""
+  scores = model.logits(params, images)
+  losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+  return scores.argmax(-1) == labels, losses
+
+
+def evaluation(images: np.ndarray, labels: np.ndarray) -> Callable:
+  """params -> accuracy and mean loss, in chunks."""
+  chunk = min(_CHUNK, len(labels))
+
+  def mean(params):
+    whole = -len(labels) % chunk  # so that all chunks have the same shape
+    padded = (
+      np.pad(images, [(0, whole), (0, 0), (0, 0)]),
+      np.pad(labels, (0, whole)),
+    )
+    chunks = zip(*(np.split(p, len(p) // chunk) for p in padded), strict=True)
+    results = [evaluate(params, *chunk) for chunk in chunks]
+    right, losses = (
+      np.concatenate(part)[: len(labels)] for part in zip(*results, strict=True)
+    )
+    return float(right.mean()), float(losses.mean(dtype=np.float64))
+
+  return mean
+
+
+class Reached(NamedTuple):
+  """Norms of dlogit/dc over units, means over images: [directions, H, W]."""
+
+  first: np.ndarray
+  second: np.ndarray
+
+
+def reached(
+  params: model.Params, images: np.ndarray, labels: np.ndarray
+) -> tuple[Reached, float]:
+  """How the logit of its class depends on each cell of an image.
+
+  Returns:
+    `Reached`, and the least norm at any position of any image.
+
+  Raises:
+    RuntimeError: the logit of an image does not depend on one of its cells.
+  """
+  adjoints = jax.jit(model.adjoints)(params, images, labels)
+  norms = [np.linalg.norm(level, axis=-1) for level in adjoints]
+  # Of single images, so that none can hide in the mean.
+  least = min(float(level.min()) for level in norms)
+  if not least > 0:
+    raise RuntimeError(
+      "there is a cell that the logit of its image does not depend on: the "
+      f"least norm of its adjoint is {least}."
+    )
+  return Reached(*(level.mean(-1) for level in norms)), least
+
+
+def sizes_of(config: Config) -> tuple[int, int]:
+  """Units of a direction at both levels.
+
+  Raises:
+    ValueError: --hidden_sizes is something else.
+  """
+  try:
+    first, second = map(int, config.hidden_sizes)
+  except ValueError as error:
+    raise ValueError(
+      f"--hidden_sizes={','.join(config.hidden_sizes)}; expected two numbers, "
+      "such as 8,24."
+    ) from error
+  if min(first, second) < 1:
+    raise ValueError(f"--hidden_sizes={first},{second} must be positive.")
+  return first, second
+
+
+def train(
+  data: datasets.Data,
+  config: Config,
+  training: Training,
+  rows: list[dict[str, float]],
+  save: Callable[[Training, list[dict[str, float]]], None],
+) -> tuple[Training, list[dict[str, float]]]:
+  """Goes on to the last step; saves now and then.
+
+  Raises:
+    FloatingPointError: a loss was not finite.
+  """
+  step = training_step(config, data.train_images, data.train_labels)
+  validate = evaluation(data.validation_images, data.validation_labels)
+  every = math.ceil(config.steps / _CHECKPOINTS)
+  rows = list(rows)
+  bar = tqdm(
+    range(len(rows), config.steps),
+    initial=len(rows),
+    total=config.steps,
+    desc="training",
+    disable=None,
+  )
+  for number in bar:
+    begin = time.perf_counter()
+    training, loss = step(training, np.int32(number))
+    row = {"step": number, "loss": float(loss)}
+    if not math.isfinite(row["loss"]):
+      raise FloatingPointError(
+        f"the loss of step {number} is {row['loss']}; lower --learning_rate."
+      )
+    rows.append({**row, "seconds": time.perf_counter() - begin})
+    if (number + 1) % every == 0 or number + 1 == config.steps:
+      accuracy, loss = validate(training.params)
+      rows[-1] |= {"validation_accuracy": accuracy, "validation_loss": loss}
+      bar.set_postfix_str(f"validation accuracy {accuracy:.2%}")
+      save(training, rows)
+  return training, rows
+
+
+def resume(
+  checkpoints: experiment.Checkpoints, training: Training
+) -> tuple[Training, list[dict[str, float]]]:
+  """The latest state, or the given one if there is none.
+
+  Raises:
+    ValueError: it belongs to other flags.
+  """
+  latest = checkpoints.latest()
+  if latest is None:
+    return training, []
+  number, saved = latest
+  if not experiment.same_environment(saved):
+    logging.warning(
+      "%s was begun in another environment (%s), so its bits may not be those "
+      "of an uninterrupted run.",
+      checkpoints.workdir,
+      saved["fingerprint"],
+    )
+  return checkpoints.restore(number, training), saved["about"]
+
+
+def metrics(rows: list[dict[str, float]]) -> str:
+  """metrics.csv: validation is empty where it was not done."""
+  text = io.StringIO()
+  names = "step", "loss", "validation_accuracy", "validation_loss", "seconds"
+  writer = csv.DictWriter(text, names, lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  return text.getvalue()
+
+
+def write(
+  workdir: pathlib.Path,
+  rows: list[dict[str, float]],
+  norms: Reached,
+  images: np.ndarray,
+  result: dict[str, Any],
+) -> None:
+  """All files but the checkpoints."""
+  experiment.write_text(workdir / "metrics.csv", metrics(rows))
+  drawn = {
+    "loss": digit_figures.losses(rows, result),
+    "gradients": digit_figures.gradients(
+      images.mean(0), norms, model.DIRECTIONS, len(images)
+    ),
+  }
+  for name, figure in drawn.items():
+    figure.savefig(workdir / f"{name}.png", dpi=150)
+  text = json.dumps(result, indent=2) + "\n"
+  experiment.write_text(workdir / "result.json", text)
+
+
+def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
+  """The experiment: train, evaluate, differentiate, write.
+
+  Raises:
+    ValueError: the data or the workdir don't go with the flags.
+    FloatingPointError: a loss was not finite.
+    RuntimeError: the gradient does not reach a cell.
+  """
+  begin = time.perf_counter()
+  data = datasets.load(config.dataset, config.data_dir)
+  classes = int(data.train_labels.max()) + 1
+  params = model.init(jax.random.key(config.seed), classes, sizes_of(config))
+  training = Training(params, optimizer_of(config).init(params))
+  rows: list[dict[str, float]] = []
+  path = experiment.folder(workdir)
+  save = lambda training, rows: None
+  if path is not None:
+    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+    training, rows = resume(checkpoints, training)
+
+    def save(training: Training, rows: list[dict[str, float]]) -> None:
+      checkpoints.save(len(rows), training, rows)
+
+  done_before = len(rows)
+  training, rows = train(data, config, training, rows, save)
+  if path is not None:
+    checkpoints.close()
+  params = training.params
+  accuracy, loss = evaluation(data.test_images, data.test_labels)(params)
+  shown = data.test_images[:_SHOWN], data.test_labels[:_SHOWN]
+  norms, least = reached(params, *shown)
+  result = {
+    "dataset": config.dataset,
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    "steps": config.steps,
+    "resumed_from": done_before,
+    "test_accuracy": accuracy,
+    "test_loss": loss,
+    "validation_accuracy": rows[-1]["validation_accuracy"],
+    "final_train_loss": rows[-1]["loss"],
+    "least_adjoint": least,
+    **{
+      f"{name}_level_adjoints_{what}": float(value(array))
+      for name, array in norms._asdict().items()
+      for what, value in (("least", np.min), ("largest", np.max))
+    },
+    "seconds_per_step": statistics.median(row["seconds"] for row in rows),
+    "seconds": time.perf_counter() - begin,
+  }
+  if path is not None:
+    write(path, rows, norms, shown[0], result)
+  return result
+
+
+def report(result: dict[str, Any]) -> str:
+  """The result for people."""
+  r = result
+  resumed = r["resumed_from"]
+  origin = f" ({resumed} of them done before)" if resumed else ""
+  between = lambda name: (
+    f"{r[name + '_level_adjoints_least']:.2g} to "
+    f"{r[name + '_level_adjoints_largest']:.2g}"
+  )
+  return f"""\
+model              {r["parameters"]:,} parameters, {r["steps"]} Adam \
+steps{origin}
+test               accuracy {r["test_accuracy"]:.2%}, loss \
+{r["test_loss"]:.4f} nats
+validation         accuracy {r["validation_accuracy"]:.2%}
+dlogit/dc          reaches every cell: {between("first")} at the first level, \
+{between("second")} at the second
+time               {r["seconds"]:.1f} s, {1e3 * r["seconds_per_step"]:.1f} ms \
+a step"""
+
+
+if __name__ == "__main__":
+  experiment.start(
+    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  )
