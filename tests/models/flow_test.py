@@ -60,7 +60,7 @@ def test_samples_follow_the_data_after_training():
   flow = real_nvp(num_layers=6, hidden=(32,))
   z = jax.random.normal(jax.random.key(0), (2048, 2))
   bend = lambda z: jnp.stack([z[:, 0], (z[:, 1] + z[:, 0] ** 2) / 2], 1)
-  optimizer, data = optax.sgd(0.05, momentum=0.9), bend(z)
+  optimizer, data = optax.sgd(0.003, momentum=0.9), bend(z)
   params = flow.init(jax.random.key(1), data)
   loss = lambda params: -jnp.mean(flow.log_prob(params, data))
 
@@ -132,19 +132,26 @@ def test_convolution_log_det_is_that_of_its_matrix():
     assert at_start == orthogonal
 
 
+@pytest.mark.slow
 def test_glow_shapes_and_round_trip():
-  flow = glow(levels=3, depth=2, hidden=4)
+  flow = glow(levels=3, depth=1, hidden=4)
   x = jax.random.normal(jax.random.key(0), (2, 8, 16, 3))
-  params = jax.jit(flow.init)(jax.random.key(1), x)
-  noise, log_det = jax.jit(flow.forward_and_log_det)(params, x)
+
+  @jax.jit
+  def run(x):
+    params = flow.init(jax.random.key(1), x)
+    noise, log_det = flow.forward_and_log_det(params, x)
+    back = flow.inverse_and_log_det(params, noise)
+    drawn = flow.sample(jax.random.key(2), params, x.shape)
+    return noise, log_det, back, flow.log_prob(params, x), drawn
+
+  noise, log_det, (back, back_log_det), log_prob, drawn = run(x)
   shapes = [z.shape[1:] for z in noise]
   assert shapes == [(4, 8, 6), (2, 4, 12), (1, 2, 48)]
-  assert log_det.shape == flow.log_prob(params, x).shape == (2,)
-  back, back_log_det = jax.jit(flow.inverse_and_log_det)(params, noise)
+  assert log_det.shape == log_prob.shape == (2,)
   np.testing.assert_allclose(back, x, atol=1e-4)
   np.testing.assert_allclose(back_log_det, -log_det, rtol=1e-4)
-  drawn = flow.sample(jax.random.key(2), params, (3, 8, 16, 3))
-  assert drawn.shape == (3, 8, 16, 3) and jnp.isfinite(drawn).all()
+  assert drawn.shape == x.shape and jnp.isfinite(drawn).all()
 
 
 @pytest.mark.slow
