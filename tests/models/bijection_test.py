@@ -57,7 +57,8 @@ LAYERS = {  # a bijection, and an event's shape
 }
 VOLUME_PRESERVING = {"additive", "additive, even and odd", "squeeze"}
 PERMUTING = {"squeeze", "multi-scale"}
-QUICK = {"affine", "actnorm, images", "linear, images"}
+LONG = {"affine, images", "masked affine", "multi-scale", "stack"}
+QUICK = {"affine", "actnorm, images"}
 
 
 def perturbed(params, seed, scale=0.3):
@@ -78,7 +79,13 @@ def with_params(name, dtype=jnp.float64):
   return forward, inverse, lambda key: jax.random.normal(key, shape, dtype)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
+    for name in LAYERS
+  ],
+)
 def test_log_det_is_that_of_the_dense_jacobian(name, x64):
   forward, inverse, sampler = with_params(name)
   x = sampler(jax.random.key(3))
