@@ -86,7 +86,9 @@ def products(kind: str, size: Size, backward: bool) -> Callable:
       drive = xs @ inputs
 
       def step(hidden, _):
-        return (hidden @ recurrent)[:, : size.hidden], None
+        # The barrier keeps XLA from making a part of the product only.
+        gates = jax.lax.optimization_barrier(hidden @ recurrent)
+        return gates[:, : size.hidden], None
 
       hidden, _ = jax.lax.scan(step, hidden, None, length=steps)
       if not backward:

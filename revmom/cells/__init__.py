@@ -1,8 +1,8 @@
 """Recurrences with hand-derived backward passes.
 
-Each of `elman`, `lstm`, `gru`, `ugrnn` and `gated_input` is a cell with the same
-names: `init`, `step`, `forward`, `backward` and `apply`; `mdrnn` and `mdlstm`
-have them for grids, `multidirectional` and `stack` put layers together.
+Each of `elman`, `lstm`, `gru`, `ugrnn` and `gated_input` is a cell with the
+same names: `init`, `step`, `forward`, `backward` and `apply`; `mdrnn` and
+`mdlstm` have them for grids, `multidirectional` and `stack` put layers together.
 `deferred` does the same for any other cell; `conversion` exchanges weights with
 PyTorch and Flax, and `revmom.cells.nnx` has layers for Flax.
 """
