@@ -2,7 +2,8 @@
 
 Each of `elman`, `lstm`, `gru`, `ugrnn` and `gated_input` is a cell with the
 same names: `init`, `step`, `forward`, `backward` and `apply`; `mdrnn` and
-`mdlstm` have them for grids, `multidirectional` and `stack` put layers together.
+`mdlstm` have them for grids; `multidirectional` and `stack` put layers
+together.
 `deferred` does the same for any other cell; `conversion` exchanges weights with
 PyTorch and Flax, and `revmom.cells.nnx` has layers for Flax.
 """
