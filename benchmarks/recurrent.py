@@ -260,10 +260,13 @@ def tables(result: dict[str, Any]) -> str:
     + report.measured_on(result["environment"]),
     "Times are medians over rounds that ran all contenders in turn. A ratio is "
     "the median over rounds, with the lowest and the highest: above one, "
-    "`revmom` is faster. torch runs in a process of its own. "
-    f"*{BOUND}* are XLA's, those of the inputs in blocks of 512 rows: no layer "
-    "made of them can be faster.",
+    "`revmom` is faster. torch runs in a process of its own.",
   ]
+  if any(row["name"] == BOUND for run in result["runs"] for row in run["rows"]):
+    parts.append(
+      f"*{BOUND}* are XLA's, those of the inputs in blocks of 512 rows: no "
+      "layer made of them can be faster."
+    )
   for run in result["runs"]:
     parts += [_title(run), _remark(run), _table(run)]
   return "\n\n".join(part for part in parts if part)
