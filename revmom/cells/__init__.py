@@ -4,8 +4,9 @@ Each of `elman`, `lstm`, `gru`, `ugrnn` and `gated_input` is a cell with the
 same names: `init`, `step`, `forward`, `backward` and `apply`; `mdrnn` and
 `mdlstm` have them for grids; `multidirectional` and `stack` put layers
 together.
-`deferred` does the same for any other cell; `conversion` exchanges weights with
-PyTorch and Flax, and `revmom.cells.nnx` has layers for Flax.
+`deferred` takes products out of the loop of any other cell; `conversion`
+exchanges weights with PyTorch and Flax, and `revmom.cells.nnx` has layers for
+Flax.
 """
 
 from revmom.cells import (
