@@ -182,6 +182,7 @@ REASONS = {
 
 
 def is_elementwise(name: str) -> bool:
+  """Whether a primitive has a rule for single elements."""
   return name in UNARY or name in BINARY or name == "convert_element_type"
 
 

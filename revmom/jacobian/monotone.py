@@ -15,6 +15,8 @@ TINY = float(np.finfo(np.float64).tiny)
 
 
 class Interval(NamedTuple):
+  """All numbers from low to high; its arithmetic contains every result."""
+
   low: float
   high: float
 
