@@ -17,10 +17,7 @@ With --workdir it writes result.json, metrics.csv (inputs, units and output by
 bit) and adder.png.
 """
 
-import csv
 import dataclasses
-import io
-import json
 import sys
 import time
 from typing import Any
@@ -160,15 +157,6 @@ def rows_of(trace: binary_adder.Trace) -> list[dict[str, int]]:
   ]
 
 
-def metrics(rows: list[dict[str, int]]) -> str:
-  """metrics.csv."""
-  text = io.StringIO()
-  writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  return text.getvalue()
-
-
 def figure(rows: list[dict[str, int]], title: str) -> Figure:
   """Inputs, hidden units and outputs, most significant bit at the left."""
   names = ["a", "b", *_UNITS, "output"]
@@ -239,7 +227,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   }
   path = experiment.folder(workdir)
   if path is not None:
-    experiment.write_text(path / "metrics.csv", metrics(rows))
+    experiment.write_csv(path / "metrics.csv", rows)
     shown = rows[:_LONGEST_TABLE]
     title = (
       f"{a} + {b} = {total}"
@@ -248,8 +236,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     )
     drawn = figure(shown, f"Three hidden units add: {title}")
     drawn.savefig(path / "adder.png", dpi=150)
-    text = json.dumps(result, indent=2) + "\n"
-    experiment.write_text(path / "result.json", text)
+    experiment.write_json(path / "result.json", result)
   return {**result, "rows": rows}
 
 

@@ -29,10 +29,7 @@ attribution.png and a checkpoint after each retraining.  Running it again there
 goes on from the last one; a larger --leave_out goes on further.
 """
 
-import csv
 import dataclasses
-import io
-import json
 import math
 import time
 from collections.abc import Callable
@@ -462,19 +459,19 @@ def correlations(
 
 def metrics(
   problem: Problem, gradient: np.ndarray, changes: list[float], size: float
-) -> str:
-  """metrics.csv: the change is empty where it was not measured."""
+) -> list[dict[str, Any]]:
+  """A row for each example, without its change where it was not measured."""
   measured = dict(zip(problem.chosen, changes, strict=True))
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(
-    ["example", "gradient", "predicted_change", "measured_change", "text"]
-  )
-  for example, slope in enumerate(map(float, gradient)):
-    change = measured.get(example, "")
-    snippet = repr(problem.texts[example])
-    writer.writerow([example, slope, -size * slope, change, snippet])
-  return text.getvalue()
+  return [
+    {
+      "example": example,
+      "gradient": slope,
+      "predicted_change": -size * slope,
+      "measured_change": measured.get(example),
+      "text": repr(problem.texts[example]),
+    }
+    for example, slope in enumerate(map(float, gradient))
+  ]
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -539,7 +536,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   result["most_helpful"] = [line(i) for i in order[:_SHOWN]]
   result["most_harmful"] = [line(i) for i in order[::-1][:_SHOWN]]
   if path is not None:
-    experiment.write_text(
+    experiment.write_csv(
       path / "metrics.csv",
       metrics(problem, attribution.gradient, changes, config.perturbation),
     )
@@ -547,8 +544,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
       predicted, measured, attribution.gradient, result
     )
     drawn.savefig(path / "attribution.png", dpi=150)
-    text = json.dumps(result, indent=2) + "\n"
-    experiment.write_text(path / "result.json", text)
+    experiment.write_json(path / "result.json", result)
   return result
 
 

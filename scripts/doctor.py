@@ -447,8 +447,7 @@ def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
     print("\nSince the last visit")
     for line in since(path, result):
       print(f"  {line}")
-    text = json.dumps(result, indent=2) + "\n"
-    (path / "result.json").write_text(text)
+    experiment.write_json(path / "result.json", result)
   return result
 
 

@@ -1,11 +1,13 @@
 """What every experiment has: settings, checkpoints, and errors for people."""
 
+import csv
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,6 +63,21 @@ def write_text(path: pathlib.Path, text: str) -> None:
   os.replace(temporary, path)
 
 
+def write_json(path: pathlib.Path, result: Any) -> None:
+  """Replaces a file by what JSON makes of the result."""
+  write_text(path, json.dumps(result, indent=2) + "\n")
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Replaces a file by a table of all rows; what one lacks stays empty."""
+  names = list(dict.fromkeys(name for row in rows for name in row))
+  text = io.StringIO()
+  writer = csv.DictWriter(text, names, lineterminator="\n")
+  writer.writeheader()
+  writer.writerows(rows)
+  write_text(path, text.getvalue())
+
+
 class Checkpoints:
   """The states of an experiment.
 
@@ -100,6 +117,8 @@ class Checkpoints:
   def latest(self) -> tuple[int, dict[str, Any]] | None:
     """The latest number, and its `config`, `fingerprint` and `about`.
 
+    Warns if it was made where bits may differ from those made here.
+
     Raises:
       ValueError: it belongs to other flags.
     """
@@ -118,6 +137,14 @@ class Checkpoints:
       raise ValueError(
         f"{self.workdir} holds a run with other flags ({'; '.join(changed)}); "
         "give the same ones, or another --workdir."
+      )
+    now = revmom.fingerprint()._asdict()
+    if saved["fingerprint"] != json.loads(json.dumps(now)):
+      logging.warning(
+        "%s was begun in another environment (%s), so its bits may not be "
+        "those of an uninterrupted run.",
+        self.workdir,
+        saved["fingerprint"],
       )
     return number, saved
 
@@ -144,9 +171,3 @@ class Checkpoints:
   def close(self) -> None:
     """Nothing can be saved afterwards."""
     self.manager.close()
-
-
-def same_environment(saved: dict[str, Any]) -> bool:
-  """Whether a checkpoint was made where this process runs."""
-  now = revmom.fingerprint()._asdict()
-  return saved["fingerprint"] == json.loads(json.dumps(now))

@@ -25,11 +25,8 @@ With --workdir it writes result.json, metrics.csv (the norms of all adjoints by
 step) and gradient_flow.png.
 """
 
-import csv
 import dataclasses
 import functools
-import io
-import json
 import math
 from typing import Any, NamedTuple
 
@@ -268,19 +265,17 @@ def figure(flows: dict[str, list[Flow]], config: Config) -> Figure:
   return drawn
 
 
-def metrics(flows: dict[str, list[Flow]], config: Config) -> str:
-  """metrics.csv: a column for each network and state."""
+def metrics(flows: dict[str, list[Flow]]) -> list[dict[str, float]]:
+  """A row for each step: the norms by network and state."""
   columns: dict[str, np.ndarray] = {}
   for flow in (flow for group in flows.values() for flow in group):
     if flow.cell is not None:
       columns[f"c_bar of {flow.name}"] = flow.cell
     columns[f"h_bar of {flow.name}"] = flow.hidden
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(["step", *columns])
-  for step, row in enumerate(zip(*columns.values(), strict=True), start=1):
-    writer.writerow([step, *map(float, row)])
-  return text.getvalue()
+  return [
+    {"step": step, **dict(zip(columns, map(float, row), strict=True))}
+    for step, row in enumerate(zip(*columns.values(), strict=True), start=1)
+  ]
 
 
 def rows_of(flows: dict[str, list[Flow]]) -> list[dict[str, Any]]:
@@ -311,10 +306,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   path = experiment.folder(workdir)
   result = {**dataclasses.asdict(config), "networks": rows_of(flows)}
   if path is not None:
-    experiment.write_text(path / "metrics.csv", metrics(flows, config))
+    experiment.write_csv(path / "metrics.csv", metrics(flows))
     figure(flows, config).savefig(path / "gradient_flow.png", dpi=150)
-    text = json.dumps(result, indent=2) + "\n"
-    experiment.write_text(path / "result.json", text)
+    experiment.write_json(path / "result.json", result)
   # At the end, so that a failure can be looked at.
   check(flows, config)
   return result

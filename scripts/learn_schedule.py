@@ -21,11 +21,8 @@ the last one and ends in the same bits as a run that was never interrupted; a
 larger --meta_steps goes on further.
 """
 
-import csv
 import dataclasses
 import functools
-import io
-import json
 import math
 import pathlib
 import statistics
@@ -40,7 +37,7 @@ import numpy as np
 import optax
 import schedule_figures
 import schedules
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 _DATASET = flags.DEFINE_enum(
@@ -264,25 +261,9 @@ def resume(
       f"{checkpoints.workdir} holds {number} meta iterations, more than "
       f"--meta_steps={config.meta_steps}; raise it, or give another --workdir."
     )
-  if not experiment.same_environment(saved):
-    logging.warning(
-      "%s was begun in another environment (%s), so its bits may not be those "
-      "of an uninterrupted run.",
-      checkpoints.workdir,
-      saved["fingerprint"],
-    )
   state = start.hypers, start.meta_state
   hypers, meta_state = checkpoints.restore(number, state)
   return Learned(hypers, meta_state, saved["about"])
-
-
-def write_metrics(workdir: pathlib.Path, rows: list[dict]) -> None:
-  """All rows so far."""
-  text = io.StringIO()
-  writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  experiment.write_text(workdir / "metrics.csv", text.getvalue())
 
 
 def write(
@@ -294,7 +275,7 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """result.json, metrics.csv and the figures."""
-  write_metrics(workdir, learned.rows)
+  experiment.write_csv(workdir / "metrics.csv", learned.rows)
   hypers = learned.hypers
   rates = np.exp(np.asarray(hypers.log_rate))
   momenta = np.asarray(jax.nn.sigmoid(hypers.logit_momentum))
@@ -322,8 +303,7 @@ def write(
   }
   for name, figure in figures.items():
     figure.savefig(workdir / f"{name}.png", dpi=150)
-  text = json.dumps(result, indent=2) + "\n"
-  experiment.write_text(workdir / "result.json", text)
+  experiment.write_json(workdir / "result.json", result)
 
 
 def summarise(evaluated: dict[str, np.ndarray], name: str) -> dict[str, float]:
@@ -355,7 +335,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     def save(learned: Learned) -> None:
       state = learned.hypers, learned.meta_state
       checkpoints.save(len(learned.rows), state, learned.rows)
-      write_metrics(path, learned.rows)
+      experiment.write_csv(path / "metrics.csv", learned.rows)
 
   done_before = len(learned.rows)
   learned = learn(problem, config, learned, save)

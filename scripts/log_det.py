@@ -28,7 +28,6 @@ time of a call by the number of floats.
 
 import dataclasses
 import importlib.util
-import json
 import math
 import pathlib
 import sys
@@ -224,8 +223,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     ]
   result = {**dataclasses.asdict(config), **headlines(rows), "maps": rows}
   if path is not None:
-    text = json.dumps(result, indent=2) + "\n"
-    experiment.write_text(path / "result.json", text)
+    experiment.write_json(path / "result.json", result)
     if len(config.size) > 1:
       figure(rows, names).savefig(path / "log_det.png", dpi=150)
   # At the end, so that a failure can be looked at.

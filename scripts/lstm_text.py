@@ -26,11 +26,8 @@ from the last one and ends in the same weights as a run that was never
 interrupted.
 """
 
-import csv
 import dataclasses
 import functools
-import io
-import json
 import math
 import pathlib
 import statistics
@@ -46,7 +43,7 @@ import numpy as np
 import optax
 import text_figures
 import texts
-from absl import flags, logging
+from absl import flags
 from jax import lax
 from tqdm import tqdm
 
@@ -366,24 +363,7 @@ def resume(
       f"{about['embeddings']}, and this text needs {shape}: give the text that "
       "it was begun with, or another --workdir."
     )
-  if not experiment.same_environment(saved):
-    logging.warning(
-      "%s was begun in another environment (%s), so its bits may not be those "
-      "of an uninterrupted run.",
-      checkpoints.workdir,
-      saved["fingerprint"],
-    )
   return checkpoints.restore(number, training), about["rows"]
-
-
-def metrics(rows: list[dict[str, float]]) -> str:
-  """metrics.csv: the validation loss is empty where it was not measured."""
-  text = io.StringIO()
-  names = "step", "loss", "validation_loss", "seconds"
-  writer = csv.DictWriter(text, names, lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  return text.getvalue()
 
 
 def write(
@@ -393,7 +373,7 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  experiment.write_text(workdir / "metrics.csv", metrics(rows))
+  experiment.write_csv(workdir / "metrics.csv", rows)
   experiment.write_text(workdir / "sample.txt", result["sample"] + "\n")
   drawn = {
     "loss": text_figures.losses(rows, result),
@@ -401,8 +381,7 @@ def write(
   }
   for name, figure in drawn.items():
     figure.savefig(workdir / f"{name}.png", dpi=150)
-  text = json.dumps(result, indent=2) + "\n"
-  experiment.write_text(workdir / "result.json", text)
+  experiment.write_json(workdir / "result.json", result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:

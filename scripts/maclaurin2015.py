@@ -38,9 +38,6 @@ On the first 10 000 images of MNIST's training file, on 2 CPU cores, expect
       minutes.
 """
 
-import csv
-import io
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -187,17 +184,10 @@ def write(workdir: str | None, outcome: Outcome, result: dict) -> None:
   path = experiment.folder(workdir)
   if path is None:
     return
-  text = io.StringIO()
-  rows = outcome.metrics
-  writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  experiment.write_text(path / "metrics.csv", text.getvalue())
+  experiment.write_csv(path / "metrics.csv", outcome.metrics)
   for name, figure in outcome.figures.items():
     figure.savefig(path / f"{name}.png", dpi=150)
-  experiment.write_text(
-    path / "result.json", json.dumps(result, indent=2) + "\n"
-  )
+  experiment.write_json(path / "result.json", result)
 
 
 def shown(value: Any) -> str:

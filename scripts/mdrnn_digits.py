@@ -21,11 +21,8 @@ gradients.png and checkpoints.  Running it again there goes on from the last one
 and ends in the same weights as a run that was never interrupted.
 """
 
-import csv
 import dataclasses
 import functools
-import io
-import json
 import math
 import pathlib
 import statistics
@@ -41,7 +38,7 @@ import jax.numpy as jnp
 import mdlstm_classifier as model
 import numpy as np
 import optax
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 _DATASET = flags.DEFINE_enum(
@@ -248,24 +245,7 @@ def resume(
   if latest is None:
     return training, []
   number, saved = latest
-  if not experiment.same_environment(saved):
-    logging.warning(
-      "%s was begun in another environment (%s), so its bits may not be those "
-      "of an uninterrupted run.",
-      checkpoints.workdir,
-      saved["fingerprint"],
-    )
   return checkpoints.restore(number, training), saved["about"]
-
-
-def metrics(rows: list[dict[str, float]]) -> str:
-  """metrics.csv: validation is empty where it was not done."""
-  text = io.StringIO()
-  names = "step", "loss", "validation_accuracy", "validation_loss", "seconds"
-  writer = csv.DictWriter(text, names, lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  return text.getvalue()
 
 
 def write(
@@ -276,7 +256,7 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  experiment.write_text(workdir / "metrics.csv", metrics(rows))
+  experiment.write_csv(workdir / "metrics.csv", rows)
   drawn = {
     "loss": digit_figures.losses(rows, result),
     "gradients": digit_figures.gradients(
@@ -285,8 +265,7 @@ def write(
   }
   for name, figure in drawn.items():
     figure.savefig(workdir / f"{name}.png", dpi=150)
-  text = json.dumps(result, indent=2) + "\n"
-  experiment.write_text(workdir / "result.json", text)
+  experiment.write_json(workdir / "result.json", result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:

@@ -14,9 +14,7 @@ and rewinds from the checkpoint; the environment has to be the same, because
 another one may round gradients differently.
 """
 
-import csv
 import dataclasses
-import json
 import math
 import pathlib
 import statistics
@@ -378,14 +376,13 @@ def write(
   workdir: pathlib.Path, config: Config, trained: Trained, result: dict
 ) -> None:
   """result.json, metrics.csv and loss.png."""
-  text = json.dumps(result, indent=2) + "\n"
-  experiment.write_text(workdir / "result.json", text)
-  with open(workdir / "metrics.csv", "w", newline="") as file:
-    writer = csv.writer(file)
-    writer.writerow(["step", "loss", "optax_loss"])
-    columns = trained.losses, trained.plain_losses
-    for step, row in enumerate(zip(*columns, strict=True)):
-      writer.writerow([step, *map(float, row)])
+  experiment.write_json(workdir / "result.json", result)
+  columns = trained.losses, trained.plain_losses
+  rows = [
+    {"step": step, "loss": float(loss), "optax_loss": float(plain)}
+    for step, (loss, plain) in enumerate(zip(*columns, strict=True))
+  ]
+  experiment.write_csv(workdir / "metrics.csv", rows)
   figure = Figure(figsize=(6, 4), layout="constrained")
   axes = figure.subplots()
   axes.plot(trained.losses, label="revmom.sgd, reversible")

@@ -34,11 +34,8 @@ Running it again there goes on from the last one and ends in the same bits as
 a run that was never interrupted; a larger --meta_steps goes on further.
 """
 
-import csv
 import dataclasses
 import functools
-import io
-import json
 import math
 import pathlib
 import statistics
@@ -51,7 +48,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags, logging
+from absl import flags
 from matplotlib.figure import Figure
 from problem_file import EXAMPLE, Problem, pose
 from tqdm import tqdm
@@ -501,25 +498,9 @@ def resume(
       f"{checkpoints.workdir} holds {number} meta iterations, more than "
       f"--meta_steps={config.meta_steps}; raise it, or give another --workdir."
     )
-  if not experiment.same_environment(saved):
-    logging.warning(
-      "%s was begun in another environment (%s), so its bits may not be those "
-      "of an uninterrupted run.",
-      checkpoints.workdir,
-      saved["fingerprint"],
-    )
   state = start.tuned, start.meta_state
   tuned, meta_state = checkpoints.restore(number, state)
   return State(tuned, meta_state, saved["about"]["rows"])
-
-
-def write_metrics(workdir: pathlib.Path, rows: list[dict]) -> None:
-  """All rows so far."""
-  text = io.StringIO()
-  writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  experiment.write_text(workdir / "metrics.csv", text.getvalue())
 
 
 def write(
@@ -531,7 +512,7 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """result.json, metrics.csv, hyperparameters.npz and the figures."""
-  write_metrics(workdir, state.rows)
+  experiment.write_csv(workdir / "metrics.csv", state.rows)
   arrays = {}
   for name, table in state.tuned.items():
     rows = np.asarray(values_of(name, table))
@@ -545,8 +526,7 @@ def write(
   for name in config.tune:
     figure = value_figure(problem, config, name, initial[name], state)
     figure.savefig(workdir / f"{name}.png", dpi=150)
-  text = json.dumps(result, indent=2) + "\n"
-  experiment.write_text(workdir / "result.json", text)
+  experiment.write_json(workdir / "result.json", result)
 
 
 def loss_figure(
@@ -653,7 +633,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     def save(state: State) -> None:
       about = {"digest": problem.digest, "rows": state.rows}
       checkpoints.save(len(state.rows), state[:2], about)
-      write_metrics(path, state.rows)
+      experiment.write_csv(path / "metrics.csv", state.rows)
 
   evaluate = evaluation(problem, config)
   before = evaluate(initial)
