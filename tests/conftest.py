@@ -1,6 +1,8 @@
 """Settings shared by all tests: eight virtual devices, strict dtypes."""
 
+import collections
 import os
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -37,3 +39,30 @@ def user_env() -> dict[str, str]:
   flags = os.environ["XLA_FLAGS"].split()
   flags = [flag for flag in flags if flag != _EIGHT_DEVICES]
   return {**os.environ, "XLA_FLAGS": " ".join(flags)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs() -> Iterator[None]:
+  """Forgets what a module compiled: thousands of programs fill gigabytes."""
+  yield
+  jax.clear_caches()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Leaves all but a sample of some products of options to a longer run.
+
+  Of a test marked `sampled(n)` the same n cases, drawn at random once and for
+  all, belong to every run; the others are marked `exhaustive`, and `slow`.
+  """
+  families = collections.defaultdict(list)
+  for item in items:
+    if marker := item.get_closest_marker("sampled"):
+      name = item.nodeid.split("[", 1)[0]
+      families[name, marker.args[0]].append(item)
+  for (name, size), family in families.items():
+    drawn = random.Random(name).sample(family, min(size, len(family)))
+    kept = {item.nodeid for item in drawn}
+    for item in family:
+      if item.nodeid not in kept:
+        item.add_marker("exhaustive")
+        item.add_marker("slow")

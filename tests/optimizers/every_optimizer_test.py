@@ -232,6 +232,7 @@ def fixed(values):
   return jnp.round(values * 2.0**24) * 2.0**-24
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @every
 def test_vmapped_and_sharded(case):
@@ -258,6 +259,7 @@ def test_vmapped_and_sharded(case):
   assert bool(jnp.all(back.receipt.ok))
 
 
+@pytest.mark.sampled(3)
 @every
 def test_log_det_is_that_of_the_dense_jacobian(case, x64):
   """Of optax's step in float64, from a state that 3 steps led to."""
@@ -306,6 +308,7 @@ def _with_floating(state, floating):
   )
 
 
+@pytest.mark.sampled(6)
 @every
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_hypergradients_are_those_of_autodiff(case, clip, x64):

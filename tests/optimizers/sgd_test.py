@@ -64,6 +64,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_inverse_restores_every_integer(form, options):
@@ -150,6 +151,7 @@ def float_step(state, gradient, rate, beta, decay, form):
   return jnp.concatenate([(1 - rate * decay) * theta + update, velocity])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("decay", [None, 0.3])
 @pytest.mark.parametrize("steps", [1, 10])
