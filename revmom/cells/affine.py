@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 EPSILON = 1e-5  # added to the variance by layer normalisation
 
@@ -44,6 +45,19 @@ def weights_adjoint(
     bars.astype(dtype),
     ((leading, leading), ((), ())),
     preferred_element_type=accumulator(dtype),
+    out_sharding=_summed_sharding(inputs, bars),
+  )
+
+
+def _summed_sharding(
+  inputs: jax.Array, bars: jax.Array
+) -> NamedSharding | None:
+  """Of the sum over leading axes, if an axis of an explicit mesh is summed."""
+  of_inputs, of_bars = jax.typeof(inputs).sharding, jax.typeof(bars).sharding
+  if not any(of_inputs.spec[:-1]):
+    return None
+  return NamedSharding(
+    of_inputs.mesh, PartitionSpec(of_inputs.spec[-1], of_bars.spec[-1])
   )
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from revmom.cells import masks, sweep
-from revmom.cells.affine import accumulator, project, total
+from revmom.cells.affine import accumulator, total
 from revmom.cells.sweep import Equations, Gradients, Options, Residuals
 
 
@@ -44,9 +45,7 @@ class Cell:
     Returns:
       The state after, and the output [B, H].
     """
-    drive = project(
-      inputs, params.input_weights, params.input_gain, params.bias
-    )
+    drive = sweep.driven(self.equations, params, inputs)
     new, _ = self.equations.step(params, drive, carry, 1.0)
     return new, jax.tree.leaves(new)[0].astype(inputs.dtype)
 
@@ -110,7 +109,7 @@ class Cell:
       ValueError: if shapes, types, lengths or rates do not fit.
     """
     options = self._options(params, zoneout, dropout, reverse, recompute)
-    xs = _major(xs, batch_major)
+    xs = swapped(xs, batch_major)
     carry = self._carry(params, xs, initial_carry, lengths)
     outputs, final, residuals = sweep.forward(
       self.equations, options, params, xs, carry, lengths, key
@@ -120,7 +119,7 @@ class Cell:
     residuals = residuals.replace(
       learned_carry=learned, batch_major=batch_major
     )
-    return _major(outputs, batch_major), final, residuals
+    return swapped(outputs, batch_major), final, residuals
 
   def backward(
     self,
@@ -152,7 +151,7 @@ class Cell:
       self.equations,
       params,
       residuals,
-      _major(output_bars, batch_major),
+      swapped(output_bars, batch_major),
       carry_bar,
       adjoints,
     )
@@ -165,7 +164,7 @@ class Cell:
       gradients = gradients._replace(
         params=gradients.params._replace(initial_carry=learned_bar)
       )
-    return gradients._replace(inputs=_major(gradients.inputs, batch_major))
+    return gradients._replace(inputs=swapped(gradients.inputs, batch_major))
 
   def apply(
     self,
@@ -193,12 +192,12 @@ class Cell:
       ValueError: if shapes, types, lengths or rates do not fit.
     """
     options = self._options(params, zoneout, dropout, reverse, recompute)
-    xs = _major(xs, batch_major)
+    xs = swapped(xs, batch_major)
     carry = self._carry(params, xs, initial_carry, lengths)
     outputs, final = sweep.differentiable(
       self.equations, options, params, xs, carry, lengths, key
     )
-    return _major(outputs, batch_major), final
+    return swapped(outputs, batch_major), final
 
   def _options(
     self,
@@ -240,7 +239,7 @@ class Cell:
       lambda size: (batch, size), self.equations.sizes(params)
     )
     if carry is None:
-      return self.initial_carry(params, batch)
+      return _sharded_like(xs, self.initial_carry(params, batch))
     shapes = jax.tree.map(jnp.shape, carry)
     if shapes != expected:
       raise ValueError(
@@ -248,10 +247,21 @@ class Cell:
         f"have {expected}."
       )
     dtype = accumulator(weights.dtype)
-    return jax.tree.map(lambda array: jnp.asarray(array, dtype), carry)
+    carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), carry)
+    return _sharded_like(xs, carry)
 
 
-def _major(array: jax.Array, batch_major: bool) -> jax.Array:
+def _sharded_like(xs: jax.Array, carry: Any) -> Any:
+  """The carry with the sharding of the batch, on meshes with explicit axes."""
+  sharding = jax.typeof(xs).sharding
+  batch = sharding.spec[1]
+  if batch is None:
+    return carry
+  sharding = NamedSharding(sharding.mesh, PartitionSpec(batch, None))
+  return jax.tree.map(lambda array: reshard(array, sharding), carry)
+
+
+def swapped(array: jax.Array, batch_major: bool) -> jax.Array:
   """Swaps time and batch if the user has the batch first."""
   return jnp.swapaxes(array, 0, 1) if batch_major and array.ndim > 1 else array
 

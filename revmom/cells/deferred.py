@@ -7,40 +7,47 @@ for R [H, 4H] a product h^T a and a sum, all in the loop.  With a_t = h_t R,
 
 is one product over time and batch, once all ā_t are known (Appleyard, Kocisky &
 Blunsom 2016, section 4.2).  Here a step is split by its program: products that
-see no state are computed for all steps at once, before the loop, and each
+see no state are computed for many steps at once, before the loop, and each
 product of the state with weights gets a tap, a_t = h_t R + τ_t with τ = 0,
 whose adjoint is ā_t, unless what it is added to has that adjoint already.  JAX
 differentiates the loop with respect to inputs, taps and initial carry; (1)
-follows.
+follows.  All of this goes by `blocks` of steps, which stay in a cache, and of
+which nothing is kept but what the loops have to keep.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-from revmom.cells import step_program
+from revmom.cells import blocks, step_program
 from revmom.cells.step_program import StepProgram, Tap
 from revmom.jacobian import program
 from revmom.jacobian.program import Operand, Variable
+
+BLOCK_ROWS = 256  # steps times rows of the state in a block
 
 Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def defer_weights(step: Step) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-  """A sweep of a step, the gradients of whose weights wait until its end.
+  """A sweep of a step, the gradients of whose weights wait outside of the loop.
 
   It computes what `lax.scan` computes.  Reverse mode, forward over reverse and
   reverse over reverse pass; forward mode alone needs `lax.scan`.
 
-  What a step does with its inputs alone is done for all steps at once, and kept
-  for all of them.  So are the states that are multiplied by weights (by
-  dot_general or a convolution, inlined through `jit` and `checkpoint`, and for
-  concatenated [x, h] W in parts).  Loops within a step, and functions with
-  custom derivatives, stay as they are.
+  What a step does with its inputs alone is done for a block of steps at once,
+  and so are the gradients of weights that multiply states (by dot_general or a
+  convolution, inlined through `jit` and `checkpoint`, and for concatenated
+  [x, h] W in parts).  Loops within a step, and functions with custom
+  derivatives, stay as they are.  It keeps what `lax.scan` would keep for its
+  gradient.
 
   Args:
     step: (params, carry, input) -> (carry, output), of pytrees; it may close
@@ -64,7 +71,7 @@ def defer_weights(step: Step) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
   """
 
   def apply(params: Any, xs: Any, initial_carry: Any) -> tuple[Any, Any]:
-    steps = _steps(xs)
+    _check_steps(xs)
     carry = jax.tree.map(jnp.asarray, initial_carry)
     traced, constants, (carry_shape, output_shape) = step_program.trace(
       step, params, _shapes(carry), _shapes(xs, 1)
@@ -74,20 +81,44 @@ def defer_weights(step: Step) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
       zip(traced.given, [*constants, *jax.tree.leaves(params)], strict=True)
     )
     program.evaluate(traced.fixed, known)
-    known |= _drive(traced, known, jax.tree.leaves(xs))
-    looped, final = _recurrence(
-      traced,
-      steps,
-      [known[v] for v in traced.read_fixed],
-      [known[v] for v in traced.read_driven],
+    final, outputs = blocks.scan(
+      partial(_block, traced, known),
       jax.tree.leaves(carry),
+      jax.tree.leaves(xs),
+      _rows(carry),
+      BLOCK_ROWS,
+      reverse=False,
     )
-    known |= dict(zip(traced.looped, looped, strict=True))
-    in_time = {*traced.looped, *_driven_outputs(traced)}
-    outputs = [_in_time(known, steps, in_time, v) for v in traced.outputs]
     return _unflatten(output_shape, outputs), _unflatten(carry_shape, final)
 
   return apply
+
+
+def _block(
+  traced: StepProgram,
+  known: dict[Variable, Any],
+  carry: list[jax.Array],
+  xs: list[jax.Array],
+) -> tuple[list[jax.Array], list[jax.Array]]:
+  """The final carry and the outputs of some steps."""
+  known = known | _drive(traced, known, xs)
+  steps = len(xs[0])
+  looped, final = _recurrence(
+    traced,
+    steps,
+    [known[v] for v in traced.read_fixed],
+    [known[v] for v in traced.read_driven],
+    carry,
+  )
+  known |= dict(zip(traced.looped, looped, strict=True))
+  in_time = {*traced.looped, *_driven_outputs(traced)}
+  return final, [_in_time(known, steps, in_time, v) for v in traced.outputs]
+
+
+def _rows(carry: Any) -> int:
+  """How many vectors a state has, at the most."""
+  shapes = [leaf.shape for leaf in jax.tree.leaves(carry)]
+  return max((math.prod(shape[:-1]) for shape in shapes), default=1)
 
 
 def _unflatten(like: Any, leaves: list[jax.Array]) -> Any:
@@ -103,15 +134,14 @@ def _shapes(tree: Any, skip: int = 0) -> Any:
   )
 
 
-def _steps(xs: Any) -> int:
-  """The length of all sequences."""
+def _check_steps(xs: Any) -> None:
+  """That all sequences have one length."""
   shapes = [jnp.shape(array) for array in jax.tree.leaves(xs)]
   if not shapes or () in shapes or len({shape[0] for shape in shapes}) != 1:
     raise ValueError(
       f"xs have arrays of the shapes {shapes}: give at least one, and all with "
       "the same leading axis of time."
     )
-  return shapes[0][0]
 
 
 def _check_carry(before: Any, after: Any) -> None:
@@ -179,50 +209,73 @@ def _recurrence(
   carry: list[jax.Array],
 ) -> tuple[list[jax.Array], list[jax.Array]]:
   """Outputs of the loop and the final carry, differentiated by (1)."""
-  loop = partial(_loop, traced, steps)
+  place = {v: k for k, v in enumerate(traced.read_fixed)}
 
-  def pick(fixed: list[jax.Array]) -> tuple[list, list]:
-    """The weights of taps, and what else the loop reads."""
-    values = dict(zip(traced.read_fixed, fixed, strict=True))
-    weights = [values[tap.weights] for tap in traced.taps]
-    return weights, [values[v] for v in traced.untapped]
+  def loop(
+    fixed: list, changed: dict, driven: Any, taus: dict, carry: Any
+  ) -> Any:
+    """Weights have no gradient in here, the rest of fixed as changed."""
+    weights = [fixed[place[tap.weights]] for tap in traced.taps]
+    untapped = [changed.get(place[v], fixed[place[v]]) for v in traced.untapped]
+    return _loop(traced, steps, weights, untapped, driven, taus, carry)
 
   @jax.custom_vjp
   def run(fixed: Any, driven: Any, carry: Any) -> Any:
-    weights, untapped = pick(fixed)
-    return loop(weights, untapped, driven, None, carry)[0]
+    results, _ = loop(fixed, {}, driven, {}, carry)
+    return results
 
-  def forward(fixed: Any, driven: Any, carry: Any) -> tuple[Any, Any]:
-    weights, untapped = pick(fixed)
-    taus = [
-      None if tap.drive else _zeros(steps, tap.equation.outputs[0])
-      for tap in traced.taps
-    ]
-    # Weights have no gradient in here.
+  def forward(*primals: Any) -> tuple[Any, Any]:
+    fixed, driven, carry = jax.tree.map(lambda p: p.value, primals)
+    # What nobody differentiates, such as a constant, would be kept in vain.
+    differentiated = {
+      k: p.value for k, p in enumerate(primals[0]) if p.perturbed
+    }
+    taus = {
+      number: None if tap.drive else _zeros(steps, tap.equation.outputs[0])
+      for number, tap in enumerate(traced.taps)
+      if place[tap.weights] in differentiated
+    }
+    changed = {
+      k: differentiated[k]
+      for k in (place[v] for v in traced.untapped)
+      if k in differentiated
+    }
+
     results, pull, states = jax.vjp(
-      partial(loop, weights), untapped, driven, taus, carry, has_aux=True
+      partial(loop, fixed), changed, driven, taus, carry, has_aux=True
     )
     return results, (pull, states, fixed)
 
   def backward(known: tuple, bars: Any) -> tuple[Any, Any, Any]:
     pull, states, fixed = known
-    weights, _ = pick(fixed)
-    untapped_bars, driven_bars, product_bars, carry_bars = pull(bars)
-    fixed_bars = dict(zip(traced.untapped, untapped_bars, strict=True))
+    fixed_bars, driven_bars, product_bars, carry_bars = pull(
+      jax.tree.map(_instantiated, bars)
+    )
     of_drives = dict(zip(traced.read_driven, driven_bars, strict=True))
-    for tap, state, weight, product_bar in zip(
-      traced.taps, states, weights, product_bars, strict=True
-    ):
-      if tap.drive:
-        product_bar = of_drives[tap.drive]
-      bar = _weights_adjoint(tap, state, weight, product_bar)
-      if tap.weights in fixed_bars:
-        bar = bar + fixed_bars[tap.weights]
-      fixed_bars[tap.weights] = bar
-    return [fixed_bars[v] for v in traced.read_fixed], driven_bars, carry_bars
+    for number, product_bar in product_bars.items():
+      tap = traced.taps[number]
+      k = place[tap.weights]
+      bar = _weights_adjoint(
+        tap,
+        states[number],
+        fixed[k],
+        of_drives[tap.drive] if tap.drive else product_bar,
+      )
+      fixed_bars[k] = bar + fixed_bars[k] if k in fixed_bars else bar
+    every = [fixed_bars.get(k) for k in range(len(fixed))]
+    return every, driven_bars, carry_bars
 
-  run.defvjp(forward, backward)
+  run.defvjp(forward, backward, symbolic_zeros=True)
   return run(fixed, driven, carry)
+
+
+def _instantiated(bar: Any) -> Any:
+  """An adjoint that is known to be zero as an array."""
+  if not isinstance(bar, SymbolicZero):
+    return bar
+  if bar.dtype == jax.dtypes.float0:
+    return np.zeros(bar.shape, bar.dtype)
+  return jnp.zeros(bar.shape, bar.dtype)
 
 
 def _loop(
@@ -231,10 +284,10 @@ def _loop(
   weights: Sequence[jax.Array],
   untapped: Sequence[jax.Array],
   driven: Sequence[jax.Array],
-  taus: Sequence[jax.Array | None] | None,
+  taus: dict[int, jax.Array | None],
   carry: Sequence[jax.Array],
-) -> tuple[Any, list[jax.Array]]:
-  """((outputs, carry), the states that taps multiply, if there are taus)."""
+) -> tuple[Any, dict[int, jax.Array]]:
+  """((outputs, carry), the states that taps multiply, of those in taus)."""
 
   def step(carry: Any, now: tuple) -> tuple[Any, Any]:
     driven, taus = now
@@ -243,8 +296,7 @@ def _loop(
     environment |= dict(zip(traced.carry, carry, strict=True))
     _advance(traced, environment, weights, taus)
     new = [jnp.asarray(program.read(environment, v)) for v in traced.new_carry]
-    kept = traced.taps if taus is not None else ()
-    states = [environment[tap.state] for tap in kept]
+    states = {k: environment[traced.taps[k].state] for k in taus}
     return new, ([environment[v] for v in traced.looped], states)
 
   final, (outputs, states) = lax.scan(
@@ -257,7 +309,7 @@ def _advance(
   traced: StepProgram,
   environment: dict[Variable, Any],
   weights: Sequence[jax.Array],
-  taus: Sequence[jax.Array | None] | None,
+  taus: dict[int, jax.Array | None],
 ) -> None:
   """One step of what depends on the state."""
   number = {id(tap.equation): k for k, tap in enumerate(traced.taps)}
@@ -268,8 +320,8 @@ def _advance(
       continue
     tap = traced.taps[k]
     product = tap.product(environment[tap.state], weights[k])
-    if taus is not None and taus[k] is not None:
-      product = _tapped(taus[k], product)
+    if (tau := taus.get(k)) is not None:
+      product = _tapped(tau, product)
     environment[equation.outputs[0]] = product
 
 

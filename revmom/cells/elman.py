@@ -17,7 +17,7 @@ from revmom.cells.affine import (
   weights_adjoint,
 )
 from revmom.cells.cell import Cell, uniform
-from revmom.cells.sweep import Equations
+from revmom.cells.sweep import Equations, Parts
 
 
 class ElmanParams(NamedTuple):
@@ -90,12 +90,15 @@ def _sizes(params: ElmanParams) -> int:
 
 
 def _step(
-  params: ElmanParams, drive: jax.Array, hidden: jax.Array, kept: Any
+  params: ElmanParams,
+  drive: Parts,
+  hidden: jax.Array,
+  kept: Any,
 ) -> tuple[jax.Array, jax.Array]:
   """Equation (1)."""
   del kept  # there is no candidate
   new = jnp.tanh(
-    drive
+    drive[0]
     + gained_product(hidden, params.recurrent_weights, params.recurrent_gain)
   )
   return new, new

@@ -25,7 +25,7 @@ from revmom.cells.affine import (
   weights_adjoint,
 )
 from revmom.cells.cell import Cell, uniform
-from revmom.cells.sweep import Equations
+from revmom.cells.sweep import Equations, Parts
 
 
 class GatedInputParams(NamedTuple):
@@ -126,18 +126,22 @@ def _sizes(params: GatedInputParams) -> int:
 
 
 def _step(
-  params: GatedInputParams, drive: jax.Array, hidden: jax.Array, kept: Any
+  params: GatedInputParams,
+  drive: Parts,
+  hidden: jax.Array,
+  kept: Any,
 ) -> tuple[jax.Array, _Gates]:
   """Equations (1) to (3)."""
   size = hidden.shape[-1]
   recurrent = gained_product(
     hidden, params.recurrent_weights, params.recurrent_gain
   )
-  both = sigmoid(drive[..., : 2 * size] + recurrent[..., : 2 * size])
-  update, mixing = jnp.split(both, 2, -1)
-  of_input, of_state = drive[..., 2 * size :], recurrent[..., 2 * size :]
+  of_update, of_mixing, of_input = drive
+  update = sigmoid(of_update + recurrent[..., :size])
+  mixing = sigmoid(of_mixing + recurrent[..., size : 2 * size])
+  of_state = recurrent[..., 2 * size :]
   if params.recurrent_bias is not None:
-    of_state = of_state + params.recurrent_bias.astype(drive.dtype)
+    of_state = of_state + params.recurrent_bias.astype(of_state.dtype)
   candidate = jnp.tanh(mixing * of_state + (1 - mixing) * of_input)
   new = update * hidden + (1 - update) * candidate * kept
   return new, _Gates(update, mixing, candidate, of_state - of_input)
@@ -218,6 +222,7 @@ cell = Cell(
     _step_adjoint,
     _weights_adjoint,
     _gate_adjoints,
+    parts=3,
   ),
 )
 step, forward, backward, apply = (

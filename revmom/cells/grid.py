@@ -14,7 +14,7 @@ Schedules differ in order alone:
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from jax import lax
 from revmom.cells.affine import product
 
 SCHEDULES = ("rows", "wavefront")
+PIPELINED = "pipelined"  # of several layers: see `pipeline`
 
 
 class Plan(NamedTuple):
@@ -44,9 +45,9 @@ def plan(ndim: int, direction: Any = None, schedule: str | None = None) -> Plan:
   Args:
     ndim: the number of axes of the grid.
     direction: +1 or -1 for each axis; None is +1 for all.
-    schedule: "rows" or "wavefront"; None is "rows" where JAX's default backend
-      is the CPU, which gains nothing from large batches of cells, and
-      "wavefront" elsewhere.
+    schedule: "rows", "wavefront", or "pipelined"; None is "rows" where JAX's
+      default backend is the CPU, which gains nothing from large batches of
+      cells, and "wavefront" elsewhere.
 
   Raises:
     ValueError: for anything else.
@@ -62,8 +63,11 @@ def plan(ndim: int, direction: Any = None, schedule: str | None = None) -> Plan:
     )
   if schedule is None:
     schedule = "rows" if jax.default_backend() == "cpu" else "wavefront"
-  if schedule not in SCHEDULES:
-    raise ValueError(f"schedule={schedule!r}; choose one of {SCHEDULES}.")
+  if schedule not in (*SCHEDULES, PIPELINED):
+    raise ValueError(
+      f"schedule={schedule!r}; choose one of {SCHEDULES}, or {PIPELINED!r} for "
+      "several layers."
+    )
   return Plan(direction, schedule)
 
 
@@ -154,7 +158,8 @@ class Recurrence(NamedTuple):
 
   Attributes:
     weights: for each axis, what the message of a neighbour is multiplied with
-      [K, N].
+      [K, N]; or [S_1, K, N], by the place of that neighbour along the first
+      axis, in wavefronts that go along it.
     cell: (received [..., B, N], memories, local) -> state; `received` sums
       the products of all neighbours' messages with the weights and the
       position's own input, `memories` holds each neighbour's memory.
@@ -191,9 +196,26 @@ def sweep(
     keep(state) of every position, with leading axes S_1, ..., S_n.
   """
   shape = received.shape[:-2]
-  if plan.schedule == "wavefront" and 0 not in shape:
-    return _wavefront(recurrence, received, local, plan.direction, keep)
-  return _rows(recurrence, received, local, plan.direction, keep)
+  if plan.schedule == "rows":
+    return _rows(recurrence, received, local, plan.direction, keep)
+  # An empty grid gets a cell, so that there are diagonals.
+  received, local = _resized((received, local), [max(1, s) for s in shape])
+  states = _wavefront(recurrence, received, local, plan.direction, keep)
+  return _resized(states, shape)
+
+
+def _resized(tree: Any, shape: Sequence[int]) -> Any:
+  """Values on a grid of other sizes, with zeros at new places."""
+
+  def resize(values):
+    if values.shape[: len(shape)] == tuple(shape):
+      return values
+    changes = [new - old for new, old in zip(shape, values.shape, strict=False)]
+    rest = [(0, 0, 0)] * (values.ndim - len(shape))
+    padding = [*((0, change, 0) for change in changes), *rest]
+    return lax.pad(values, jnp.zeros((), values.dtype), padding)
+
+  return jax.tree.map(resize, tree)
 
 
 def _rows(
@@ -250,6 +272,7 @@ def _wavefront(
     lambda values: skew(jnp.flip(values, flips), ndim), (received, local)
   )
   weights = jnp.concatenate(recurrence.weights, -1)
+  multiply = product if weights.ndim == 2 else jax.vmap(product)
 
   def step(axis, values):
     # A step along the last axis stays at the same place of the next diagonal.
@@ -261,7 +284,7 @@ def _wavefront(
     for term in products:
       received = received + term
     state = recurrence.cell(received, memories, local)
-    products = jnp.split(product(recurrence.message(state), weights), ndim, -1)
+    products = jnp.split(multiply(recurrence.message(state), weights), ndim, -1)
     emitted = [
       jax.tree.map(
         lambda values, axis=axis: step(axis, values),

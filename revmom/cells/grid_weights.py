@@ -4,9 +4,7 @@ All products that do not wait for a neighbour are made for whole grids: those
 with the inputs before a sweep, and the gradients of all weights after it.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,51 +17,6 @@ from revmom.cells.affine import accumulator, product
 # Rows of the factors of one partial sum of the gradients of the weights.  They
 # stay in a CPU's cache, and are enough for a product to be efficient.
 _PART = 4096
-
-
-class Gradients(NamedTuple):
-  """The adjoints of everything that went into a layer."""
-
-  params: Any
-  inputs: jax.Array
-  adjoints: Any  # of gates and states at every position, or None
-
-
-def prepare(
-  params: Any, xs: jax.Array, direction: Any, sizes: Any, schedule: Any
-) -> tuple[grid.Plan, jax.Array | None]:
-  """Checks the arguments of a layer; returns its plan and its sizes."""
-  _check(params, xs)
-  plan = grid.plan(params.recurrent_weights.shape[0], direction, schedule)
-  grid.valid_cells(sizes, xs.shape[:-2], xs.shape[-2])
-  return plan, None if sizes is None else jnp.asarray(sizes)
-
-
-def valid(residuals: Any) -> jax.Array | None:
-  """Which cells of the forward pass were valid, or None for all."""
-  shape = residuals.inputs.shape
-  return grid.valid_cells(residuals.sizes, shape[:-2], shape[-2])
-
-
-def _check(params: Any, xs: jax.Array) -> None:
-  ndim = params.recurrent_weights.shape[0]
-  input_size = params.input_weights.shape[0]
-  if xs.ndim != ndim + 2:
-    raise ValueError(
-      f"xs has the shape {xs.shape}, but these parameters are of {ndim}-"
-      f"dimensional grids: give [{_axes(ndim)}, batch, {input_size}]."
-    )
-  if xs.shape[-1] != input_size:
-    raise ValueError(
-      f"xs has {xs.shape[-1]} features, but these parameters need "
-      f"{input_size}: call init with input_size={xs.shape[-1]}."
-    )
-  if not jnp.issubdtype(xs.dtype, jnp.floating):
-    raise ValueError(f"xs is {xs.dtype}; give floats.")
-
-
-def _axes(ndim: int) -> str:
-  return ", ".join(f"S_{axis + 1}" for axis in range(ndim))
 
 
 def init(
@@ -103,14 +56,6 @@ def drive(params: Any, xs: jax.Array) -> jax.Array:
   if params.bias is None:
     return result
   return result + params.bias.astype(result.dtype)
-
-
-def output_adjoint(
-  params: Any, valid: jax.Array | None, output_bars: jax.Array
-) -> jax.Array:
-  """The adjoints of the outputs, as the sweep accumulates them."""
-  dtype = accumulator(params.input_weights.dtype)
-  return grid.masked(valid, output_bars).astype(dtype)
 
 
 def drive_adjoint(
@@ -205,32 +150,3 @@ def _contract(left: jax.Array, right: jax.Array) -> jax.Array:
     ((leading, leading), ((), ())),
     preferred_element_type=accumulator(left.dtype),
   )
-
-
-def differentiable(
-  outputs: Callable[..., jax.Array],
-  forward: Callable[..., tuple[jax.Array, Any]],
-  backward: Callable[..., Gradients],
-) -> Callable[..., jax.Array]:
-  """Ties a forward and a hand-derived backward pass together.
-
-  Args:
-    outputs: (plan, params, xs, sizes) -> outputs, without residuals.
-    forward: (plan, params, xs, sizes) -> (outputs, residuals).
-    backward: (params, residuals, output_bars) -> `Gradients`.
-
-  Returns:
-    A function like `outputs`, which differentiates through `backward`.
-  """
-
-  def forward_rule(plan, params, xs, sizes):
-    ys, residuals = forward(plan, params, xs, sizes)
-    return ys, (params, residuals)
-
-  def backward_rule(plan, residuals, output_bars):
-    gradients = backward(*residuals, output_bars)
-    return gradients.params, gradients.inputs, None
-
-  apply = partial(jax.custom_vjp, nondiff_argnums=(0,))(outputs)
-  apply.defvjp(forward_rule, backward_rule)
-  return apply

@@ -26,7 +26,7 @@ from revmom.cells.affine import (
   weights_adjoint,
 )
 from revmom.cells.cell import Cell, uniform
-from revmom.cells.sweep import Equations
+from revmom.cells.sweep import Equations, Parts
 
 
 class GRUParams(NamedTuple):
@@ -139,26 +139,27 @@ def _sizes(params: GRUParams) -> int:
 
 
 def _step(
-  params: GRUParams, drive: jax.Array, hidden: jax.Array, kept: Any
+  params: GRUParams, drive: Parts, hidden: jax.Array, kept: Any
 ) -> tuple[jax.Array, _Gates]:
   """Equations (1) to (4)."""
   size = hidden.shape[-1]
   recurrent = gained_product(
     hidden, params.recurrent_weights, params.recurrent_gain
   )
-  both = sigmoid(drive[..., : 2 * size] + recurrent[..., : 2 * size])
-  r, z = jnp.split(both, 2, -1)
+  of_reset, of_update, of_candidate = drive
+  r = sigmoid(of_reset + recurrent[..., :size])
+  z = sigmoid(of_update + recurrent[..., size : 2 * size])
   resettable = None
   if params.candidate_weights is None:
     resettable = recurrent[..., 2 * size :]
     if params.candidate_bias is not None:
-      resettable = resettable + params.candidate_bias.astype(drive.dtype)
+      resettable = resettable + params.candidate_bias.astype(r.dtype)
     inner = r * resettable
   else:
     inner = gained_product(
       r * hidden, params.candidate_weights, params.candidate_gain
     )
-  n = jnp.tanh(drive[..., 2 * size :] + inner)
+  n = jnp.tanh(of_candidate + inner)
   return (1 - z) * hidden + z * n * kept, _Gates(r, z, n, resettable)
 
 
@@ -281,6 +282,7 @@ cell = Cell(
     _step_adjoint,
     _weights_adjoint,
     _gate_adjoints,
+    parts=3,
   ),
 )
 step, forward, backward, apply = (

@@ -37,7 +37,7 @@ from revmom.cells.affine import (
   weights_adjoint,
 )
 from revmom.cells.cell import Cell, uniform
-from revmom.cells.sweep import Equations
+from revmom.cells.sweep import Equations, Parts
 
 
 class LSTMCarry(NamedTuple):
@@ -190,11 +190,11 @@ def _squashed(
 
 
 def _step(
-  params: LSTMParams, drive: jax.Array, carry: LSTMCarry, kept: Any
+  params: LSTMParams, drive: Parts, carry: LSTMCarry, kept: Any
 ) -> tuple[LSTMCarry, jax.Array]:
   """Equations (1) to (3)."""
   hidden, cell = carry
-  before = drive + gained_product(
+  before = drive[0] + gained_product(
     hidden, params.recurrent_weights, params.recurrent_gain
   )
   if params.peephole is not None:

@@ -32,6 +32,7 @@ pass ("LeakyLP") with two output gates,
 In one dimension "graves" and "stable" are the LSTM.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,9 +41,9 @@ import numpy as np
 from flax import struct
 from jax.typing import DTypeLike
 
-from revmom.cells import grid, grid_weights
+from revmom.cells import grid, grid_layer, grid_weights
 from revmom.cells.affine import accumulator, product
-from revmom.cells.grid_weights import Gradients
+from revmom.cells.grid_layer import Gradients
 from revmom.cells.mdlstm_cells import GRAVES, LEAKY, STABLE, Equations
 
 
@@ -74,7 +75,10 @@ class State(NamedTuple):
 
 
 class Residuals(struct.PyTreeNode):
-  """What the backward pass needs to know of the forward pass."""
+  """What the backward pass needs to know of the forward pass.
+
+  With several layers all but the inputs have a leading axis of layers.
+  """
 
   inputs: jax.Array  # [S_1, ..., S_n, B, D]
   hidden: jax.Array  # [S_1, ..., S_n, B, H]
@@ -98,6 +102,14 @@ class _Sent(NamedTuple):
   a: jax.Array  # [..., B, (n + 3) H]
   previous: tuple[jax.Array, ...] | None  # for each axis [..., B, H]
   adjoints: Adjoints | None
+
+
+class _Seen(NamedTuple):
+  """What the backward sweep reads of the forward pass at a position."""
+
+  c: jax.Array  # the memory, [S_1, ..., S_n, B, H]
+  gates: Any
+  previous: tuple[jax.Array, ...]  # the neighbours' memories
 
 
 class _Cell(NamedTuple):
@@ -196,7 +208,7 @@ def step(
 
 
 def apply(
-  params: Params,
+  params: Params | Sequence[Params],
   xs: jax.Array,
   *,
   direction: Any = None,
@@ -206,7 +218,7 @@ def apply(
   """The hidden states of a layer, differentiable through `backward`.
 
   Args:
-    params: of the layer.
+    params: of the layer; or of several, a sequence, to be pipelined.
     xs: [S_1, ..., S_n, B, D].
     direction: +1 or -1 for each axis: where the cells' neighbours are.  With
       (1, -1) they are above and to the right.  None is +1 for all.
@@ -214,25 +226,27 @@ def apply(
       lies beyond is zero in the result and gets no gradient, whatever it
       holds.
     schedule: "rows" or "wavefront", which give the same result; None chooses
-      by JAX's default backend.
+      by JAX's default backend.  "pipelined" is of several layers on top of
+      each other, that work at once: see `pipeline`.
 
   Returns:
     h, [S_1, ..., S_n, B, H], with the dtype of xs.
 
   Raises:
     ValueError: xs that do not fit the parameters, an unknown direction or
-      schedule, or sizes beyond the grid (if they are not traced).
+      schedule, sizes beyond the grid (if they are not traced), or layers that
+      cannot be pipelined.
 
   >>> params = init(jax.random.key(0), 3, 5)
   >>> apply(params, jnp.ones((8, 6, 1, 3)), direction=(1, -1)).shape
   (8, 6, 1, 5)
   """
-  plan, sizes = grid_weights.prepare(params, xs, direction, sizes, schedule)
+  plan, sizes = grid_layer.prepare(params, xs, direction, sizes, schedule)
   return _apply(plan, params, xs, sizes)
 
 
 def forward(
-  params: Params,
+  params: Params | Sequence[Params],
   xs: jax.Array,
   *,
   direction: Any = None,
@@ -246,12 +260,12 @@ def forward(
   Returns:
     The outputs [S_1, ..., S_n, B, H], and what `backward` needs.
   """
-  plan, sizes = grid_weights.prepare(params, xs, direction, sizes, schedule)
-  return _forward(plan, params, xs, sizes)
+  plan, sizes = grid_layer.prepare(params, xs, direction, sizes, schedule)
+  return grid_layer.forward(_EQUATIONS, plan, params, xs, sizes)
 
 
 def backward(
-  params: Params,
+  params: Params | Sequence[Params],
   residuals: Residuals,
   output_bars: jax.Array,
   *,
@@ -260,13 +274,14 @@ def backward(
   """The hand-derived backward pass, of `mdlstm_cells` in each cell.
 
   Args:
-    params: of the layer.
-    residuals: from `forward`.
+    params: as in `forward`.
+    residuals: from it.
     output_bars: the adjoints of the outputs [S_1, ..., S_n, B, H].
     adjoints: whether to return those of every position, too.
 
   Returns:
-    `Gradients`: those of params and of the inputs, and `Adjoints` or None.
+    `Gradients`: those of params and of the inputs, and `Adjoints` (with a
+    leading axis of layers, if there are several) or None.
 
   >>> params = init(jax.random.key(0), 3, 5)
   >>> ys, residuals = forward(params, jnp.ones((8, 6, 1, 3)))
@@ -275,38 +290,59 @@ def backward(
   >>> gradients.adjoints.gates.f[1].shape
   (8, 6, 1, 5)
   """
-  plan, valid = residuals.plan, grid_weights.valid(residuals)
-  previous = tuple(
-    grid.previous(residuals.memory, axis, direction)
-    for axis, direction in enumerate(plan.direction)
+  return grid_layer.backward(
+    _EQUATIONS, params, residuals, output_bars, adjoints
   )
-  sent = grid.sweep(
-    _adjoint_recurrence(params, output_bars, adjoints),
-    grid_weights.output_adjoint(params, valid, output_bars),
-    (residuals.memory, residuals.gates, previous, valid),
-    plan.reversed(),
-    keep=lambda state: state._replace(previous=None),
-  )
-  fields, inputs = grid_weights.drive_adjoint(
-    params, valid, residuals.inputs, residuals.hidden, sent.a, plan
-  )
-  if params.peephole is not None:
-    fields["peephole"] = _peephole_adjoint(
-      params, sent.a, residuals.memory, previous
-    )
-  return Gradients(params._replace(**fields), inputs, sent.adjoints)
 
 
-def _adjoint_recurrence(
-  params: Params, output_bars: jax.Array, adjoints: bool
+def _recurrence(
+  params: Params, batch: int, dtype: DTypeLike
 ) -> grid.Recurrence:
+  """The forward pass of a layer as a sweep."""
+  wide = accumulator(params.recurrent_weights.dtype)
+  peephole = _peephole(params, wide)
+
+  def cell(a, previous, valid):
+    h, c, gates = _equations(params).forward(
+      _blocks(params, a), previous, peephole
+    )
+    h, gates = jax.tree.map(lambda value: value.astype(dtype), (h, gates))
+    return grid.masked(valid, _Cell(h, c, gates))
+
+  zeros = jnp.zeros((batch, params.recurrent_weights.shape[1]), wide)
+  return grid.Recurrence(
+    weights=tuple(params.recurrent_weights),
+    cell=cell,
+    message=lambda state: state.h,
+    memory=lambda state, axis: state.c,
+    boundary=_Cell(zeros.astype(dtype), zeros, None),
+  )
+
+
+def _residuals(
+  state: _Cell, xs: jax.Array, sizes: Any, plan: grid.Plan
+) -> Residuals:
+  assert state.c is not None
+  return Residuals(xs, state.h, state.c, state.gates, sizes, plan)
+
+
+def _seen(residuals: Residuals) -> _Seen:
+  memory, direction = residuals.memory, residuals.plan.direction
+  first = memory.ndim - 2 - len(direction)  # behind the axis of layers
+  previous = tuple(
+    grid.previous(memory, first + axis, d) for axis, d in enumerate(direction)
+  )
+  return _Seen(memory, residuals.gates, previous)
+
+
+def _adjoint(params: Params, batch: int, adjoints: bool) -> grid.Recurrence:
   """The backward pass of a layer as a sweep."""
   ndim, hidden_size, width = params.recurrent_weights.shape
-  dtype = accumulator(params.input_weights.dtype)
+  dtype = accumulator(params.recurrent_weights.dtype)
   peephole = _peephole(params, dtype)
 
   def cell(h_bar, c_bars, local):
-    c, gates, previous, valid = local
+    (c, gates, previous), valid = local
     gates = jax.tree.map(lambda gate: gate.astype(dtype), gates)
     h_bar, c_bar = grid.masked(valid, (h_bar, sum(c_bars[1:], c_bars[0])))
     bars = _equations(params).adjoint(
@@ -315,7 +351,6 @@ def _adjoint_recurrence(
     every = Adjoints(h_bar, bars.c, bars.gates) if adjoints else None
     return _Sent(jnp.concatenate(bars.a, -1), bars.previous, every)
 
-  batch = output_bars.shape[-2]
   zeros = jnp.zeros((batch, hidden_size), dtype)
   return grid.Recurrence(
     weights=tuple(params.recurrent_weights.swapaxes(1, 2)),
@@ -326,45 +361,35 @@ def _adjoint_recurrence(
   )
 
 
-def _sweep(
-  plan: grid.Plan, params: Params, xs: jax.Array, sizes: Any, keep: Any
-) -> Any:
-  valid = grid.valid_cells(sizes, xs.shape[:-2], xs.shape[-2])
-  a = grid_weights.drive(params, grid.masked(valid, xs))
-  peephole = _peephole(params, a.dtype)
-
-  def cell(a, previous, valid):
-    h, c, gates = _equations(params).forward(
-      _blocks(params, a), previous, peephole
+def _peephole_gradient(
+  params: Params, sent: _Sent, seen: _Seen
+) -> dict[str, jax.Array]:
+  """That of p [n + 2, H]: what each peephole saw, times its adjoint."""
+  if params.peephole is None:
+    return {}
+  _, a_i, a_o, *a_f = _blocks(params, sent.a)
+  c, _, previous = seen
+  terms = [
+    jnp.sum(a * c, range(a.ndim - 1))
+    for a, c in zip(
+      (a_i, a_o, *a_f),
+      (sum(previous[1:], previous[0]), c, *previous),
+      strict=True,
     )
-    h, gates = jax.tree.map(lambda value: value.astype(xs.dtype), (h, gates))
-    return grid.masked(valid, _Cell(h, c, gates))
-
-  zeros = jnp.zeros((xs.shape[-2], params.recurrent_weights.shape[1]), a.dtype)
-  recurrence = grid.Recurrence(
-    weights=tuple(params.recurrent_weights),
-    cell=cell,
-    message=lambda state: state.h,
-    memory=lambda state, axis: state.c,
-    boundary=_Cell(zeros.astype(xs.dtype), zeros, None),
-  )
-  return grid.sweep(recurrence, a, valid, plan, keep)
+  ]
+  return {"peephole": jnp.stack(terms).astype(params.peephole.dtype)}
 
 
-def _outputs(
-  plan: grid.Plan, params: Params, xs: jax.Array, sizes: Any
-) -> jax.Array:
-  return _sweep(plan, params, xs, sizes, keep=lambda state: state.h)
-
-
-def _forward(
-  plan: grid.Plan, params: Params, xs: jax.Array, sizes: Any
-) -> tuple[jax.Array, Residuals]:
-  h, c, gates = _sweep(plan, params, xs, sizes, keep=lambda state: state)
-  return h, Residuals(xs, h, c, gates, sizes, plan)
-
-
-_apply = grid_weights.differentiable(_outputs, _forward, backward)
+_EQUATIONS = grid_layer.Equations(
+  recurrence=_recurrence,
+  residuals=_residuals,
+  seen=_seen,
+  adjoint=_adjoint,
+  keep=lambda sent: sent._replace(previous=None),
+  adjoints=lambda sent: sent.adjoints,
+  other_gradients=_peephole_gradient,
+)
+_apply = grid_layer.differentiable(_EQUATIONS)
 
 
 def _equations(params: Params) -> Equations:
@@ -381,20 +406,3 @@ def _peephole(params: Params, dtype: DTypeLike) -> tuple[jax.Array, ...] | None:
   if params.peephole is None:
     return None
   return tuple(params.peephole.astype(dtype))
-
-
-def _peephole_adjoint(
-  params: Params,
-  a_bars: jax.Array,
-  memory: jax.Array,
-  previous: tuple[jax.Array, ...],
-) -> jax.Array:
-  """The gradient of p [n + 2, H]: what each peephole saw, times its adjoint."""
-  assert params.peephole is not None
-  _, a_i, a_o, *a_f = _blocks(params, a_bars)
-  seen = (sum(previous[1:], previous[0]), memory, *previous)
-  terms = [
-    jnp.sum(a * c, range(a.ndim - 1))
-    for a, c in zip((a_i, a_o, *a_f), seen, strict=True)
-  ]
-  return jnp.stack(terms).astype(params.peephole.dtype)

@@ -16,6 +16,7 @@ and backward, with :math:`\bar a_d` that of the neighbour on the other side,
   \bar R_d = \sum h_d \bar a^T, \qquad \bar b = \sum \bar a.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +24,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
 
-from revmom.cells import grid, grid_weights
+from revmom.cells import grid, grid_layer, grid_weights
 from revmom.cells.affine import accumulator, product
-from revmom.cells.grid_weights import Gradients
+from revmom.cells.grid_layer import Gradients
 
 
 class Params(NamedTuple):
@@ -37,7 +38,10 @@ class Params(NamedTuple):
 
 
 class Residuals(struct.PyTreeNode):
-  """What the backward pass needs to know of the forward pass."""
+  """What the backward pass needs to know of the forward pass.
+
+  With several layers all but the inputs have a leading axis of layers.
+  """
 
   inputs: jax.Array  # [S_1, ..., S_n, B, D]
   hidden: jax.Array  # [S_1, ..., S_n, B, H]
@@ -106,7 +110,7 @@ def step(
 
 
 def apply(
-  params: Params,
+  params: Params | Sequence[Params],
   xs: jax.Array,
   *,
   direction: Any = None,
@@ -116,7 +120,7 @@ def apply(
   """The hidden states of a layer, differentiable through `backward`.
 
   Args:
-    params: of the layer.
+    params: of the layer; or of several, a sequence, to be pipelined.
     xs: [S_1, ..., S_n, B, D].
     direction: +1 or -1 for each axis: where the cells' neighbours are.  With
       (1, -1) they are above and to the right.  None is +1 for all.
@@ -124,14 +128,16 @@ def apply(
       lies beyond is zero in the result and gets no gradient, whatever it
       holds.
     schedule: "rows" or "wavefront", which give the same result; None chooses
-      by JAX's default backend.
+      by JAX's default backend.  "pipelined" is of several layers on top of
+      each other, that work at once: see `pipeline`.
 
   Returns:
     h, [S_1, ..., S_n, B, H], with the dtype of xs.
 
   Raises:
     ValueError: xs that do not fit the parameters, an unknown direction or
-      schedule, or sizes beyond the grid (if they are not traced).
+      schedule, sizes beyond the grid (if they are not traced), or layers that
+      cannot be pipelined.
 
   >>> params = init(jax.random.key(0), 3, 5)
   >>> xs = jnp.ones((8, 6, 1, 3))
@@ -140,13 +146,17 @@ def apply(
   >>> flipped = apply(params, xs[:, ::-1], direction=(1, -1))[:, ::-1]
   >>> bool(jnp.allclose(flipped, apply(params, xs)))
   True
+  >>> layers = [params, init(jax.random.key(1), 5, 5)]
+  >>> together = apply(layers, xs, schedule="pipelined")
+  >>> bool(jnp.allclose(together, apply(layers[1], apply(params, xs))))
+  True
   """
-  plan, sizes = grid_weights.prepare(params, xs, direction, sizes, schedule)
+  plan, sizes = grid_layer.prepare(params, xs, direction, sizes, schedule)
   return _apply(plan, params, xs, sizes)
 
 
 def forward(
-  params: Params,
+  params: Params | Sequence[Params],
   xs: jax.Array,
   *,
   direction: Any = None,
@@ -160,12 +170,12 @@ def forward(
   Returns:
     The outputs [S_1, ..., S_n, B, H], and what `backward` needs.
   """
-  plan, sizes = grid_weights.prepare(params, xs, direction, sizes, schedule)
-  return _forward(plan, params, xs, sizes)
+  plan, sizes = grid_layer.prepare(params, xs, direction, sizes, schedule)
+  return grid_layer.forward(_EQUATIONS, plan, params, xs, sizes)
 
 
 def backward(
-  params: Params,
+  params: Params | Sequence[Params],
   residuals: Residuals,
   output_bars: jax.Array,
   *,
@@ -174,13 +184,14 @@ def backward(
   """The hand-derived backward pass.
 
   Args:
-    params: of the layer.
-    residuals: from `forward`.
+    params: as in `forward`.
+    residuals: from it.
     output_bars: the adjoints of the outputs [S_1, ..., S_n, B, H].
     adjoints: whether to return those of every position, too.
 
   Returns:
-    `Gradients`: those of params and of the inputs, and `Adjoints` or None.
+    `Gradients`: those of params and of the inputs, and `Adjoints` (with a
+    leading axis of layers, if there are several) or None.
 
   >>> params = init(jax.random.key(0), 3, 5)
   >>> ys, residuals = forward(params, jnp.ones((8, 6, 1, 3)))
@@ -189,8 +200,31 @@ def backward(
   >>> gradients.inputs.shape, gradients.adjoints.h.shape
   ((8, 6, 1, 3), (8, 6, 1, 5))
   """
-  plan, valid = residuals.plan, grid_weights.valid(residuals)
-  dtype = accumulator(params.input_weights.dtype)
+  return grid_layer.backward(
+    _EQUATIONS, params, residuals, output_bars, adjoints
+  )
+
+
+def _recurrence(
+  params: Params, batch: int, dtype: DTypeLike
+) -> grid.Recurrence:
+  """The forward pass of a layer as a sweep of hidden states."""
+
+  def cell(a, memories, valid):
+    return grid.masked(valid, jnp.tanh(a).astype(dtype))
+
+  return grid.Recurrence(
+    weights=tuple(params.recurrent_weights),
+    cell=cell,
+    message=lambda h: h,
+    memory=lambda h, axis: None,
+    boundary=jnp.zeros((batch, params.recurrent_weights.shape[-1]), dtype),
+  )
+
+
+def _adjoint(params: Params, batch: int, adjoints: bool) -> grid.Recurrence:
+  """The backward pass of a layer as a sweep of adjoints."""
+  dtype = accumulator(params.recurrent_weights.dtype)
 
   def cell(h_bar, memories, local):
     hidden, valid = local
@@ -199,54 +233,23 @@ def backward(
     a_bar = (1 - h * h) * h_bar
     return Adjoints(h_bar if adjoints else None, a_bar)
 
-  zeros = jnp.zeros(output_bars.shape[-2:], dtype)
-  bars = grid.sweep(
-    grid.Recurrence(
-      weights=tuple(params.recurrent_weights.swapaxes(1, 2)),
-      cell=cell,
-      message=lambda state: state.a,
-      memory=lambda state, axis: None,
-      boundary=Adjoints(None, zeros),
-    ),
-    grid_weights.output_adjoint(params, valid, output_bars),
-    (residuals.hidden, valid),
-    plan.reversed(),
-  )
-  fields, inputs = grid_weights.drive_adjoint(
-    params, valid, residuals.inputs, residuals.hidden, bars.a, plan
-  )
-  return Gradients(Params(**fields), inputs, bars if adjoints else None)
-
-
-def _outputs(
-  plan: grid.Plan, params: Params, xs: jax.Array, sizes: Any
-) -> jax.Array:
-  valid = grid.valid_cells(sizes, xs.shape[:-2], xs.shape[-2])
-
-  def cell(a, memories, valid):
-    return grid.masked(valid, jnp.tanh(a).astype(xs.dtype))
-
-  return grid.sweep(
-    grid.Recurrence(
-      weights=tuple(params.recurrent_weights),
-      cell=cell,
-      message=lambda h: h,
-      memory=lambda h, axis: None,
-      boundary=jnp.zeros(
-        (xs.shape[-2], params.recurrent_weights.shape[-1]), xs.dtype
-      ),
-    ),
-    grid_weights.drive(params, grid.masked(valid, xs)),
-    valid,
-    plan,
+  zeros = jnp.zeros((batch, params.recurrent_weights.shape[-1]), dtype)
+  return grid.Recurrence(
+    weights=tuple(params.recurrent_weights.swapaxes(1, 2)),
+    cell=cell,
+    message=lambda state: state.a,
+    memory=lambda state, axis: None,
+    boundary=Adjoints(None, zeros),
   )
 
 
-def _forward(
-  plan: grid.Plan, params: Params, xs: jax.Array, sizes: Any
-) -> tuple[jax.Array, Residuals]:
-  hidden = _outputs(plan, params, xs, sizes)
-  return hidden, Residuals(xs, hidden, sizes, plan)
-
-
-_apply = grid_weights.differentiable(_outputs, _forward, backward)
+_EQUATIONS = grid_layer.Equations(
+  recurrence=_recurrence,
+  residuals=lambda h, xs, sizes, plan: Residuals(xs, h, sizes, plan),
+  seen=lambda residuals: residuals.hidden,
+  adjoint=_adjoint,
+  keep=lambda bars: bars,
+  adjoints=lambda bars: None if bars.h is None else bars,
+  other_gradients=lambda params, bars, hidden: {},
+)
+_apply = grid_layer.differentiable(_EQUATIONS)

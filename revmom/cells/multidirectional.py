@@ -145,7 +145,11 @@ def apply_stack(
   apply: Callable[..., jax.Array],
   layers: Sequence[Sequence[Any]],
   xs: jax.Array,
-  **options: Any,
+  *,
+  directions: Sequence[Sequence[int]] | None = None,
+  combine: str = "concatenate",
+  sizes: Any = None,
+  schedule: str | None = None,
 ) -> jax.Array:
   """The outputs of the last layer of a stack.
 
@@ -153,16 +157,57 @@ def apply_stack(
     apply: of a cell.
     layers: from `init_stack`.
     xs: [S_1, ..., S_n, B, D].
-    **options: of `apply_directions`, the same for every layer.
+    directions, combine, sizes: of `apply_directions`, the same for every layer.
+    schedule: as for the cell.  "pipelined", for layers of one direction and
+      one size, lets all of them work at once, so that a stack of m layers
+      takes H + W + m - 2 rounds in two dimensions and not m (H + W - 1): see
+      `pipeline`.
 
   Returns:
     As `apply_directions`.
+
+  Raises:
+    ValueError: layers of several directions or sizes in a pipeline; and what
+      `apply_directions` raises.
 
   >>> from revmom.cells import mdrnn
   >>> layers = init_stack(mdrnn.init, jax.random.key(0), 3, [4, 5, 6])
   >>> apply_stack(mdrnn.apply, layers, jnp.ones((8, 6, 1, 3))).shape
   (8, 6, 1, 24)
   """
+  if schedule == grid.PIPELINED:
+    direction = _one_direction(layers, xs.ndim - 2, directions)
+    return apply(
+      [layer[0] for layer in layers],
+      xs,
+      direction=direction,
+      sizes=sizes,
+      schedule=schedule,
+    )
   for layer in layers:
-    xs = apply_directions(apply, layer, xs, **options)
+    xs = apply_directions(
+      apply,
+      layer,
+      xs,
+      directions=directions,
+      combine=combine,
+      sizes=sizes,
+      schedule=schedule,
+    )
   return xs
+
+
+def _one_direction(
+  layers: Sequence[Sequence[Any]], ndim: int, directions: Any
+) -> Any:
+  """That of all layers of a pipeline."""
+  directions = _directions(ndim, directions)
+  counts = {len(directions), *map(len, layers)}
+  if counts != {1}:
+    raise ValueError(
+      f"schedule={grid.PIPELINED!r} with {len(directions)} directions for "
+      f"layers of {[len(layer) for layer in layers]}: a layer that begins at "
+      "several corners waits for all of the layer below, and cannot work at "
+      "the same time. Give one direction, or another schedule."
+    )
+  return directions[0]

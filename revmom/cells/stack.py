@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from revmom.cells.cell import Cell
+from revmom.cells.cell import Cell, swapped
 
 Merge = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -120,7 +120,7 @@ def apply(
   if initial_carries is None:
     initial_carries = [[None] * len(layer) for layer in params]
   _check(params, initial_carries)
-  xs = _major(xs, batch_major)
+  xs = swapped(xs, batch_major)
   finals = []
   for number, layer in enumerate(params):
     if number and layer_dropout and key is not None:
@@ -142,7 +142,7 @@ def apply(
       carries.append(carry)
     xs = merge(*outputs) if len(layer) == 2 else outputs[0]
     finals.append(tuple(carries))
-  return _major(xs, batch_major), tuple(finals)
+  return swapped(xs, batch_major), tuple(finals)
 
 
 def _stream(key: jax.Array, layer: int, number: int) -> jax.Array:
@@ -179,8 +179,3 @@ def _check(
 def _drop(key: jax.Array, rate: float, xs: jax.Array) -> jax.Array:
   kept = jax.random.bernoulli(key, 1 - rate, xs.shape)
   return jnp.where(kept, xs / (1 - rate), 0)
-
-
-def _major(array: jax.Array, batch_major: bool) -> jax.Array:
-  """Swaps time and batch once for all layers."""
-  return jnp.swapaxes(array, 0, 1) if batch_major and array.ndim > 1 else array

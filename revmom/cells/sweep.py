@@ -1,16 +1,15 @@
 """One sweep over a sequence and its adjoint, for every cell.
 
 Nothing but the recurrent product of a cell needs the state.  A sweep therefore
-takes blocks of steps, and does for a whole block at once
+takes `blocks` of steps, and does for a whole block at once
 
 - forward: the products with the input weights;
 - backward: the local derivatives of every step and, after the recurrence of
   the adjoints, the gradients of all weights and of the inputs.
 
 What remains in the loops is one product with the recurrent weights, and on the
-way back the recurrence is linear.  A block has some `BLOCK_ROWS` rows: enough
-for efficient products, few enough to stay in a cache.  What is kept for the
-backward pass is the state before each step and its gates, or the state alone.
+way back the recurrence is linear.  What is kept for the backward pass is the
+state before each step and its gates, or the state alone.
 """
 
 from collections.abc import Callable
@@ -22,11 +21,14 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from revmom.cells import blocks
 from revmom.cells import masks as masking
 from revmom.cells.affine import accumulator, project, project_adjoint
 from revmom.cells.masks import Rates
 
-BLOCK_ROWS = 512  # steps times sequences
+BLOCK_ROWS = 512  # steps times sequences in a block
+
+Parts = tuple[jax.Array, ...]  # of x W + b
 
 
 class Equations(NamedTuple):
@@ -38,8 +40,8 @@ class Equations(NamedTuple):
 
   Attributes:
     sizes: params -> a carry of sizes H.
-    step: (params, drive, carry, kept) -> (carry, gates), from drive = x W + b;
-      kept multiplies the candidate, or is 1.
+    step: (params, drive, carry, kept) -> (carry, gates), from drive = x W + b
+      as a tuple of parts; kept multiplies the candidate, or is 1.
     derivatives: (params, gates, carry, kept) -> (factors, local), of many
       steps at once: what the recurrence of the adjoints needs, and what the
       gradients of the weights need.
@@ -49,6 +51,8 @@ class Equations(NamedTuple):
     weights_adjoint: (params, local, carry, bars) -> (drive_bars, gradients),
       of many steps at once; gradients is a dict of fields of params.
     gate_adjoints: (local, states_bar) -> the adjoints of all gates and states.
+    parts: into how many the drive is split for a step: one for each gate, or
+      one if the step takes it as a whole.
   """
 
   sizes: Callable[..., Any]
@@ -57,6 +61,7 @@ class Equations(NamedTuple):
   step_adjoint: Callable[..., Any]
   weights_adjoint: Callable[..., Any]
   gate_adjoints: Callable[..., Any]
+  parts: int = 1
 
 
 class Options(NamedTuple):
@@ -106,10 +111,15 @@ def forward(
   def block(carry: Any, steps: tuple) -> tuple[Any, Any]:
     times, inputs = steps
     masks = masking.draw(options.rates, key, lengths, times, initial_carry)
-    drive = _drive(params, _valid(masks, inputs))
+    drive: Any = _drive(params, _valid(masks, inputs))
+    if not keep:
+      # XLA's CPU compiler makes slow loops of a step that reads parts of an
+      # array, unless there are gates to be written as well.
+      drive = _parts(equations, drive)
 
     def step(carry: Any, now: tuple) -> tuple[Any, Any]:
       drive, masks = now
+      drive = _parts(equations, drive) if keep else drive
       new, gates = equations.step(params, drive, carry, _kept(masks))
       new = masking.hold(masks, carry, new)
       output = _valid(masks, jax.tree.leaves(new)[0].astype(dtype))
@@ -121,8 +131,8 @@ def forward(
     return lax.scan(step, carry, (drive, masks), reverse=options.reverse)
 
   steps = (jnp.arange(len(inputs)), inputs)
-  final, (outputs, carries, gates) = _scan_blocks(
-    block, initial_carry, steps, inputs.shape[1], options.reverse
+  final, (outputs, carries, gates) = blocks.scan(
+    block, initial_carry, steps, inputs.shape[1], BLOCK_ROWS, options.reverse
   )
   if not keep:
     return outputs, final, None
@@ -141,54 +151,6 @@ def backward(
   adjoints: bool = False,
 ) -> Gradients:
   """The adjoint of `forward`."""
-  options, lengths = residuals.options, residuals.lengths
-  wide = accumulator(output_bars.dtype)
-
-  def block(so_far: tuple, steps: tuple) -> tuple[Any, Any]:
-    carry_bar, params_bar = so_far
-    times, inputs, carries, gates, output_bars = steps
-    masks = masking.draw(
-      options.rates, residuals.key, lengths, times, residuals.initial_carry
-    )
-    inputs = _valid(masks, inputs)
-    carries = _cast(carries, wide)
-    if options.recompute:
-      drive = _drive(params, inputs)
-      _, gates = equations.step(params, drive, carries, _kept(masks))
-    factors, local = equations.derivatives(
-      params, _cast(gates, wide), carries, _kept(masks)
-    )
-
-    def step(carry_bar: Any, now: tuple) -> tuple[Any, Any]:
-      factors, masks, output_bar = now
-      carry_bar = _add_to_output(carry_bar, _valid(masks, output_bar))
-      held_bar, new_bar = masking.hold_adjoint(masks, carry_bar)
-      old_bar, bars, states_bar = equations.step_adjoint(
-        params, factors, new_bar
-      )
-      carry_bar = jax.tree.map(jnp.add, held_bar, old_bar)
-      return carry_bar, (bars, states_bar if adjoints else None)
-
-    carry_bar, (bars, states_bars) = lax.scan(
-      step,
-      carry_bar,
-      (factors, masks, output_bars),
-      reverse=not options.reverse,
-    )
-    drive_bars, gradients = equations.weights_adjoint(
-      params, local, carries, bars
-    )
-    input_bars, of_inputs = _drive_adjoint(params, inputs, drive_bars)
-    params_bar = {
-      field: bar + (gradients | of_inputs)[field]
-      for field, bar in params_bar.items()
-    }
-    gate_bars = (
-      equations.gate_adjoints(local, states_bars) if adjoints else None
-    )
-    input_bars = _valid(masks, input_bars.astype(inputs.dtype))
-    return (carry_bar, params_bar), (input_bars, gate_bars)
-
   zeros = {
     field: jnp.zeros(value.shape, accumulator(value.dtype))
     for field, value in params._asdict().items()
@@ -201,12 +163,13 @@ def backward(
     residuals.gates,
     output_bars,
   )
-  (carry_bar, params_bar), (input_bars, gate_bars) = _scan_blocks(
-    block,
-    (_cast(carry_bar, wide), zeros),
+  (carry_bar, params_bar), (input_bars, gate_bars) = blocks.scan(
+    partial(_block_adjoint, equations, params, residuals, adjoints),
+    (_cast(carry_bar, accumulator(output_bars.dtype)), zeros),
     steps,
     output_bars.shape[1],
-    not options.reverse,
+    BLOCK_ROWS,
+    not residuals.options.reverse,
   )
   carry_bar = jax.tree.map(
     lambda bar, carry: bar.astype(carry.dtype),
@@ -216,6 +179,58 @@ def backward(
   return Gradients(
     _params_bar(params, params_bar), input_bars, carry_bar, gate_bars
   )
+
+
+def _block_adjoint(
+  equations: Equations,
+  params: Any,
+  residuals: Residuals,
+  adjoints: bool,
+  so_far: tuple,
+  steps: tuple,
+) -> tuple[Any, Any]:
+  """The adjoint of some steps; those of the weights are added up."""
+  options = residuals.options
+  carry_bar, params_bar = so_far
+  times, inputs, carries, gates, output_bars = steps
+  wide = accumulator(output_bars.dtype)
+  masks = masking.draw(
+    options.rates,
+    residuals.key,
+    residuals.lengths,
+    times,
+    residuals.initial_carry,
+  )
+  inputs, carries = _valid(masks, inputs), _cast(carries, wide)
+  if options.recompute:
+    drive = driven(equations, params, inputs)
+    _, gates = equations.step(params, drive, carries, _kept(masks))
+  factors, local = equations.derivatives(
+    params, _cast(gates, wide), carries, _kept(masks)
+  )
+
+  def step(carry_bar: Any, now: tuple) -> tuple[Any, Any]:
+    factors, masks, output_bar = now
+    carry_bar = _add_to_output(carry_bar, _valid(masks, output_bar))
+    held_bar, new_bar = masking.hold_adjoint(masks, carry_bar)
+    old_bar, bars, states_bar = equations.step_adjoint(params, factors, new_bar)
+    carry_bar = jax.tree.map(jnp.add, held_bar, old_bar)
+    return carry_bar, (bars, states_bar if adjoints else None)
+
+  carry_bar, (bars, states_bars) = lax.scan(
+    step, carry_bar, (factors, masks, output_bars), reverse=not options.reverse
+  )
+  drive_bars, gradients = equations.weights_adjoint(
+    params, local, carries, bars
+  )
+  input_bars, of_inputs = _drive_adjoint(params, inputs, drive_bars)
+  gradients |= of_inputs
+  params_bar = {
+    field: bar + gradients[field] for field, bar in params_bar.items()
+  }
+  gate_bars = equations.gate_adjoints(local, states_bars) if adjoints else None
+  input_bars = _valid(masks, input_bars.astype(inputs.dtype))
+  return (carry_bar, params_bar), (input_bars, gate_bars)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -260,9 +275,18 @@ def _differentiable_backward(
 differentiable.defvjp(_differentiable_forward, _differentiable_backward)
 
 
+def driven(equations: Equations, params: Any, inputs: jax.Array) -> Parts:
+  """What the inputs contribute to the gates, in the parts that a step takes."""
+  return _parts(equations, _drive(params, inputs))
+
+
 def _drive(params: Any, inputs: jax.Array) -> jax.Array:
   """What the inputs contribute to the gates [..., G]."""
   return project(inputs, params.input_weights, params.input_gain, params.bias)
+
+
+def _parts(equations: Equations, drive: jax.Array) -> Parts:
+  return tuple(jnp.split(drive, equations.parts, -1))
 
 
 def _drive_adjoint(
@@ -307,46 +331,3 @@ def _valid(masks: masking.Masks, values: jax.Array) -> jax.Array:
 
 def _cast(tree: Any, dtype: jax.typing.DTypeLike) -> Any:
   return jax.tree.map(lambda array: array.astype(dtype), tree)
-
-
-def _block_steps(steps: int, batch: int) -> int:
-  """Steps in a block: at best of equal blocks, with `BLOCK_ROWS` and more."""
-  least = max(1, BLOCK_ROWS // max(1, batch))
-  if steps < 2 * least:
-    return max(1, steps)
-  equal = (size for size in range(least, 2 * least) if steps % size == 0)
-  return next(equal, least)
-
-
-def _scan_blocks(
-  block: Callable[[Any, Any], tuple[Any, Any]],
-  carry: Any,
-  arrays: Any,
-  batch: int,
-  reverse: bool,
-) -> tuple[Any, Any]:
-  """`lax.scan` by blocks of steps, of which the last may be shorter."""
-  steps = len(jax.tree.leaves(arrays)[0])
-  size = _block_steps(steps, batch)
-  whole = steps - steps % size
-  if steps <= size:
-    return block(carry, arrays)
-  blocks = jax.tree.map(
-    lambda array: array[:whole].reshape(whole // size, size, *array.shape[1:]),
-    arrays,
-  )
-  rest = jax.tree.map(lambda array: array[whole:], arrays)
-  last = None
-  if reverse and whole < steps:
-    carry, last = block(carry, rest)
-  carry, results = lax.scan(block, carry, blocks, reverse=reverse)
-  if not reverse and whole < steps:
-    carry, last = block(carry, rest)
-  results = jax.tree.map(
-    lambda array: array.reshape(whole, *array.shape[2:]), results
-  )
-  if last is None:
-    return carry, results
-  return carry, jax.tree.map(
-    lambda *parts: jnp.concatenate(parts), results, last
-  )

@@ -22,7 +22,7 @@ from revmom.cells.affine import (
   weights_adjoint,
 )
 from revmom.cells.cell import Cell, uniform
-from revmom.cells.sweep import Equations
+from revmom.cells.sweep import Equations, Parts
 
 
 class UGRNNParams(NamedTuple):
@@ -116,13 +116,16 @@ def _sizes(params: UGRNNParams) -> int:
 
 
 def _step(
-  params: UGRNNParams, drive: jax.Array, hidden: jax.Array, kept: Any
+  params: UGRNNParams,
+  drive: Parts,
+  hidden: jax.Array,
+  kept: Any,
 ) -> tuple[jax.Array, _Gates]:
   """Equations (1) to (3)."""
-  before = drive + gained_product(
+  recurrent = gained_product(
     hidden, params.recurrent_weights, params.recurrent_gain
   )
-  of_update, of_candidate = jnp.split(before, 2, -1)
+  of_update, of_candidate = map(jnp.add, drive, jnp.split(recurrent, 2, -1))
   gates = _Gates(sigmoid(of_update), jnp.tanh(of_candidate))
   candidate = gates.candidate * kept
   return gates.update * hidden + (1 - gates.update) * candidate, gates
@@ -194,6 +197,7 @@ cell = Cell(
     _step_adjoint,
     _weights_adjoint,
     _gate_adjoints,
+    parts=2,
   ),
 )
 step, forward, backward, apply = (

@@ -1,5 +1,6 @@
 """Deferred weight gradients against autodiff of `lax.scan`, in float64."""
 
+import math
 from functools import partial
 
 import jax
@@ -233,11 +234,14 @@ def check(step, params, carry, xs, second=True):
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_values_gradients_and_hessian_products(x64, name):
+def test_values_gradients_and_hessian_products(x64, monkeypatch, name):
+  """By blocks of two steps, two, and one, or more with fewer rows."""
+  monkeypatch.setattr(deferred, "BLOCK_ROWS", 2 * BATCH)
   check(*CASES[name](), second=name in ("haiku", "twice and transposed"))
 
 
 @pytest.mark.slow
+# In one block.
 # What is no derivative has no second derivative: that of `lax.scan` itself then
 # depends on the order of modes.
 @pytest.mark.parametrize("name", sorted({*CASES} - {"custom derivative"}))
@@ -320,6 +324,36 @@ def test_no_loop_accumulates_weight_gradients(x64, name):
   # No product with inputs is left, and none that makes a weight's gradient.
   products = [shape for pair in products_in_loops(jaxprs[1]) for shape in pair]
   assert products and not any(INPUTS in s for s in products if name == "haiku")
+
+
+@pytest.mark.parametrize(
+  ("name", "more"),
+  [
+    ("haiku", 0),
+    ("lstm", 0),
+    ("lstm, normalised", 0),
+    ("closing over arrays", 0),
+    # A state that is multiplied elementwise as well is kept for either.
+    ("normalised", BATCH * HIDDEN),
+  ],
+)
+def test_keeps_what_a_scan_keeps(x64, monkeypatch, name, more):
+  """What goes from the forward pass to the backward pass, of each step."""
+  step, params, carry, xs = CASES[name]()
+  steps = 35
+  xs = jnp.tile(xs, (7, 1, 1))
+  monkeypatch.setattr(deferred, "BLOCK_ROWS", 5 * BATCH)
+
+  def kept(apply, *leading):
+    pull = jax.eval_shape(lambda *at: jax.vjp(apply, *at)[1], params, xs, carry)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(pull)]
+    every = [shape for shape in shapes if shape[: len(leading)] == leading]
+    return sum(map(math.prod, every)) // steps
+
+  assert 0 < kept(deferred.defer_weights(step), 7, 5)
+  assert kept(deferred.defer_weights(step), 7, 5) <= more + kept(
+    plain(step), steps
+  )
 
 
 @pytest.mark.parametrize(

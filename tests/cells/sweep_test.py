@@ -12,7 +12,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from revmom.cells import elman, lstm, sweep
+from revmom.cells import (
+  blocks,
+  elman,
+  gated_input,
+  gru,
+  lstm,
+  sweep,
+  ugrnn,
+)
 
 
 def draw(seed, *shape):
@@ -96,15 +104,15 @@ def test_sizes(x64, monkeypatch, size, reverse):
 
 
 def test_blocks():
-  """At least BLOCK_ROWS rows, equal if some size below twice that divides."""
-  rows = sweep.BLOCK_ROWS
-  assert sweep._block_steps(rows - 1, 1) == rows - 1
-  assert sweep._block_steps(2 * rows, 1) == rows
-  assert sweep._block_steps(3 * (rows + 1), 1) == rows + 1
+  """At least `rows` rows, equal if some size below twice that divides."""
+  rows = 512
+  assert blocks.steps_of(rows - 1, 1, rows) == rows - 1
+  assert blocks.steps_of(2 * rows, 1, rows) == rows
+  assert blocks.steps_of(3 * (rows + 1), 1, rows) == rows + 1
   prime = 8191
-  assert sweep._block_steps(prime, 1) == rows
-  assert sweep._block_steps(100, 10 * rows) == 1
-  assert sweep._block_steps(0, 0) == 1
+  assert blocks.steps_of(prime, 1, rows) == rows
+  assert blocks.steps_of(100, 10 * rows, rows) == 1
+  assert blocks.steps_of(0, 0, rows) == 1
 
 
 def test_every_sequence_is_swept_alone(x64):
@@ -182,22 +190,49 @@ def test_a_second_call_does_not_trace():
   assert len(traces) == 1 and len(set(results)) == 3
 
 
-def test_a_batch_sharded_over_eight_devices(x64):
-  (params, xs, h), (outputs_bar, h_bar) = problem(batch=16)
-  bars = outputs_bar, h_bar
-  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-  rows = lambda *spec: NamedSharding(mesh, P(*spec))
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_batch_sharded_over_eight_devices(x64, monkeypatch, axis_type):
+  few_rows(monkeypatch, 32)
+  (params, xs, h), bars = problem(batch=16)
   lengths = jnp.arange(16) % 6
+  theirs = jax.jit(lambda n, *a: gradients(plain, *a, lengths=n))
+  expected = theirs(lengths, (params, xs, h), bars)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+  rows = lambda *spec: NamedSharding(mesh, P(*spec))
   arguments = jax.device_put(
-    (params, xs, h), (rows(), rows(None, "data"), rows("data"))
+    (lengths, (params, xs, h), bars),
+    (
+      rows("data"),
+      (rows(), rows(None, "data"), rows("data")),
+      (rows(None, "data"), rows("data")),
+    ),
   )
   ours = jax.jit(lambda n, *a: gradients(elman.apply, *a, lengths=n))
-  theirs = jax.jit(lambda n, *a: gradients(plain, *a, lengths=n))
-  result = ours(jax.device_put(lengths, rows("data")), arguments, bars)
-  close(result, theirs(lengths, (params, xs, h), bars))
+  with jax.set_mesh(mesh):
+    result = ours(*arguments)
+  close(result, expected)
   (outputs, _), _ = result
   assert len(outputs.sharding.device_set) == 8
   assert outputs.sharding.shard_shape(outputs.shape)[1] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [lstm, gru, ugrnn, gated_input])
+def test_meshes_with_explicit_axes(x64, cell):
+  """Every cell, with the carry that it begins with."""
+  options = {"layer_norm": True, "learned_carry": True, "dtype": jnp.float64}
+  params = cell.init(jax.random.key(0), 2, 4, **options)
+  xs = draw(0, 3, 16, 2)
+  gradient = jax.jit(
+    jax.grad(lambda *a: jnp.sum(jnp.sin(cell.apply(*a)[0])), (0, 1))
+  )
+  expected = gradient(params, xs)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+  sharding = NamedSharding(mesh, P(None, "data", None))
+  with jax.set_mesh(mesh):
+    result = gradient(params, jax.device_put(xs, sharding))
+  close(result, expected)
+  assert result[1].sharding.is_equivalent_to(sharding, 3)
 
 
 def scan_outputs(jaxpr, found):
