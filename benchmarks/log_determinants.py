@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import coupling_flows
 import interleaved
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ DENSE_LIMIT = 4096
 KRYLOV_STEPS = 16  # of matfree; the first attempt of revmom
 SECONDS = 30.0  # for the rounds of a map at a size
 UNROLLED = (10, 25, 50, 100)  # momentum steps to be inverted
-PEERS = ("matfree", "flowjax", "oryx")
+PEERS = ("matfree", "distrax", "flowjax", "oryx")
 OTHER_NETWORK = "flowjax, another network"  # timed only
 OURS, NAIVE = "revmom", "jacfwd, slogdet"
 RATE, BETA, BETA2, DECAY = 0.1, 0.9, 0.99, 0.01
@@ -174,10 +175,7 @@ def contenders(problem: Problem) -> dict[str, Callable]:
 
     return run
 
-  # The plan of a chain of a million elements takes minutes and finds nothing.
-  hopeless = problem.symmetric and size > DENSE_LIMIT
-  method = "stochastic" if hopeless else "auto"
-  result = {OURS: ours(method, key=key, num_samples=samples)}
+  result = {OURS: ours(key=key, num_samples=samples)}
   if size <= DENSE_LIMIT:
     result["revmom, dense"] = ours("dense")
     result[NAIVE] = functools.partial(naive, problem.function)
@@ -346,15 +344,18 @@ def main(argv: list[str]) -> None:
   quick = _QUICK.value
   rounds = 2 if quick else _ROUNDS.value
   begin = time.perf_counter()
+  peers = {peer: installed(peer) for peer in PEERS}
   result: dict[str, Any] = {
     "environment": interleaved.environment(),
-    "peers": {peer: installed(peer) for peer in PEERS},
+    "peers": peers,
     "runs": [
       measure(name, size, rounds)
       for name in PROBLEMS
       for size in ((24,) if quick else SIZES)
     ],
     "tracing": [tracing(steps) for steps in ((2, 4) if quick else UNROLLED)],
+    "flows": coupling_flows.measure(rounds, peers),
+    "glow": coupling_flows.glow_memory(*(((2,),) if quick else ())),
   }
   result["duration_s"] = time.perf_counter() - begin
   text = tables(result)
@@ -392,7 +393,9 @@ def tables(result: dict[str, Any]) -> str:
   for name in PROBLEMS:
     runs = [run for run in result["runs"] if run["map"] == name]
     parts += [f"### {name[0].upper()}{name[1:]}", _table(runs)]
-  return "\n\n".join([*parts, _tracing_table(result["tracing"])])
+  parts.append(_tracing_table(result["tracing"]))
+  parts.append(coupling_flows.tables(result["flows"], result["glow"]))
+  return "\n\n".join(parts)
 
 
 def _table(runs: list[dict[str, Any]]) -> str:

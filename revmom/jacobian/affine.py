@@ -6,8 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from revmom.jacobian.dependence import dependent
 from revmom.jacobian.knowledge import Known
-from revmom.jacobian.program import Program, Variable, dependent, inline, run
+from revmom.jacobian.program import (
+  Program,
+  Variable,
+  inline,
+  run,
+)
 
 if TYPE_CHECKING:
   from revmom.jacobian.propagation import Search

@@ -18,14 +18,18 @@ from revmom.jacobian.cuts import (
   carries_derivative,
   size,
 )
+from revmom.jacobian.dependence import Passes, passes_always
 from revmom.jacobian.primitives import (
-  CUSTOM,
   ELEMENTWISE,
   IDENTITIES,
   IN_ORDER,
   inside,
+  is_call,
 )
-from revmom.jacobian.program import Equation, Passes, Variable, passes_always
+from revmom.jacobian.program import (
+  Equation,
+  Variable,
+)
 
 
 class Partition(NamedTuple):
@@ -67,7 +71,7 @@ def is_aligned(equation: Equation, output: int, operand: int) -> bool:
   source, target = equation.operands[operand], equation.outputs[output]
   if equation.name in ELEMENTWISE:
     return source.shape == target.shape
-  if equation.name == CUSTOM:
+  if is_call(equation):
     program = inside(equation)
     column = program.inputs[operand]
     found = relations(program.equations, [column], passes_always)

@@ -39,8 +39,9 @@ class BlockReport(NamedTuple):
   """What was found in a segment of the program."""
 
   segment: int
-  # "diagonal", "sparse", "full", "dense" where nothing is known, "estimate",
-  # "singular", or the name of the primitive that has a rule of its own.
+  # "diagonal", "permutation", "sparse", "full", "dense" where nothing is known,
+  # "estimate", "singular", "declared", or the name of the primitive that has a
+  # rule of its own.
   kind: str
   blocks: int  # the number of diagonal blocks
   largest: int  # the size of the largest

@@ -96,7 +96,8 @@ def check_bijection(
       = \int_B dx
 
   The references are independent of the functions' own claims: slogdet of
-  `jax.jacfwd` of f and of f_inverse, central differences, and Monte Carlo.
+  `jax.jacfwd` of f and of f_inverse (`jax.jacrev` where they have custom
+  reverse derivatives), central differences, and Monte Carlo.
   Eager, jitted and mapped evaluation must agree, gradients must be right, and
   float32 must agree with float64.  Everything runs in float64, whether or not
   x64 is on, unless `dtype` says otherwise.  Tolerances grow with what a

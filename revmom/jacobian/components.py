@@ -34,12 +34,34 @@ class Decomposition(NamedTuple):
   sign: int
 
 
-def decompose(pattern: csr_array) -> Decomposition | None:
+class Components(NamedTuple):
+  """Which rows and columns belong to which diagonal block."""
+
+  partner: np.ndarray  # [n]: the column that is put on the diagonal of a row
+  label: np.ndarray  # [n]: the block of a row
+
+  @property
+  def largest(self) -> int:
+    """The size of the largest block."""
+    return int(np.bincount(self.label).max())
+
+
+def find_components(pattern: csr_array) -> Components | None:
   """The diagonal blocks of a pattern [n, n]; None if it is singular."""
-  partner = maximum_bipartite_matching(pattern, perm_type="column")
+  if pattern.diagonal().all():
+    # A search would take quadratic time where the elements form a chain.
+    partner = np.arange(pattern.shape[0])
+  else:
+    partner = maximum_bipartite_matching(pattern, perm_type="column")
   if (partner < 0).any():
     return None
   _, label = connected_components(pattern[:, partner], connection="strong")
+  return Components(partner, label)
+
+
+def decompose(pattern: csr_array, components: Components) -> Decomposition:
+  """The diagonal blocks of a pattern, each of them dense."""
+  partner, label = components
   return Decomposition(
     groups=_groups(pattern, partner, label),
     colours=_colours(pattern, partner, label),

@@ -18,11 +18,11 @@ import numpy as np
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, maximum_flow
 
+from revmom.jacobian.dependence import dependent
 from revmom.jacobian.program import (
   Equation,
   Operand,
   Variable,
-  dependent,
   needed,
 )
 

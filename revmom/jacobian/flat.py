@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 
+Differentiate = Callable[..., Callable[[jax.Array], jax.Array]]
+
 
 class FlatBijection(NamedTuple):
   """f, its inverse and its log-determinant on vectors of D numbers."""
@@ -16,6 +18,17 @@ class FlatBijection(NamedTuple):
   inverse: Callable[[jax.Array], jax.Array]  # [D] -> [D]
   log_det: Callable[[jax.Array], jax.Array]  # [D] -> [1] or [2]: with a sign
   inverse_log_det: Callable[[jax.Array], jax.Array] | None  # likewise, of y
+  # `jax.jacfwd`; `jax.jacrev` where a function has custom reverse derivatives.
+  differentiate: Differentiate
+  differentiate_inverse: Differentiate
+
+  def jacobian(self, x: jax.Array) -> jax.Array:
+    """df/dx [D, D]."""
+    return self.differentiate(self.forward)(x)
+
+  def inverse_jacobian(self, y: jax.Array) -> jax.Array:
+    """df_inverse/dy [D, D]."""
+    return self.differentiate_inverse(self.inverse)(y)
 
 
 class Local(NamedTuple):
@@ -27,7 +40,7 @@ class Local(NamedTuple):
   claimed: jax.Array  # []: log_det(x)
   claimed_sign: jax.Array  # []: NaN where log_det gives none
   claimed_inverse: jax.Array  # []: inverse_log_det(y), NaN where there is none
-  dense: jax.Array  # []: log|det df/dx| by slogdet of jacfwd
+  dense: jax.Array  # []: log|det df/dx| by slogdet of the Jacobian
   dense_sign: jax.Array  # []
   dense_inverse: jax.Array  # []: log|det df_inverse/dy|
 
@@ -35,13 +48,13 @@ class Local(NamedTuple):
 class Slopes(NamedTuple):
   """First derivatives at one x, each by autodiff and by another way."""
 
-  jacobian: jax.Array  # [D, D]: df/dx, forward mode
+  jacobian: jax.Array  # [D, D]: df/dx, forward mode if there is one
   reverse: jax.Array  # [D, D]: df/dx, reverse mode
-  inverse_jacobian: jax.Array  # [D, D]: df_inverse/dy, forward mode
+  inverse_jacobian: jax.Array  # [D, D]: df_inverse/dy, likewise
   inverse_reverse: jax.Array  # [D, D]: df_inverse/dy, reverse mode
   differences: jax.Array  # [D, D]: df/dx, central differences
   gradient: jax.Array  # [D]: of log_det
-  dense_gradient: jax.Array  # [D]: of slogdet of jacfwd
+  dense_gradient: jax.Array  # [D]: of slogdet of the Jacobian
 
 
 def cast(tree: Any, dtype: DTypeLike) -> Any:
@@ -57,15 +70,28 @@ def flat_bijection(
   x: Any,
 ) -> FlatBijection:
   """The bijection on vectors, with the structure of x and of f(x)."""
-  to_x = ravel_pytree(x)[1]
-  to_y = ravel_pytree(f(x))[1]
+  flat_x, to_x = ravel_pytree(x)
+  flat_y, to_y = ravel_pytree(f(x))
+  forward = lambda x: ravel_pytree(f(to_x(x)))[0]
+  inverse = lambda y: ravel_pytree(f_inverse(to_y(y)))[0]
   return FlatBijection(
-    forward=lambda x: ravel_pytree(f(to_x(x)))[0],
-    inverse=lambda y: ravel_pytree(f_inverse(to_y(y)))[0],
+    forward=forward,
+    inverse=inverse,
     log_det=lambda x: value_and_sign(log_det(to_x(x))),
     inverse_log_det=inverse_log_det
     and (lambda y: value_and_sign(inverse_log_det(to_y(y)))),
+    differentiate=_mode(forward, flat_x),
+    differentiate_inverse=_mode(inverse, flat_y),
   )
+
+
+def _mode(function: Callable[[jax.Array], jax.Array], at: Any) -> Differentiate:
+  """Forward mode, unless JAX refuses it for a function with `custom_vjp`."""
+  try:
+    jax.eval_shape(jax.jacfwd(function), at)
+  except TypeError:
+    return jax.jacrev
+  return jax.jacfwd
 
 
 def value_and_sign(result: Any) -> jax.Array:
@@ -86,7 +112,7 @@ def local(flat: FlatBijection, x: jax.Array, y: jax.Array) -> Local:
   back = flat.inverse(y)
   claimed = flat.log_det(x)
   nan = jnp.full_like(claimed[0], jnp.nan)
-  sign, dense = jnp.linalg.slogdet(jax.jacfwd(flat.forward)(x))
+  sign, dense = jnp.linalg.slogdet(flat.jacobian(x))
   return Local(
     image=flat.forward(x),
     back=back,
@@ -96,7 +122,7 @@ def local(flat: FlatBijection, x: jax.Array, y: jax.Array) -> Local:
     claimed_inverse=flat.inverse_log_det(y)[0] if flat.inverse_log_det else nan,
     dense=dense,
     dense_sign=sign,
-    dense_inverse=jnp.linalg.slogdet(jax.jacfwd(flat.inverse)(y))[1],
+    dense_inverse=jnp.linalg.slogdet(flat.inverse_jacobian(y))[1],
   )
 
 
@@ -105,12 +131,12 @@ def slopes(flat: FlatBijection, x: jax.Array) -> Slopes:
   y = flat.forward(x)
 
   def dense(x: jax.Array) -> jax.Array:
-    return jnp.linalg.slogdet(jax.jacfwd(flat.forward)(x))[1]
+    return jnp.linalg.slogdet(flat.jacobian(x))[1]
 
   return Slopes(
-    jacobian=jax.jacfwd(flat.forward)(x),
+    jacobian=flat.jacobian(x),
     reverse=jax.jacrev(flat.forward)(x),
-    inverse_jacobian=jax.jacfwd(flat.inverse)(y),
+    inverse_jacobian=flat.inverse_jacobian(y),
     inverse_reverse=jax.jacrev(flat.inverse)(y),
     differences=_central_differences(flat.forward, x),
     gradient=jax.grad(lambda x: flat.log_det(x)[0])(x),

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.jacobian.custom_inverse import invert_marked, program_of
+from revmom.jacobian.dependence import dependent
 from revmom.jacobian.knowledge import NotInvertible
 from revmom.jacobian.program import (
   Equation,
   Operand,
   Program,
   Variable,
-  dependent,
   evaluate,
   needed,
   read,

@@ -19,6 +19,7 @@ from revmom.jacobian.blocks import (
 from revmom.jacobian.components import whole
 from revmom.jacobian.constants import Constants
 from revmom.jacobian.cuts import between
+from revmom.jacobian.dead_code import live
 from revmom.jacobian.determinant import exact, wide
 from revmom.jacobian.primitives import keep
 from revmom.jacobian.program import (
@@ -145,7 +146,7 @@ def log_det(
     rule = getattr(f, "declared_log_det", None)
     if rule is not None and method == "auto":
       return _declared(rule, args)
-    program, _ = trace(f, *args, keep=keep)
+    program = live(trace(f, *args, keep=keep)[0], keep)
     columns, rows = _floats(program)
     chosen = _plan(program, columns, rows, method, limits)
     values = dict(zip(program.inputs, jax.tree.leaves(args), strict=True))

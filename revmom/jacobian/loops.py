@@ -15,6 +15,8 @@ from jax import lax
 from revmom.jacobian.blocks import Part, Plan
 from revmom.jacobian.constants import Constants, Origin
 from revmom.jacobian.cuts import arrangement_sign, carries_derivative
+from revmom.jacobian.dead_code import live
+from revmom.jacobian.dependence import dependent
 from revmom.jacobian.determinant import Determinant, exact, product
 from revmom.jacobian.primitives import keep
 from revmom.jacobian.program import (
@@ -23,7 +25,6 @@ from revmom.jacobian.program import (
   Operand,
   Program,
   Variable,
-  dependent,
   evaluate,
   inline,
   read,
@@ -148,20 +149,19 @@ def scan_block(
     return None
   if from_carry and from_carry != _carrying(part, carry):
     return None
-  program = inline(params["jaxpr"], keep)
+  program = live(inline(params["jaxpr"], keep), keep)
   origins = _origins(program.inputs[:start], equation.operands, constants)
   body = plan_body(program, places.columns, places.rows, origins, planner)
   xs = [program.inputs[k] for k in places.columns if k >= start + carry]
   ys = [program.outputs[k] for k in places.rows if k >= carry]
-  sign = _interleaving(xs, params["length"]) * _interleaving(
-    ys, params["length"]
-  )
+  sign = interleaving([v.size for v in xs], params["length"])
+  sign *= interleaving([v.size for v in ys], params["length"])
   return Scan(part, body, places.sign * sign)
 
 
-def _interleaving(variables: Sequence[Variable], length: int) -> int:
+def interleaving(sizes: Sequence[int], length: int) -> int:
   """The sign of ordering stacked arrays by step first, not by array."""
-  odd = sum(v.size % 2 for v in variables)
+  odd = sum(size % 2 for size in sizes)
   swaps = odd * (odd - 1) // 2 * (length * (length - 1) // 2)
   return -1 if swaps % 2 else 1
 
@@ -221,7 +221,7 @@ def while_block(
     return None
   if {k - start for k in places.columns} != carrying:
     return None
-  program = inline(params["body_jaxpr"], keep)
+  program = live(inline(params["body_jaxpr"], keep), keep)
   operands = equation.operands[first:]
   origins = _origins(
     program.inputs[: params["body_nconsts"]], operands, constants
@@ -263,7 +263,7 @@ def cond_block(
     return None
   bodies = []
   for closed in equation.params["branches"]:
-    program = inline(closed, keep)
+    program = live(inline(closed, keep), keep)
     origins = _origins(program.inputs, equation.operands[1:], constants)
     columns = [k - 1 for k in places.columns]
     bodies.append(plan_body(program, columns, places.rows, origins, planner))

@@ -2,7 +2,14 @@
 
 from jax.extend.core import JaxprEqn
 
-from revmom.jacobian.program import Equation, Program, inline
+from revmom.jacobian.custom_inverse import mark_of
+from revmom.jacobian.program import (
+  CALLS,
+  Equation,
+  Program,
+  as_closed,
+  inline,
+)
 
 ELEMENTWISE = frozenset(
   "abs acos acosh add add_any asin asinh atan atan2 atanh bessel_i0e "
@@ -50,8 +57,6 @@ CUMULATIVE = frozenset(
 )
 IDENTITIES = frozenset(["device_put", "optimization_barrier"])
 
-CUSTOM = "custom_jvp_call"
-
 KNOWN = (
   ELEMENTWISE
   | IN_ORDER
@@ -65,20 +70,28 @@ KNOWN = (
 
 
 def keep(equation: JaxprEqn) -> bool:
-  """Keeps custom forward derivatives.
+  """Keeps custom forward derivatives and calls with a log-determinant.
 
-  They were written to be exact where that of the function is not.
+  The former were written to be exact where that of the function is not.
   """
-  return equation.primitive.name == CUSTOM
+  if equation.primitive.name in ("checkpoint", "remat2"):
+    mark = mark_of(equation)
+    return mark is not None and mark.log_det is not None
+  return equation.primitive.name == "custom_jvp_call"
+
+
+def is_call(equation: Equation) -> bool:
+  """Whether the equation is one of those that `keep` keeps."""
+  return equation.name in CALLS
 
 
 def inside(equation: Equation) -> Program:
-  """The program of a function with a custom derivative."""
-  return inline(equation.params["call_jaxpr"], keep)
+  """The program of a call."""
+  return inline(as_closed(equation.params[CALLS[equation.name]]), keep)
 
 
 def is_known(equation: Equation) -> bool:
   """Whether there is a rule for the equation's pattern."""
-  if equation.name == CUSTOM:
+  if is_call(equation):
     return all(map(is_known, inside(equation).equations))
   return equation.name in KNOWN

@@ -12,16 +12,16 @@ from typing import TypeAlias
 import numpy as np
 from scipy.sparse import csr_array
 
-from revmom.jacobian.constants import Constants, apply_now
+from revmom.jacobian.constants import Constants
 from revmom.jacobian.contractions import (
   convolution,
   dot_general,
   scatter_places,
 )
 from revmom.jacobian.cuts import carries_derivative, size
+from revmom.jacobian.dependence import Passes, passes_always
 from revmom.jacobian.primitives import (
   CUMULATIVE,
-  CUSTOM,
   ELEMENTWISE,
   IDENTITIES,
   IN_ORDER,
@@ -29,13 +29,13 @@ from revmom.jacobian.primitives import (
   REDUCTIONS,
   SCATTERS,
   inside,
+  is_call,
 )
 from revmom.jacobian.program import (
   Equation,
-  Passes,
   Variable,
-  passes_always,
 )
+from revmom.jacobian.rearrangement import rearranged
 
 Pattern: TypeAlias = csr_array | None
 Shape = tuple[int, ...]
@@ -141,13 +141,14 @@ def local_pattern(
   inputs = equation.operands[operand].shape
   outputs = equation.outputs[output].shape
   if name in INDEXING:
-    moved = _indexing(equation, operand, constants)
+    own = np.arange(math.prod(inputs), dtype=np.int32).reshape(inputs)
+    moved = rearranged(equation, {operand: own}, constants)
     if moved is not None:
-      return moved[output]
+      return _chosen(np.ravel(moved[output]), own.size)
   if name in ELEMENTWISE:
     return _elementwise(equation, operand, constants)
-  if name == CUSTOM:
-    return _custom(equation, output, operand)
+  if is_call(equation):
+    return _call(equation, output, operand)
   if name in IN_ORDER:
     return _identity(outputs)
   if name in IDENTITIES:
@@ -189,31 +190,6 @@ def _elementwise(
     if support is not None:
       rows = np.flatnonzero(np.broadcast_to(support, shape))
   return _matrix(rows, met[rows], len(met), numbers.size)
-
-
-def _indexing(
-  equation: Equation, operand: int, constants: Constants
-) -> list[csr_array] | None:
-  """What comes where when the primitive moves the numbers of elements."""
-  first, last = INDEXING[equation.name]
-  knobs = range(len(equation.operands))[first:last] if first is not None else ()
-  values: list[np.ndarray] = []
-  for k, item in enumerate(equation.operands):
-    shape = np.shape(item)
-    value = (
-      constants.value(item) if k in knobs else np.full(shape, -1, np.int32)
-    )
-    if value is None:
-      return None
-    values.append(value)
-  inputs = values[operand].size
-  values[operand] = np.arange(inputs, dtype=np.int32).reshape(
-    values[operand].shape
-  )
-  # Out of bounds, a gather fills in what is no element.
-  fill = {"fill_value": -1} if "fill_value" in equation.params else {}
-  moved = equation._replace(params={**equation.params, **fill})
-  return [_chosen(np.ravel(ids), inputs) for ids in apply_now(moved, values)]
 
 
 def _chosen(ids: np.ndarray, inputs: int) -> csr_array:
@@ -300,8 +276,8 @@ def _contraction(
   )
 
 
-def _custom(equation: Equation, output: int, operand: int) -> Pattern:
-  """Of a custom derivative: whatever the output is computed from."""
+def _call(equation: Equation, output: int, operand: int) -> Pattern:
+  """Of a call: whatever the output is computed from."""
   program = inside(equation)
   found = patterns(
     program.equations,

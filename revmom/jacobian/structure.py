@@ -13,9 +13,10 @@ from scipy.sparse import csr_array, vstack
 
 from revmom.jacobian.arrays import partition
 from revmom.jacobian.blocks import Block, Diagonal, Part, Plan, Singular, Sparse
-from revmom.jacobian.components import decompose, whole
+from revmom.jacobian.components import decompose, find_components, whole
 from revmom.jacobian.constants import Constants
 from revmom.jacobian.cuts import cut, size
+from revmom.jacobian.declared import declared_block
 from revmom.jacobian.determinant import wide
 from revmom.jacobian.linear import (
   UnitTriangular,
@@ -27,8 +28,9 @@ from revmom.jacobian.loops import (
   scan_block,
   while_block,
 )
-from revmom.jacobian.primitives import is_known
+from revmom.jacobian.primitives import is_call, is_known
 from revmom.jacobian.program import Equation, Operand, Variable
+from revmom.jacobian.rearrangement import permutation_block
 from revmom.jacobian.sparsity import MOST_ENTRIES, patterns
 
 
@@ -75,20 +77,28 @@ def plan(
       continue
     sign *= division.sign
     for part, elementwise in division.parts:
-      block = (
-        Diagonal(part) if elementwise else _choose(part, constants, limits)
-      )
+      block = _choose(part, elementwise, constants, limits)
       blocks.append((number, block))
   return Plan(tuple(blocks), sign, dtype)
 
 
-def _choose(part: Part, constants: Constants, limits: Limits) -> Block:
-  """The rule for a part in which elements mix."""
+def _choose(
+  part: Part, elementwise: bool, constants: Constants, limits: Limits
+) -> Block:
+  """The rule for a part."""
+  block: Block | None = None
   if len(part.equations) == 1:
-    block = _whole_array(part, constants, limits)
-    if block is not None:
-      return block
-  return _elements(part, constants, limits)
+    if is_call(part.equations[0]):
+      block = declared_block(part)
+    elif not elementwise:
+      block = _whole_array(part, constants, limits)
+  if block is not None:
+    return block
+  if elementwise:
+    return Diagonal(part)
+  return permutation_block(part, constants) or _elements(
+    part, constants, limits
+  )
 
 
 def _whole_array(
@@ -135,13 +145,12 @@ def _elements(part: Part, constants: Constants, limits: Limits) -> Block:
         "a way of which nothing is known; use method='auto' or 'dense'."
       )
     return _dense(part, "dense" if opaque else "full", limits)
-  decomposition = decompose(pattern)
-  if decomposition is None:
+  components = find_components(pattern)
+  if components is None:
     return Singular(part)
-  largest = max(group.rows.shape[1] for group in decomposition.groups)
-  if largest > limits.dense:
+  if components.largest > limits.dense:
     return _dense(part, "full", limits)
-  return Sparse(part, decomposition, "sparse")
+  return Sparse(part, decompose(pattern, components), "sparse")
 
 
 def _pattern(part: Part, constants: Constants) -> csr_array | None:

@@ -16,7 +16,7 @@ from flax import struct
 from jax import lax
 from jax.typing import DTypeLike
 
-from revmom.exact import bit_buffer, fixed_point
+from revmom.exact import bit_buffer, compensated, fixed_point
 from revmom.exact.bit_buffer import BitBuffer, Schedule
 from revmom.exact.fence import fence
 from revmom.optimizers import hyperparameters
@@ -325,9 +325,37 @@ class Dynamics(struct.PyTreeNode):
     """What the weights in the average of each leaf add up to: 1 - prod rho."""
     weights = []
     for i in range(len(self.part)):
-      logs = jnp.log1p(-self.forgetting(i)[AVERAGE])
-      weights.append(-jnp.expm1(sum_of_steps(logs, self.steps, count)))
+      log = self._log_factor(self.forgetting(i)[AVERAGE], count)
+      weights.append(-jnp.expm1(log.total))
     return weights
+
+  def log_factors(self, count: jax.Array) -> list[compensated.Sum]:
+    """Of an element of each leaf, what `count` steps multiply volume with."""
+    factors = []
+    for leaf in range(len(self.part)):
+      log = compensated.zero(bit_buffer.layout(self.integer).float_dtype)
+      with jax.ensure_compile_time_eval():  # what is known stays known
+        forgetting = self.forgetting(leaf)
+      for forgotten in forgetting.values():
+        log = log.plus(self._log_factor(forgotten, count))
+      factors.append(log)
+    return factors
+
+  def _log_factor(self, forgotten: jax.Array, count: jax.Array) -> Any:
+    """log(rho) of the first `count` steps; `forgotten` is [] or [steps]."""
+    known = hyperparameters.concrete(forgotten)
+    logs = (
+      jnp.log1p(-forgotten)
+      if known is None
+      else np.log1p(-known.astype(np.float64))
+    )
+    terms = compensated.of(logs, forgotten.dtype)
+    if not forgotten.ndim:
+      return terms.times(count)
+    taken = jnp.arange(self.steps) < count
+    return compensated.total_of(
+      jax.tree.map(lambda a: jnp.where(taken, a, 0), terms)
+    )
 
 
 def clip(gradients: list[jax.Array], thresholds: list[jax.Array]) -> list:
@@ -397,19 +425,6 @@ def _retreat(equations, role, leaf: Leaf, increment, now) -> Leaf:
     leaf.of(role), buffer, now[role], increment, parts
   )
   return leaf.put(role, integers, buffer._replace(remainder=remainder))
-
-
-def sum_of_steps(values: jax.Array, steps: int, count: jax.Array) -> jax.Array:
-  """The sum of [] (the same at every step) or [steps] over the first `count`.
-
-  In blocks, so that rounding grows with the root of the length.
-  """
-  if values.ndim == 0:
-    return count.astype(values.dtype) * values
-  values = jnp.where(jnp.arange(steps) < count, values, 0)
-  side = int(np.ceil(np.sqrt(steps)))
-  padded = jnp.pad(values, (0, side * side - steps))
-  return jnp.sum(jnp.sum(padded.reshape(side, side), 0))
 
 
 def _widen(values: Any) -> jax.Array:

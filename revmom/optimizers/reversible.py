@@ -26,7 +26,7 @@ import optax
 from flax import struct
 from jax import lax
 
-from revmom.exact import bit_buffer, fixed_point
+from revmom.exact import bit_buffer, compensated, fixed_point
 from revmom.exact.bit_buffer import Schedule
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.dynamics import (
@@ -36,7 +36,6 @@ from revmom.optimizers.dynamics import (
   Leaf,
   clip,
   compute_dtype,
-  sum_of_steps,
 )
 
 DEFAULT_STEPS = 1000
@@ -291,13 +290,21 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     For heavy-ball momentum without decay this is k D log(beta), D being the
     number of parameters: the update is a shear and contributes nothing.
     """
-    dynamics = self.resolve_for(state)
-    total = jnp.zeros(())
-    for i, leaf in enumerate(state.leaves):
-      for forgotten in dynamics.forgetting(i).values():
-        logs = sum_of_steps(jnp.log1p(-forgotten), state.steps, state.count)
-        total = total + leaf.params.size * logs.astype(total.dtype)
-    return total
+    sizes = [leaf.params.size for leaf in state.leaves]
+    factors = self.log_factors(state)
+    dtype = jnp.result_type(float)
+    total = compensated.zero(dtype)
+    for size, factor in zip(sizes, factors, strict=True):
+      total = total.plus(factor.astype(dtype).times(size))
+    return total.total
+
+  def log_factors(self, state: State) -> list[compensated.Sum]:
+    """log|det| of each parameter array, for one of its elements.
+
+    `log_det` is the sum of these times the sizes of the arrays; the sums are
+    in twice the precision of the integers' floats.
+    """
+    return self.resolve_for(state).log_factors(state.count)
 
   def check(self, state: State) -> None:
     """Raises if any value left its grid in any step up to this state.

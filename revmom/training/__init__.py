@@ -1,5 +1,12 @@
 """Whole training runs as bijections, and the gradients through them."""
 
+from revmom.training import ledger
+from revmom.training.ledger import (
+  Ledger,
+  gaussian_entropy,
+  parabola_bound,
+  sgd_curvature,
+)
 from revmom.training.microbatches import accumulated
 from revmom.training.receipt import Fingerprint, Receipt, fingerprint
 from revmom.training.stepper import Stepper
@@ -7,6 +14,7 @@ from revmom.training.train import Rewound, Run, RunState, rewind, train
 
 __all__ = [
   "Fingerprint",
+  "Ledger",
   "Receipt",
   "Rewound",
   "Run",
@@ -14,6 +22,10 @@ __all__ = [
   "Stepper",
   "accumulated",
   "fingerprint",
+  "gaussian_entropy",
+  "ledger",
+  "parabola_bound",
   "rewind",
+  "sgd_curvature",
   "train",
 ]

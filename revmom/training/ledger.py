@@ -1,12 +1,15 @@
 """How much a run of training squeezes space: sums of log-determinants.
 
-A step of momentum has an exact log|det| of one factor for each element (D log
-beta), a step of plain or Nesterov's gradient descent another of its curvature,
-log|det(I - alpha H)|, which is estimated.  A float32 that adds up 10^5 of them
-is off by 8e-4 of it; here every sum is a pair of floats with 48 bits (Dekker
-1971), logs that are known in double precision keep it, and the numbers of
-elements stay integers.  Variances add up, as the directions of each estimate
-are its own; bounds of biases add up too.
+Every optimizer of this library has exact log-determinants, a factor for each
+element of a parameter array and step (D log beta for momentum): `add_run`
+enters a whole run.  A step of another optimizer is entered by `add`; plain
+gradient descent and Nesterov's momentum have a term of curvature besides,
+log|det(I - alpha H)|, which `sgd_curvature` estimates.
+
+A float32 that adds up 10^5 terms is off by 8e-4 of them; here every sum is a
+pair of floats with 48 bits, logs that are known in double precision keep it,
+and the numbers of elements stay integers.  Variances add up, as the directions
+of each estimate are its own; bounds of biases add up too.
 """
 
 from collections.abc import Callable
@@ -19,6 +22,8 @@ from flax import struct
 from jax import lax
 from scipy import special
 
+from revmom.exact import compensated
+from revmom.exact.compensated import Sum
 from revmom.jacobian.estimate import (
   CONFIDENCE,
   Deviation,
@@ -29,44 +34,7 @@ from revmom.jacobian.estimate import (
   standard_error,
 )
 from revmom.jacobian.trace import Estimator
-
-
-class Sum(NamedTuple):
-  """A sum of floats and what rounding has taken from it."""
-
-  value: jax.Array
-  compensation: jax.Array
-
-  def plus(self, term: Any) -> "Sum":
-    """The sum with another term; a Python float counts in double precision."""
-    if isinstance(term, float):
-      high = np.asarray(term, self.value.dtype)
-      low = np.asarray(term - float(high), self.value.dtype)
-      return self._plus(jnp.asarray(high))._plus(jnp.asarray(low))
-    return self._plus(jnp.asarray(term).astype(self.value.dtype))
-
-  def _plus(self, term: jax.Array) -> "Sum":
-    total = self.value + term
-    part = total - self.value
-    lost = (self.value - (total - part)) + (term - part)
-    return Sum(total, self.compensation + lost)._renormalised()
-
-  def _renormalised(self) -> "Sum":
-    """The same sum with a compensation below the last bit of its value.
-
-    One that grew would drift by rounding itself.
-    """
-    total = self.value + self.compensation
-    return Sum(total, self.compensation - (total - self.value))
-
-  @property
-  def total(self) -> jax.Array:
-    """The sum, rounded once."""
-    return self.value + self.compensation
-
-  def double(self) -> np.float64:
-    """The sum in double precision, where it is known."""
-    return np.float64(self.value) + np.float64(self.compensation)
+from revmom.optimizers.reversible import ReversibleOptimizer, State
 
 
 class Total(NamedTuple):
@@ -100,7 +68,7 @@ def init(params: Any, dtype: Any = jnp.float32) -> Ledger:
   {"['b']": -3.16081..., "['w']": -6.32163...}
   """
   paths = jax.tree.leaves_with_path(params)
-  zero = Sum(jnp.zeros((), dtype), jnp.zeros((), dtype))
+  zero = compensated.zero(dtype)
   return Ledger(
     factors=(zero,) * len(paths),
     curvature=zero,
@@ -155,6 +123,49 @@ def add(
   )
 
 
+def add_run(
+  ledger: Ledger, optimizer: ReversibleOptimizer, state: State
+) -> Ledger:
+  """The ledger after all the steps that led to a state of an optimizer.
+
+  Exact: the factors are those of `optimizer.log_det`, for each array.
+
+  Args:
+    ledger: of what came before the run.
+    optimizer: of this library, as it was in the run.
+    state: where the run has got to, such as `revmom.train(...).state`.
+
+  Raises:
+    ValueError: the state has parameter arrays of other sizes.
+
+  >>> import revmom
+  >>> params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(3)}
+  >>> optimizer = revmom.sgd(learning_rate=0.1, momentum=0.9)
+  >>> state = optimizer.init(params)
+  >>> for _ in range(10):
+  ...   state = optimizer.forward(state, lambda params: params)
+  >>> book = add_run(init(params), optimizer, state)
+  >>> report(book)
+  {"['b']": -3.16081..., "['w']": -6.32163...}
+  >>> print(f"{total(book).value:.4f} = {optimizer.log_det(state):.4f}")
+  -9.4824 = -9.4824
+  """
+  sizes = tuple(int(leaf.params.size) for leaf in state.leaves)
+  if sizes != ledger.sizes:
+    raise ValueError(
+      f"the state has parameter arrays of sizes {sizes}, the ledger of "
+      f"{ledger.sizes}; begin the ledger with the same parameters."
+    )
+  dtype = ledger.curvature.value.dtype
+  factors = tuple(
+    old.plus(new.astype(dtype))
+    for old, new in zip(
+      ledger.factors, optimizer.log_factors(state), strict=True
+    )
+  )
+  return ledger.replace(factors=factors)
+
+
 def total(ledger: Ledger) -> Total:
   """log|det ds_k/ds_0| of all steps, with its error bar.
 
@@ -163,7 +174,7 @@ def total(ledger: Ledger) -> Total:
   """
   value = ledger.curvature
   for factor, size in zip(ledger.factors, ledger.sizes, strict=True):
-    value = value.plus(size * factor.value).plus(size * factor.compensation)
+    value = value.plus(factor.times(size))
   variance, bias = ledger.variance.total, ledger.bias_bound.total
   stderr = jnp.sqrt(variance)
   reciprocal = (

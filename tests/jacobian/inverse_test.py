@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from revmom.jacobian import (
   NotInvertible,
@@ -16,6 +17,7 @@ from revmom.jacobian import (
   inverse,
   inverse_and_log_det,
   inverse_rules,
+  log_det,
   verification,
 )
 
@@ -606,6 +608,78 @@ def test_custom_inverse_with_arguments(x64):
   back = inverse(g)(g(angle, x))
   np.testing.assert_allclose(back[0], angle, 1e-12)
   np.testing.assert_allclose(back[1], x, 1e-12)
+
+
+def custom_matrix(wrong=0.0):
+  """y = a M x, with the inverse and the log-determinant of its own."""
+  matrix = np.array([[1.0, 2.0, 0.5], [0.0, -3.0, 1.0], [0.0, 0.0, 2.0]])
+
+  def rule(x, a):
+    return x.size * jnp.log(jnp.abs(a)) + jnp.log(6.0) + wrong, -jnp.sign(a)
+
+  return custom_inverse(
+    lambda x, a: {"y": a * (jnp.asarray(matrix) @ x)},
+    lambda y, a: jnp.linalg.solve(jnp.asarray(matrix), y["y"]) / a,
+    rule,
+  )
+
+
+def test_log_det_of_a_custom_inverse(x64):
+  scaled = custom_matrix()
+  x, a = jnp.array([0.3, -1.0, 2.0]), jnp.array(1.7)
+
+  def f(a, x):
+    return a**3, jnp.arcsinh(scaled(x, a)["y"])
+
+  for function, arguments in (
+    # Mapped over both, with an odd number of sign changes to sort.
+    (jax.vmap(f), (jnp.array([1.7, -0.4, 0.9]), jnp.stack([x, 2 * x, -x]))),
+    (lambda x: jax.vmap(lambda x: f(a, x)[1])(x), (jnp.stack([x, 2 * x]),)),
+  ):
+    flat, unravel = ravel_pytree(arguments)
+    rows = lambda z, u=unravel, g=function: ravel_pytree(g(*u(z)))[0]
+    sign, value = np.linalg.slogdet(jax.jacfwd(rows)(flat))
+    got = jax.jit(log_det(function, method="structure"))(*arguments)
+    np.testing.assert_allclose(got.value, value, rtol=1e-12)
+    assert got.sign == sign
+    assert "declared" in {block.kind for block in got.report}
+  by_rule = lambda a: log_det(lambda x: f(a, x)[1])(x).value
+  by_jacobian = lambda a: jnp.linalg.slogdet(
+    jax.jacfwd(lambda x: f(a, x)[1])(x)
+  )[1]
+  slopes = jax.jit(lambda a: (jax.grad(by_rule)(a), jax.grad(by_jacobian)(a)))
+  np.testing.assert_allclose(*slopes(a), rtol=1e-9)
+  back, value = inverse_and_log_det(f, a, x)(f(a, x))
+  np.testing.assert_allclose(back[1], x, 1e-9)
+  np.testing.assert_allclose(-value, log_det(f)(a, x).value, 1e-9)
+
+
+def test_log_det_of_a_custom_inverse_of_less_than_its_input(x64):
+  """Where the rule does not apply, the function itself is looked into."""
+  scaled = custom_matrix()
+  x = jnp.array([0.3, -1.0, 2.0])
+  f = lambda x: scaled(x, x[0] + 3)["y"]
+  got = log_det(f)(x)
+  sign, value = np.linalg.slogdet(jax.jacfwd(f)(x))
+  np.testing.assert_allclose(got.value, value, rtol=1e-12)
+  assert got.sign == sign and got.report[-1].kind != "declared"
+
+
+def test_a_wrong_log_det_of_a_custom_inverse_is_found(x64):
+  x, a = jnp.ones(3), jnp.array(2.0)
+  with pytest.raises(ValueError, match="gives .* and a dense Jacobian .*"):
+    log_det(lambda x: custom_matrix(0.5)(x, a)["y"])(x)
+  wrong_sign = custom_inverse(jnp.negative, jnp.negative, lambda x: (0.0, 1))
+  with pytest.raises(ValueError, match=r"with sign \+1 .* 0 with sign -1"):
+    log_det(wrong_sign)(x)
+  shaped = custom_inverse(jnp.exp, jnp.log, lambda x: (x, 1))
+  with pytest.raises(ValueError, match=r"arrays of shapes \(3,\) and \(\);"):
+    log_det(shaped)(x)
+  nowhere = custom_inverse(
+    lambda x: jnp.log(x - 9), lambda y: jnp.exp(y) + 9, lambda x: (0.0, 1)
+  )
+  with pytest.raises(ValueError, match="finite for none of the numbers"):
+    log_det(nowhere)(10 * x)
 
 
 def test_wrong_custom_inverse():

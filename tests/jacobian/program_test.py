@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 
 from revmom.jacobian import program as programs
-from revmom.jacobian.program import dependent, inline, run, subprograms, trace
+from revmom.jacobian.dependence import dependent
+from revmom.jacobian.program import inline, run, subprograms, trace
 
 X = np.linspace(-1.0, 1.0, 5).astype(np.float32)
 SCALE = np.float32(1.5)

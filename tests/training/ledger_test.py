@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import revmom
 from revmom.jacobian import Estimate, lanczos_quadrature
 from revmom.training import ledger
 from revmom.training.ledger import parabola_bound, sgd_curvature
@@ -54,6 +55,97 @@ def test_factors_of_each_array():
   )
   with pytest.raises(ValueError, match="3 factors for 2 parameter arrays"):
     ledger.add(book, (0.1, 0.2, 0.3))
+
+
+LONG = 100_000
+# log rho of a step of an element: of "w", of "b".
+OPTIMIZERS = {
+  "sgd": (revmom.sgd(0.1, 0.9), math.log(0.9)),
+  "decay": (
+    revmom.sgd(0.1, 0.9, weight_decay=0.3),
+    math.log(0.9) + math.log1p(-0.03),
+  ),
+  "adam": (revmom.adam(1e-3, 0.9, 0.999), math.log(0.9) + math.log(0.999)),
+  "adamw": (
+    revmom.adamw(1e-3, 0.9, 0.999, weight_decay=0.1),
+    math.log(0.9) + math.log(0.999) + math.log1p(-1e-4),
+  ),
+  "rmsprop": (revmom.rmsprop(1e-3, 0.8, 0.9), math.log(0.8) + math.log(0.9)),
+  "adagrad": (revmom.adagrad(1e-3, 0.9), math.log(0.9)),
+  "signum": (revmom.signum(1e-3, 0.9), math.log(0.9)),
+  "muon": (
+    revmom.muon(0.1, 0.95),
+    (math.log(0.95), math.log(0.9) + math.log(0.999)),
+  ),
+  "averaged": (
+    revmom.averaged(revmom.sgd(0.1, 0.9), 0.99),
+    math.log(0.9) + math.log(0.99),
+  ),
+  "partition": (
+    revmom.partition(
+      {"a": revmom.sgd(0.1, 0.9), "b": revmom.sgd(0.1, 0.8)},
+      lambda params: {"w": "a", "b": "b"},
+    ),
+    (math.log(0.9), math.log(0.8)),
+  ),
+}
+
+
+def after(optimizer, steps):
+  """The state after so many steps, as far as log-determinants go."""
+  state = optimizer.init(PARAMS, steps)
+  return state.replace(count=jnp.asarray(steps, jnp.int32))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_of_every_optimizer(name):
+  optimizer, logs = OPTIMIZERS[name]
+  of_w, of_b = logs if isinstance(logs, tuple) else (logs, logs)
+  state = after(optimizer, 7)
+  book = ledger.add_run(ledger.init(PARAMS), optimizer, state)
+  found = ledger.report(book)
+  np.testing.assert_allclose(found["['w']"], 7 * 6 * of_w, rtol=1e-6)
+  np.testing.assert_allclose(found["['b']"], 7 * 3 * of_b, rtol=1e-6)
+  np.testing.assert_allclose(
+    ledger.total(book).value, optimizer.log_det(state), rtol=1e-7
+  )
+
+
+def test_a_real_run_and_another_after_it():
+  loss = lambda params, batch: jnp.sum(params["w"] ** 2) + jnp.sum(batch)
+  first, second = revmom.sgd(0.1, 0.9), revmom.sgd(0.1, 0.5)
+  book = ledger.init(PARAMS)
+  for optimizer, steps in (first, 3), (second, 2):
+    run = revmom.train(loss, optimizer, PARAMS, jnp.zeros((steps, 1)))
+    book = ledger.add_run(book, optimizer, run.state)
+  expected = 9 * (3 * math.log(0.9) + 2 * math.log(0.5))
+  np.testing.assert_allclose(ledger.total(book).value, expected, rtol=1e-6)
+  with pytest.raises(ValueError, match=r"sizes \(3, 6\), the ledger of \(2,\)"):
+    ledger.add_run(ledger.init(jnp.zeros(2)), second, run.state)
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_a_run_of_a_hundred_thousand_steps_is_exact(varies):
+  betas = np.linspace(0.5, 0.999, LONG).astype(np.float32)
+  betas = betas if varies else np.float32(0.9)
+  # What a step keeps is one minus what it forgets, a float32.
+  kept = 1 - np.broadcast_to(np.float32(1) - betas, LONG).astype(np.float64)
+  logs = [Fraction(float(log)) for log in np.log(kept)]
+  optimizer = revmom.sgd(0.1, jnp.asarray(betas))
+  state = after(optimizer, LONG).replace(count=jnp.asarray(90_001, jnp.int32))
+  add = lambda state: ledger.add_run(ledger.init(PARAMS), optimizer, state)
+  found = ledger.report(jax.jit(add)(state))
+  exact = float(6 * sum(logs[:90_001]))
+  np.testing.assert_allclose(found["['w']"], exact, rtol=1e-12)
+  # One whose factors are not known loses the logarithms' last bits only.
+  traced = jax.jit(
+    lambda beta: ledger.add_run(
+      ledger.init(PARAMS), revmom.sgd(0.1, beta), state
+    )
+  )(jnp.asarray(betas))
+  np.testing.assert_allclose(
+    ledger.report(traced)["['w']"], exact, rtol=1e-7 if varies else 3e-7
+  )
 
 
 def problem(size=24):

@@ -1,0 +1,149 @@
+"""Programs without what no output depends on.
+
+A loop may carry a count that is dropped, or a value that only such a count
+reads.  What a loop's outputs need is a fixed point over its steps.
+"""
+
+from itertools import compress
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr
+
+from revmom.jacobian.program import (
+  Equation,
+  Keep,
+  Program,
+  Variable,
+  inline,
+  keep_none,
+  run,
+)
+
+
+def live(program: Program, keep: Keep = keep_none) -> Program:
+  """A program without dead code, inside of its loops and branches too.
+
+  Args:
+    program: any.
+    keep: tells of a call inside of a loop or branch whether it is to stay an
+      equation, as in `trace`.
+
+  >>> def function(x):
+  ...   step = lambda c, _: ((2 * c[0], c[1] + c[0]), None)
+  ...   return jax.lax.scan(step, (x, 0.0), length=3)[0][0]
+  >>> from revmom.jacobian.program import trace
+  >>> program, _ = trace(function, 1.0)
+  >>> [len(p.equations[0].outputs) for p in (program, live(program))]
+  [2, 1]
+  """
+  wanted = {v for v in program.outputs if isinstance(v, Variable)}
+  kept = []
+  for equation in reversed(program.equations):
+    mask = [v in wanted for v in equation.outputs]
+    if any(mask):
+      equation = _narrowed(equation, mask, keep)
+      wanted.update(equation.variables)
+      kept.append(equation)
+  return program._replace(equations=tuple(kept[::-1]))
+
+
+def _narrowed(equation: Equation, wanted: list[bool], keep: Keep) -> Equation:
+  """An equation that computes the wanted outputs, of a loop no others."""
+  rules = {"scan": _narrowed_scan, "while": _narrowed_while}
+  rule = {**rules, "cond": _narrowed_cond}.get(equation.name)
+  if rule is None:
+    return equation
+  used, wanted, params = rule(equation.params, wanted, keep)
+  if all(used) and all(wanted):
+    return equation
+  return Equation(
+    equation.primitive,
+    {**equation.params, **params},
+    tuple(compress(equation.operands, used)),
+    tuple(compress(equation.outputs, wanted)),
+  )
+
+
+# Which operands and outputs of an equation remain, and its new parameters.
+Narrowed = tuple[list[bool], list[bool], dict[str, Any]]
+
+
+def _narrowed_scan(params: Any, wanted: list[bool], keep: Keep) -> Narrowed:
+  start, carry = params["num_consts"], params["num_carry"]
+  body = inline(params["jaxpr"], keep)
+  body, wanted = _narrowed_loop(body, start, carry, wanted, keep)
+  used = _used(body)
+  used[start : start + carry] = wanted[:carry]
+  changes = {
+    "jaxpr": _closed(body, used),
+    "num_consts": sum(used[:start]),
+    "num_carry": sum(wanted[:carry]),
+  }
+  return used, wanted, changes
+
+
+def _narrowed_while(params: Any, wanted: list[bool], keep: Keep) -> Narrowed:
+  first, start = params["cond_nconsts"], params["body_nconsts"]
+  condition = inline(params["cond_jaxpr"], keep)
+  asked = _used(condition)
+  wanted = [a or b for a, b in zip(wanted, asked[first:], strict=True)]
+  body = inline(params["body_jaxpr"], keep)
+  body, wanted = _narrowed_loop(body, start, len(wanted), wanted, keep)
+  reads = _used(body)[:start]
+  changes = {
+    "cond_jaxpr": _closed(condition, [*asked[:first], *wanted]),
+    "cond_nconsts": sum(asked[:first]),
+    "body_jaxpr": _closed(body, [*reads, *wanted]),
+    "body_nconsts": sum(reads),
+  }
+  return [*asked[:first], *reads, *wanted], wanted, changes
+
+
+def _narrowed_cond(params: Any, wanted: list[bool], keep: Keep) -> Narrowed:
+  branches = [
+    _narrowed_outputs(inline(branch, keep), wanted, keep)
+    for branch in params["branches"]
+  ]
+  used = [any(of) for of in zip(*map(_used, branches), strict=True)]
+  changes = {"branches": tuple(_closed(b, used) for b in branches)}
+  return [True, *used], wanted, changes
+
+
+def _narrowed_loop(
+  body: Program, start: int, carry: int, wanted: list[bool], keep: Keep
+) -> tuple[Program, list[bool]]:
+  """A loop's body without outputs that the wanted ones need in no step."""
+  while True:
+    narrow = _narrowed_outputs(body, wanted, keep)
+    used = _used(narrow)[start : start + carry]
+    grown = [a or b for a, b in zip(wanted[:carry], used, strict=True)]
+    if grown == wanted[:carry]:
+      return narrow, wanted
+    wanted = grown + wanted[carry:]
+
+
+def _narrowed_outputs(
+  program: Program, wanted: list[bool], keep: Keep
+) -> Program:
+  outputs = tuple(compress(program.outputs, wanted))
+  return live(program._replace(outputs=outputs), keep)
+
+
+def _used(program: Program) -> list[bool]:
+  """Which inputs a program reads."""
+  read = {v for equation in program.equations for v in equation.variables}
+  read.update(v for v in program.outputs if isinstance(v, Variable))
+  return [v in read for v in program.inputs]
+
+
+def _closed(program: Program, used: list[bool]) -> ClosedJaxpr:
+  """A program as a jaxpr of those inputs that are used."""
+  inputs = list(compress(program.inputs, used))
+  shapes = [
+    jax.ShapeDtypeStruct(v.shape, v.dtype, weak_type=v.aval.weak_type)
+    for v in inputs
+  ]
+  return jax.make_jaxpr(
+    lambda *values: run(program._replace(inputs=tuple(inputs)), values)
+  )(*shapes)
