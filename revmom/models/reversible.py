@@ -27,15 +27,16 @@ def reversible_stack(layer: Bijection, depth: int) -> Bijection:
                    {\partial (\theta_k, y_{k-1})}\right]^\top
         (\bar y_k, \bar\ell),
 
-  in either direction: sampling is reversible too.  It takes one more pass of
-  the layers' inverses than autodiff.
+  in either direction: sampling is reversible too.  It computes each coupling's
+  network once more than autodiff, so that a gradient takes a third longer.
 
   The inverse of floats is not exact to the bit.  Inputs are recovered up to
   rounding times the condition number of the layers passed, and gradients are
-  those at the recovered inputs.  So the first input is kept, and where it is
-  not recovered to half of its type's digits all gradients are NaN.  For such
-  layers use `stack`, or a `chain` of short reversible stacks, each of which
-  keeps its input.
+  those at the recovered inputs.  So the first input is kept.  The gradient of
+  an example that is not recovered to half of its type's digits is NaN, and
+  so is that of the parameters, unless the loss does not depend on the
+  example.  For such layers use `stack`, or a `chain` of short reversible
+  stacks, each of which keeps its input.
 
   Reverse mode over reverse mode and forward over reverse are right; they keep
   activations.  Forward mode alone JAX refuses: use `stack`, whose parameters
@@ -86,26 +87,52 @@ def _reversible(layer: Bijection, inverse: bool) -> Direction:
     (x, x_bar), params_bar = lax.scan(
       step, (y, y_bar), params, reverse=not inverse
     )
-    recovered = _is_close(x, start)
-    return jax.tree.map(
-      lambda bar: jnp.where(recovered, bar, jnp.asarray(jnp.nan, bar.dtype)),
-      (params_bar, x_bar),
+    recovered = _recovered(x, start, log_det_bar.ndim)
+    recovered |= ~_touched(y_bar, log_det_bar)
+    everywhere = jnp.all(recovered)
+    return (
+      jax.tree.map(lambda bar: _known(bar, everywhere), params_bar),
+      jax.tree.map(lambda bar: _known(bar, recovered), x_bar),
     )
 
   run.defvjp(forward, backward)
   return run
 
 
-def _is_close(recovered: Any, start: Any) -> jax.Array:
-  """Whether the largest error is within sqrt(epsilon) of the largest value."""
+def _recovered(x: Any, start: Any, batch_ndim: int) -> jax.Array:
+  """Whether each example is within sqrt(epsilon) of what it was: [*batch].
 
-  def close(recovered: jax.Array, start: jax.Array) -> jax.Array:
+  Relative to the largest number of the example, or to that of the middle one
+  of a batch if it is larger: an example of zeros is as good as its neighbours.
+  """
+
+  def largest(values: jax.Array) -> jax.Array:
+    axes = tuple(range(batch_ndim, values.ndim))
+    return jnp.max(jnp.abs(values), axes)
+
+  def close(x: jax.Array, start: jax.Array) -> jax.Array:
     tolerance = float(jnp.finfo(start.dtype).eps) ** 0.5
-    error = jnp.max(jnp.abs(recovered - start))
-    return error <= tolerance * jnp.max(jnp.abs(start))
+    scale = largest(start)
+    return largest(x - start) <= tolerance * jnp.maximum(
+      scale, jnp.median(scale)
+    )
 
-  checks = jax.tree.map(close, recovered, start)
-  return jnp.all(jnp.stack(jax.tree.leaves(checks)))
+  checks = jax.tree.leaves(jax.tree.map(close, x, start))
+  return jnp.all(jnp.stack(checks), 0)
+
+
+def _touched(y_bar: Any, log_det_bar: jax.Array) -> jax.Array:
+  """Which examples the loss depends on: [*batch]."""
+  touched = log_det_bar != 0
+  for bar in jax.tree.leaves(y_bar):
+    touched |= jnp.any(bar != 0, tuple(range(touched.ndim, bar.ndim)))
+  return touched
+
+
+def _known(bar: jax.Array, known: jax.Array) -> jax.Array:
+  """NaN where it is not known; `known` has the first axes of the array."""
+  known = known.reshape(known.shape + (1,) * (bar.ndim - known.ndim))
+  return jnp.where(known, bar, jnp.asarray(jnp.nan, bar.dtype))
 
 
 def _undo(

@@ -118,7 +118,6 @@ def test_log_det_is_that_of_the_dense_jacobian(name, x64):
   [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in LAYERS
-    if name != "reversible stack"  # the kit is in forward mode
   ],
 )
 def test_conforms(name):

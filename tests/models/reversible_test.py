@@ -6,6 +6,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from revmom.models import (
+  Bijection,
   actnorm,
   affine,
   chain,
@@ -148,3 +149,41 @@ def test_what_is_not_recovered_has_no_gradient():
   assert jnp.isfinite(y).all() and jnp.isfinite(log_det).all()
   gradient = gradient_in(reversible, params, x, jnp.float32)
   assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def shrink(params, x):
+  """x / p, with the log-determinant of three elements."""
+  log_det = jnp.broadcast_to(-3 * jnp.log(params), x.shape[:-1])
+  return x / params, log_det
+
+
+def grow_wrongly(params, y):
+  """p y, but off by a hundredth where that is large."""
+  x = y * params
+  x = jnp.where(jnp.abs(x) > 5, 1.01 * x, x)
+  log_det = jnp.broadcast_to(3 * jnp.log(params), x.shape[:-1])
+  return x, log_det
+
+
+def test_examples_that_are_not_recovered_are_told_apart():
+  init = lambda key, x: jnp.asarray(1.5, x.dtype)
+  layers = reversible_stack(Bijection(init, shrink, grow_wrongly), 2)
+  small = jnp.array([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0], [1e-3, 0.0, 1e-4]])
+  x = jnp.concatenate([small, jnp.array([[9.0, 0.1, 0.1]])])
+  params = layers.init(jax.random.key(0), x)
+
+  def loss(params, x, weights):
+    y, log_det = layers.forward_and_log_det(params, x)
+    return weights @ (jnp.sum(jnp.cos(y + 1), -1) + log_det)
+
+  gradient = jax.grad(loss, (0, 1))
+  # cos(x / p^2 + 1) - 6 log p, by hand.
+  slope = -jnp.sin(small / 2.25 + 1)
+  of_params, of_x = gradient(params, x, jnp.ones(4))
+  assert jnp.isnan(of_params).all() and jnp.isnan(of_x[3]).all()
+  assert jnp.allclose(of_x[:3], slope / 2.25, rtol=1e-5)
+  # A loss without the last one has the gradient that it would have alone.
+  of_params, of_x = gradient(params, x, jnp.array([1.0, 1.0, 1.0, 0.0]))
+  each = jnp.sum(-slope * small / 2.25 / 1.5) - 3 * 3 / 1.5
+  assert jnp.allclose(of_params, each, rtol=1e-5)
+  assert jnp.allclose(of_x[:3], slope / 2.25) and (of_x[3] == 0).all()
