@@ -1,0 +1,148 @@
+"""Norms of activations and of their gradients, wherever they occur.
+
+A `tap` is an identity whose adjoint measures: the gradient of its token holds
+sums over the values that passed and over the adjoints that came back.  Sums add
+up, so a tap may stand within a scan, a checkpoint or a vmap, where nothing else
+would get out, and one gradient serves all taps.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Norms(NamedTuple):
+  """Figures of some arrays; all have the same shape."""
+
+  norm: jax.Array  # Euclidean; NaN if an element is not finite
+  rms: jax.Array  # root of the mean square; 0 of nothing
+  zeros: jax.Array  # the fraction of elements that are zero
+  not_finite: jax.Array  # how many are infinite or NaN
+  elements: jax.Array  # how many there are; a float, to count beyond int32
+
+
+# What is summed over elements; squares by magnitude, so that none of them
+# leaves the range of its type (Blue 1978, "A portable Fortran program to find
+# the Euclidean norm of a vector").
+SMALL, MEDIUM, BIG, NONZERO, NOT_FINITE, COUNT = range(6)
+SUMS = 6
+
+
+class _Range(NamedTuple):
+  """Where squares are safe, and factors for what is not."""
+
+  least: float
+  most: float
+  up: float
+  down: float
+
+
+def _range(dtype: Any) -> _Range:
+  if jnp.finfo(dtype).maxexp >= 1024:
+    return _Range(2.0**-400, 2.0**400, 2.0**600, 2.0**-600)
+  return _Range(2.0**-48, 2.0**48, 2.0**64, 2.0**-80)
+
+
+def _floats(tree: Any) -> list[jax.Array]:
+  """The leaves that have adjoints."""
+  return [
+    jnp.asarray(leaf)
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+  ]
+
+
+def sums(tree: Any, leading: int = 0) -> jax.Array:
+  """Sums over all floats of a tree, [..., 6]; `leading` axes are kept."""
+  shape = next((leaf.shape[:leading] for leaf in _floats(tree)), ())
+  zero = jnp.zeros((*shape, SUMS))
+  return sum((_sums(leaf, leading) for leaf in _floats(tree)), zero)
+
+
+def _sums(values: jax.Array, leading: int) -> jax.Array:
+  wide = jnp.zeros(()).dtype  # float32, or float64 where that is on
+  axes = tuple(range(leading, values.ndim))
+  safe = _range(wide)
+  finite = jnp.isfinite(values)
+  sizes = jnp.where(finite, jnp.abs(values).astype(wide), 0)
+  small, big = sizes < safe.least, sizes > safe.most
+  add = lambda terms: jnp.sum(terms, axes, dtype=wide)
+  square = lambda where, factor: add(jnp.where(where, sizes * factor, 0) ** 2)
+  return jnp.stack(
+    [
+      square(small, safe.up),
+      square(~small & ~big, 1.0),
+      square(big, safe.down),
+      add(values != 0),
+      add(~finite),
+      jnp.full(values.shape[:leading], np.prod(values.shape[leading:]), wide),
+    ],
+    -1,
+  )
+
+
+def norms(totals: jax.Array) -> Norms:
+  """`Norms` from the result of `sums`."""
+  safe = _range(totals.dtype)
+  scales = jnp.asarray([1 / safe.up, 1.0, 1 / safe.down], totals.dtype)
+  parts = jnp.sqrt(totals[..., : BIG + 1]) * scales
+  largest = jnp.max(parts, -1)
+  relative = parts / jnp.where(largest > 0, largest, 1)[..., None]
+  norm = largest * jnp.sqrt(jnp.sum(relative**2, -1))
+  norm = jnp.where(totals[..., NOT_FINITE] > 0, jnp.nan, norm)
+  count = totals[..., COUNT]
+  some = jnp.maximum(count, 1)
+  return Norms(
+    norm,
+    norm / jnp.sqrt(some),
+    jnp.where(count > 0, 1 - totals[..., NONZERO] / some, 0),
+    totals[..., NOT_FINITE],
+    count,
+  )
+
+
+@jax.custom_vjp
+def _tap(values: jax.Array, token: jax.Array) -> jax.Array:
+  del token
+  return values
+
+
+def _tap_forward(
+  values: jax.Array, token: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  del token
+  return values, sums(values)
+
+
+def _tap_backward(
+  passed: jax.Array, bars: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  return bars, jnp.stack([passed, sums(bars)])
+
+
+_tap.defvjp(_tap_forward, _tap_backward)
+
+
+def tokens(count: int) -> jax.Array:
+  """One for each tap [count, 2, 6]."""
+  return jnp.zeros((count, 2, SUMS))
+
+
+def tap(tree: Any, token: jax.Array) -> Any:
+  """The tree; the gradient of a token is `sums` of it and of its adjoint.
+
+  >>> token = tokens(1)[0]
+  >>> bar = jax.grad(lambda t: jnp.sum(2 * tap(jnp.array([3.0, 4.0]), t)))(
+  ...   token
+  ... )
+  >>> print(norms(bar).norm.round(4))
+  [5.     2.8284]
+  """
+
+  def one(leaf: Any) -> Any:
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return _tap(leaf, token) if floating else leaf
+
+  return jax.tree.map(one, tree)
