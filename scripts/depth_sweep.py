@@ -1,0 +1,478 @@
+"""How deep networks can be before they stop learning, and what makes them so.
+
+  python scripts/depth_sweep.py --workdir=out/depth_sweep
+  python scripts/depth_sweep.py --dataset=mnist --data_dir=DIR \
+    --workdir=out/depth_mnist
+
+Convolutional networks of 2 to 200 layers classify images of digits by linear
+regression: plain ones, with a regression on every layer (deep supervision),
+with residual layers normalised after the sum or inside the branch, with update
+gates (UGCNN) and with Fixup initialisation.  Of each it measures the gradient
+that reaches every layer at initialisation, and then trains it.
+
+After that, plain fully connected tanh networks are trained at many depths and
+gains sigma_w.  On the map of those that learned is the theory's line of 6 xi_c
+layers, about as deep as a signal gets (Schoenholz, Gilmer, Ganguli &
+Sohl-Dickstein 2017, figure 5).
+
+About a minute and a half on 2 CPU cores.  Expect, at 200 layers, a gradient
+that is 8e-13 times as large at the first layer as at the last in a plain network,
+which learns nothing (9 % of validation images right), as do deep supervision,
+whose gradients reach every layer (11 %), and residual layers normalised after
+the sum (24 %), whose identity path alone passes on 2e-11; but 83 % with the
+normalisation inside the branch, whose identity path passes on all of it, 91 %
+with update gates, if their biases are log L, and 92 % with Fixup.
+
+Of plain tanh networks those learn that are no deeper than the theory says: the
+deepest has 60 layers and sigma_w^2 = 2, near the edge of chaos at 1.761, and
+all of them have at most 6 xi_c.  An identity path that is not what it must be
+is an error.
+
+With --workdir it writes result.json, metrics.csv (a row for each network, depth
+and step), gradients.png, training.png, trainable.png and checkpoints.  Running
+it again there goes on with the first network or depth that was not finished.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import datasets
+import depth_figures
+import depth_map
+import depth_networks
+import experiment
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from tqdm import tqdm
+
+from revmom.analysis import edge_of_chaos
+
+_DATASET = flags.DEFINE_enum(
+  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
+_DEPTHS = flags.DEFINE_list(
+  "depths", ["2", "10", "50", "200"], "Layers of the networks."
+)
+_CHANNELS = flags.DEFINE_integer(
+  "channels", 8, "Of the convolutional networks.", lower_bound=1
+)
+_STEPS = flags.DEFINE_integer(
+  "steps", 60, "Adam steps of each network.", lower_bound=1
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 32, "Images a step, drawn with replacement.", lower_bound=1
+)
+_LEARNING_RATE = flags.DEFINE_float(
+  "learning_rate", 2e-3, "Of Adam.", lower_bound=0.0
+)
+_MAP_DEPTHS = flags.DEFINE_list(
+  "map_depths",
+  ["5", "10", "20", "30", "40", "60", "80", "110", "150", "200"],
+  "Hidden layers of the fully connected networks.",
+)
+_MAP_GAINS = flags.DEFINE_list(
+  "map_gains",
+  [f"{0.5 + 0.25 * i:g}" for i in range(13)],
+  "sigma_w^2 of the fully connected networks.",
+)
+_MAP_WIDTH = flags.DEFINE_integer(
+  "map_width", 48, "Units of a layer of these.", lower_bound=1
+)
+_MAP_STEPS = flags.DEFINE_integer(
+  "map_steps", 200, "Steps of SGD with momentum of these.", lower_bound=1
+)
+_MAP_LEARNING_RATE = flags.DEFINE_float(
+  "map_learning_rate", 1e-3, "Of these.", lower_bound=0.0
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+
+SIGMA_B = 0.05**0.5  # as in the paper's figure
+XI = 6  # depth scales that a trainable network may have, of the paper
+LEARNED = 0.5  # accuracy of a network that counts as trainable
+_LOCAL = ("data_dir",)  # may differ between a run and its resumption
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment; see the flags of the same names."""
+
+  dataset: str = "digits"
+  data_dir: str | None = None
+  depths: tuple[str, ...] = ("2", "10", "50", "200")
+  channels: int = 8
+  steps: int = 60
+  batch_size: int = 32
+  learning_rate: float = 2e-3
+  map_depths: tuple[str, ...] = ("5", "20", "80", "200")
+  map_gains: tuple[str, ...] = ("0.5", "1.75", "3")
+  map_width: int = 48
+  map_steps: int = 200
+  map_learning_rate: float = 1e-3
+  seed: int = 0
+
+
+Results = dict[str, Any]  # by the name of what is done, as JSON holds it
+
+
+def numbers(name: str, texts: Iterable[str], kind: type) -> list[Any]:
+  """The values of a flag that is a list, in order.
+
+  Raises:
+    ValueError: they are not positive numbers.
+  """
+  texts = list(texts)
+  try:
+    values = sorted({kind(text) for text in texts})
+  except ValueError:
+    values = []
+  if not values or values[0] <= 0 or not math.isfinite(values[-1]):
+    raise ValueError(
+      f"--{name}={','.join(texts)}; expected positive "
+      f"{'integers' if kind is int else 'numbers'}, such as 2,10,50."
+    )
+  return values
+
+
+def draws(config: Config, steps: int, count: int) -> jax.Array:
+  """Indices of images [steps, batch_size]."""
+  key = jax.random.fold_in(jax.random.key(config.seed), 1)
+  return jax.random.randint(key, (steps, config.batch_size), 0, count)
+
+
+def network_runs(
+  config: Config, data: datasets.Data
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+  """What is to be done about each kind of convolutional network."""
+  depths = numbers("depths", config.depths, int)
+  train = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
+  validation = (
+    jnp.asarray(data.validation_images),
+    jnp.asarray(data.validation_labels),
+  )
+  batches = draws(config, config.steps, len(data.train_labels))
+  key = jax.random.key(config.seed)
+  start = functools.partial(
+    depth_networks.init,
+    key,
+    images=train[0][batches[0]],
+    channels=config.channels,
+    largest=depths[-1],
+  )
+
+  def trained(name: str) -> list[dict[str, Any]]:
+    network = depth_networks.NETWORKS[name]
+    program = jax.jit(
+      lambda params, depth: depth_networks.outcome(
+        network,
+        params,
+        train,
+        validation,
+        depth,
+        batches,
+        optax.adam(config.learning_rate),
+      )
+    )
+    rows = []
+    for depth in depths:
+      params = start(network=network, depth=depth)
+      result = program(params, jnp.asarray(depth))
+      rows.append(
+        {
+          "depth": depth,
+          "gradients": np.asarray(result.gradients[:depth]).tolist(),
+          "losses": np.asarray(result.losses).tolist(),
+          "accuracy": float(result.accuracy),
+        }
+      )
+      _check_finite(name, rows[-1])
+    return rows
+
+  def identity_path(name: str) -> list[float]:
+    network = depth_networks.IDENTITY_PATHS[name]
+    params = start(network=network, depth=depths[-1])
+    first = batches[0]
+    program = jax.jit(
+      lambda params: depth_networks.gradients(
+        network, params, train[0][first], train[1][first], depths[-1]
+      )
+    )
+    return np.asarray(program(params)).tolist()
+
+  for name in depth_networks.NETWORKS:
+    yield name, functools.partial(trained, name)
+  for name in depth_networks.IDENTITY_PATHS:
+    yield f"identity path, {name}", functools.partial(identity_path, name)
+
+
+def map_runs(
+  config: Config, data: datasets.Data
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+  """What is to be done about each depth of the map."""
+  depths = numbers("map_depths", config.map_depths, int)
+  gains = np.sqrt(numbers("map_gains", config.map_gains, float))
+  pixels = data.train_images.reshape(len(data.train_images), -1)
+  centred = pixels - pixels.mean(0)
+  images = jnp.asarray(centred / np.sqrt(np.mean(centred**2)))
+  labels = jnp.asarray(data.train_labels)
+  program = jax.jit(
+    jax.vmap(
+      functools.partial(
+        depth_map.train,
+        jax.random.key(config.seed),
+        images,
+        labels,
+        sigma_b=SIGMA_B,
+        width=config.map_width,
+        largest=depths[-1],
+        batches=draws(config, config.map_steps, len(labels)),
+        optimizer=optax.sgd(config.map_learning_rate, 0.9),
+      ),
+      in_axes=(None, 0),
+    )
+  )
+
+  def row(depth: int) -> dict[str, Any]:
+    trained = program(jnp.asarray(depth), jnp.asarray(gains, jnp.float32))
+    return {
+      "depth": depth,
+      "accuracy": np.asarray(trained.accuracy).tolist(),
+      "loss": np.asarray(trained.loss, np.float64).tolist(),
+    }
+
+  for depth in depths:
+    yield f"map of depth {depth}", functools.partial(row, depth)
+
+
+def _check_finite(name: str, row: dict[str, Any]) -> None:
+  bad = [i for i, loss in enumerate(row["losses"]) if not math.isfinite(loss)]
+  if bad or not all(map(math.isfinite, row["gradients"])):
+    raise FloatingPointError(
+      f"{name} of {row['depth']} layers: "
+      + (f"the loss of step {bad[0]}" if bad else "a gradient at first")
+      + " is not finite; lower --learning_rate."
+    )
+
+
+def theory(config: Config) -> dict[str, list[float]]:
+  """6 xi_c over sigma_w^2, and its edge of chaos."""
+  squares = numbers("map_gains", config.map_gains, float)
+  fine = np.linspace(squares[0], squares[-1], 200)
+  of_square = lambda s: (
+    edge_of_chaos.depth_scales(jnp.tanh, jnp.sqrt(s), SIGMA_B).correlation
+  )
+  lines = jax.jit(jax.vmap(of_square))(jnp.asarray([*fine, *squares]))
+  lines = XI * np.asarray(lines, np.float64)
+  return {
+    "squares": fine.tolist(),
+    "depths": lines[:200].tolist(),
+    "at_gains": lines[200:].tolist(),
+  }
+
+
+def work(
+  runs: list[tuple[str, Callable[[], Any]]],
+  done: Results,
+  save: Callable[[Results], None],
+) -> Results:
+  """Does what is not done yet, and saves after each."""
+  results = dict(done)
+  todo = [(name, run) for name, run in runs if name not in done]
+  bar = tqdm(todo, disable=None)
+  for name, run in bar:
+    bar.set_description_str(name)
+    results[name] = run()
+    save(results)
+  return results
+
+
+def map_figures(config: Config, results: Results) -> dict[str, Any]:
+  """How the map agrees with its theory."""
+  squares = numbers("map_gains", config.map_gains, float)
+  depths = np.array(numbers("map_depths", config.map_depths, int))
+  rows = [results[f"map of depth {depth}"] for depth in depths]
+  learned = np.array([row["accuracy"] for row in rows]) > LEARNED
+  within = depths[:, None] <= np.asarray(theory(config)["at_gains"])
+  deepest = np.where(learned, depths[:, None], 0).max(0)
+  share = lambda of, among: float(of[among].mean()) if among.any() else None
+  return {
+    "edge_sigma_w_squared": float(
+      edge_of_chaos.edge_of_chaos(jnp.tanh, SIGMA_B) ** 2
+    ),
+    "deepest_sigma_w_squared": squares[int(deepest.argmax())],
+    "deepest_that_learned": int(deepest.max()),
+    "learners_within_theory": share(within, learned),
+    "within_theory_that_learned": share(learned, within),
+  }
+
+
+def network_figures(results: Results) -> dict[str, Any]:
+  """Of every network and depth."""
+  figures = {}
+  for name in depth_networks.NETWORKS:
+    for row in results[name]:
+      of_row = f"{key(name)}_{row['depth']}"
+      figures[f"{of_row}_accuracy"] = row["accuracy"]
+      figures[f"{of_row}_gradient_ratio"] = ratio(row["gradients"])
+  for name in depth_networks.IDENTITY_PATHS:
+    path = results[f"identity path, {name}"]
+    figures[f"{key(name)}_identity_ratio"] = ratio(path)
+  return figures
+
+
+def key(name: str) -> str:
+  """Of a network, in result.json."""
+  return re.sub(r"\W+", "_", name.lower())
+
+
+def ratio(gradients: list[float]) -> float | None:
+  """Of the first layer's to the last one's."""
+  return gradients[0] / gradients[-1] if gradients[-1] else None
+
+
+def check(config: Config, figures: dict[str, Any]) -> None:
+  """What must hold at any size: the identity path of the two placements.
+
+  Raises:
+    RuntimeError: it does not.
+  """
+  depth = numbers("depths", config.depths, int)[-1]
+  inside = figures["pre_norm_residual_identity_ratio"]
+  after = figures["post_norm_residual_identity_ratio"]
+  if inside is None or abs(inside - 1) > 1e-5:
+    raise RuntimeError(
+      f"the identity path of pre-norm residual layers passes on {inside} of "
+      "the gradient, but should pass on all of it."
+    )
+  if after is None or (depth > 1 and after >= 0.99 ** (depth - 1)):
+    raise RuntimeError(
+      f"the identity path of {depth} post-norm residual layers passes on "
+      f"{after} of the gradient, but should lose some in each."
+    )
+
+
+def metrics(results: Results) -> list[dict[str, Any]]:
+  """Rows of metrics.csv."""
+  return [
+    {"network": name, "depth": row["depth"], "step": step, "loss": loss}
+    for name in depth_networks.NETWORKS
+    for row in results[name]
+    for step, loss in enumerate(row["losses"])
+  ]
+
+
+def write(
+  path: pathlib.Path, config: Config, results: Results, result: dict[str, Any]
+) -> None:
+  """All files but the checkpoints."""
+  networks = {name: results[name] for name in depth_networks.NETWORKS}
+  paths = {
+    name: results[f"identity path, {name}"]
+    for name in depth_networks.IDENTITY_PATHS
+  }
+  rows = [
+    results[f"map of depth {depth}"]
+    for depth in numbers("map_depths", config.map_depths, int)
+  ]
+  squares = numbers("map_gains", config.map_gains, float)
+  drawn = {
+    "gradients": depth_figures.gradients(networks, paths),
+    "training": depth_figures.training(networks),
+    "trainable": depth_figures.trainable(squares, rows, theory(config)),
+  }
+  for name, figure in drawn.items():
+    figure.savefig(path / f"{name}.png", dpi=150)
+  experiment.write_csv(path / "metrics.csv", metrics(results))
+  experiment.write_json(path / "result.json", result)
+
+
+def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
+  """The experiment: measure, train, write, check.
+
+  Raises:
+    ValueError: flags, the data or the workdir don't go together.
+    FloatingPointError: a loss or gradient was not finite.
+    RuntimeError: an identity path is not what it must be.
+  """
+  begin = time.perf_counter()
+  data = datasets.load(config.dataset, config.data_dir)
+  runs = [*network_runs(config, data), *map_runs(config, data)]
+  path = experiment.folder(workdir)
+  done: Results = {}
+  save: Callable[[Results], None] = lambda results: None
+  if path is not None:
+    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+    latest = checkpoints.latest()
+    done = latest[1]["about"] if latest else {}
+
+    def save(results: Results) -> None:
+      checkpoints.save(len(results), jnp.asarray(len(results)), results)
+
+  results = work(runs, done, save)
+  if path is not None:
+    checkpoints.close()
+  figures = network_figures(results) | map_figures(config, results)
+  result = {
+    "dataset": config.dataset,
+    "resumed_from": len(done),
+    **figures,
+    "seconds": time.perf_counter() - begin,
+  }
+  if path is not None:
+    write(path, config, results, result)
+  # At the end, so that a failure can be looked at.
+  check(config, figures)
+  return result
+
+
+def report(result: dict[str, Any]) -> str:
+  """The result for people."""
+  number = lambda value: "none" if value is None else f"{value:.2g}"
+  depths = [
+    int(name.split("_")[1])
+    for name in result
+    if re.fullmatch(r"plain_\d+_accuracy", name)
+  ]
+  lines = [
+    "accuracy on validation images (gradient at the first layer / at the last)",
+    f"{'layers':20}" + "".join(f"{depth:>18}" for depth in depths),
+  ]
+  for name in depth_networks.NETWORKS:
+    cells = [
+      f"{result[f'{key(name)}_{depth}_accuracy']:.1%} "
+      f"({number(result[f'{key(name)}_{depth}_gradient_ratio'])})"
+      for depth in depths
+    ]
+    lines.append(f"{name:20}" + "".join(f"{cell:>18}" for cell in cells))
+  r = result
+  return "\n".join(
+    [
+      *lines,
+      "identity path alone: pre-norm "
+      f"{number(r['pre_norm_residual_identity_ratio'])}, post-norm "
+      f"{number(r['post_norm_residual_identity_ratio'])}",
+      f"plain tanh networks: edge of chaos at sigma_w^2 = "
+      f"{r['edge_sigma_w_squared']:.3f}; the deepest that learned has "
+      f"{r['deepest_that_learned']} layers, at {r['deepest_sigma_w_squared']}",
+      f"of those that learned {number(r['learners_within_theory'])} have at "
+      f"most 6 xi_c layers; of those {number(r['within_theory_that_learned'])} "
+      "learned",
+      f"{r['seconds']:.0f} s",
+    ]
+  )
+
+
+if __name__ == "__main__":
+  experiment.start(
+    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  )

@@ -1,0 +1,217 @@
+"""What depth, recurrence, normalisation and initialisation do to gradients.
+
+  python scripts/trainability.py --workdir=out/trainability
+  python scripts/trainability.py --module=mine.py:factory --workdir=out/mine
+
+One page: every bound or prediction beside its measurement, for chains of units
+(D1, D2), recurrences (D3), residual maps and a common wrong bound on them (D4),
+batch normalisation (D5), two residual blocks (D6), initialisation (D7), deep
+supervision (D8), residual filters (D9), a gated convolutional network beside
+others (D10) and memory cells (B2).  Images are digits.
+
+One minute on 2 CPU cores.  Expect |df/dx| of 200 sigmoid units below 4^-200 =
+4e-121, an I + J whose smallest singular value is 0 where 1 was claimed, and the
+word "no" in the last column of the table for that claim alone.
+
+A file that --module names has a function of a random key that returns a Flax
+module, its variables (None for NNX) and an input; the table of its layers is
+printed instead, with trouble named by layer.
+
+With --workdir it writes result.json, metrics.csv (the rows of the table) and
+trainability.png, or module.png.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import pathlib
+import runpy
+import time
+from typing import Any
+
+import datasets
+import experiment
+import jax
+import trainability_figures as figures
+import trainability_rows as rows_of
+from absl import flags
+from tqdm import tqdm
+from trainability_rows import Panel, Row
+
+from revmom.analysis.gradient_flow import GradientFlow, gradient_flow
+
+_DATASET = flags.DEFINE_enum(
+  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
+_MODULE = flags.DEFINE_string(
+  "module", None, "FILE.py:FUNCTION, key -> (Flax module, variables, input)."
+)
+_SYSTEMS = flags.DEFINE_list(
+  "systems", None, "Only these, such as D1,D4; all if it is left out."
+)
+_STEPS = flags.DEFINE_integer("steps", 300, "Adam steps of D10.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of weights and draws.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment; see the flags of the same names."""
+
+  dataset: str = "digits"
+  data_dir: str | None = None
+  module: str | None = None
+  systems: tuple[str, ...] | None = None
+  steps: int = 300
+  seed: int = 0
+
+
+def measure(config: Config) -> tuple[list[Row], list[Panel]]:
+  """All rows and panels.
+
+  Raises:
+    ValueError: there is no such system.
+    FloatingPointError: a number was not finite.
+  """
+  data = datasets.load(config.dataset, config.data_dir)
+  of = rows_of.measurements(
+    jax.random.key(config.seed),
+    data.train_images,
+    data.train_labels,
+    config.steps,
+  )
+  chosen = config.systems or list(of)
+  unknown = sorted(set(chosen) - set(of))
+  if unknown:
+    raise ValueError(
+      f"--systems={','.join(chosen)}: there is no {', '.join(unknown)}; choose "
+      f"from {', '.join(of)}."
+    )
+  rows: list[Row] = []
+  panels: list[Panel] = []
+  for system in tqdm(chosen, desc="systems", disable=None):
+    found, panel = of[system]()
+    for row in found:
+      if not math.isfinite(row.measured):
+        raise FloatingPointError(f"{row.system}, {row.what}: {row.measured}")
+    rows += found
+    panels.append(panel)
+  return rows, panels
+
+
+def user_flow(config: Config) -> GradientFlow:
+  """Figures of the module of --module.
+
+  Raises:
+    ValueError: it is not what it should be.
+  """
+  text = str(config.module)
+  file, _, name = text.rpartition(":")
+  path = pathlib.Path(file)
+  if not file or not path.is_file():
+    raise ValueError(
+      f"--module={text}: expected FILE.py:FUNCTION, and {file or text} is not "
+      "a file."
+    )
+  factory = runpy.run_path(str(path)).get(name)
+  if not callable(factory):
+    raise ValueError(f"--module={text}: {path} defines no function {name}.")
+  made = factory(jax.random.key(config.seed))
+  if not isinstance(made, tuple) or len(made) != 3:
+    raise ValueError(
+      f"--module={text} returned {type(made).__name__}; it must return a Flax "
+      "module, its variables (None for NNX) and an input."
+    )
+  return gradient_flow(*made, spectra=True)
+
+
+def number(value: float | None, log: bool) -> str:
+  """As a power of ten, if it is a logarithm."""
+  if value is None:
+    return ""
+  if not log:
+    return f"{value:.4g}"
+  exponent = math.floor(value)
+  return f"{10 ** (value - exponent):.2f}e{exponent:+03d}"
+
+
+def table(rows: list[Row]) -> str:
+  """For people."""
+  header = ["", "", "", "expected", "measured", "holds"]
+  lines = [header] + [
+    [
+      row.system,
+      row.what,
+      row.kind,
+      number(row.expected, row.log),
+      number(row.measured, row.log),
+      {True: "yes", False: "no", None: ""}[row.holds],
+    ]
+    for row in rows
+  ]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+    "  ".join(
+      entry.ljust(width) for entry, width in zip(line, widths, strict=True)
+    ).rstrip()
+    for line in lines
+  )
+
+
+def metrics(rows: list[Row]) -> str:
+  """metrics.csv."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(Row._fields)
+  writer.writerows(rows)
+  return text.getvalue()
+
+
+def run(config: Config, workdir: str | None = None) -> str:
+  """Measures, writes, and returns the report.
+
+  Raises:
+    RuntimeError: a bound or prediction does not hold.
+  """
+  begin = time.perf_counter()
+  path = experiment.folder(workdir)
+  if config.module is not None:
+    flow = user_flow(config)
+    result: dict[str, Any] = {
+      "module": config.module,
+      "layers": len(flow.names) - 1,
+      "problems": flow.problems,
+    }
+    text, name = str(flow), "module"
+    figure = figures.module(flow)
+  else:
+    rows, panels = measure(config)
+    wrong = [row for row in rows if row.holds is False and row.kind != "claim"]
+    if wrong:
+      raise RuntimeError(
+        "what should hold does not:\n" + table(wrong) + "\nof\n" + table(rows)
+      )
+    result = {
+      "rows": len(rows),
+      "hold": sum(row.holds is True for row in rows),
+      "false_claims": sum(row.holds is False for row in rows),
+      **{f"{row.system}_{i}": row.measured for i, row in enumerate(rows)},
+    }
+    text, name = table(rows), "trainability"
+    figure = figures.page(panels)
+    if path is not None:
+      experiment.write_text(path / "metrics.csv", metrics(rows))
+  result["seconds"] = time.perf_counter() - begin
+  if path is not None:
+    figure.savefig(path / f"{name}.png", dpi=110)
+    experiment.write_text(
+      path / "result.json", json.dumps(result, indent=2) + "\n"
+    )
+  return f"{text}\ntime {result['seconds']:.1f} s"
+
+
+if __name__ == "__main__":
+  experiment.start(lambda: run(experiment.settings(Config), _WORKDIR.value))

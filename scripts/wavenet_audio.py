@@ -1,0 +1,472 @@
+"""A WaveNet learns clips of sound, says them, and ends what others began.
+
+  python scripts/wavenet_audio.py --workdir=out/wavenet
+  python scripts/wavenet_audio.py --data_dir=DIR --steps=3000 \
+    --workdir=out/digits
+
+Van den Oord et al. (2016), "WaveNet: a generative model for raw audio": 8-bit
+mu-law codes of sound at 8 kHz, each predicted from those before it, for a class
+that is given.  Without --data_dir the sounds are plucked strings, made of
+damped harmonics of ten pitches and some noise.  With it they are files of
+16-bit mono sound at 8 kHz named DIGIT_SPEAKER_INDEX.wav, as the Free Spoken
+Digit Dataset has them; indices 0 to 4 are for the test.
+
+It prints the bits a sample of test clips, beside those of a model that knows
+how often each code occurs (unigram) and, for strings, beside those of the
+noise, which no model can go below on average.
+
+TIME AND NUMBERS
+
+With --workdir it writes result.json, metrics.csv, loss.png, checkpoints,
+generated.wav (a clip of each class), completed.wav (test clips of which the
+second half is generated) and spectrogram.png.  Running it again there goes on
+from the last checkpoint and ends in the same weights as a run that was never
+interrupted.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import audio_clips
+import audio_figures
+import experiment
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from tqdm import tqdm
+
+from revmom.models.audio import mu_law_inverse
+from revmom.models.autoregressive import Autoregressive
+from revmom.models.conditional import categorical, mixture_of_logistics
+from revmom.models.wavenet import wavenet
+
+_LEVELS = 256
+_DOUBLING = tuple(str(2**i) for i in range(7))
+_CONDITIONALS = {
+  "mixture_of_logistics": mixture_of_logistics(levels=_LEVELS),
+  "categorical": categorical(_LEVELS),
+}
+
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Folder of wav files; without it, plucked strings."
+)
+_DILATIONS = flags.DEFINE_list(
+  "dilations", list(_DOUBLING), "Of each block's convolution."
+)
+_CONDITIONAL = flags.DEFINE_enum(
+  "conditional",
+  "categorical",
+  list(_CONDITIONALS),
+  "Distribution of a code, given what the network says.",
+)
+_RESIDUAL = flags.DEFINE_integer(
+  "residual", 32, "Channels between blocks.", lower_bound=1
+)
+_SKIP = flags.DEFINE_integer(
+  "skip", 64, "Channels of the sum of all blocks.", lower_bound=1
+)
+_WINDOW = flags.DEFINE_integer(
+  "window", 512, "Samples that a clip gives to a step.", lower_bound=1
+)
+_SECONDS = flags.DEFINE_float(
+  "seconds", 0.25, "Length of generated clips.", lower_bound=0.01
+)
+_STEPS = flags.DEFINE_integer("steps", 1200, "Adam steps.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 8, "Windows a step, drawn with replacement.", lower_bound=1
+)
+_LEARNING_RATE = flags.DEFINE_float(
+  "learning_rate",
+  6e-3,
+  "After a twentieth of the steps; from there a cosine, to zero.",
+  lower_bound=0.0,
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of data, weights, batches and noise.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+
+_CHECKPOINTS = 5  # in a run, each with a test
+_CHUNK = 16  # windows that are evaluated at once
+_LOCAL = ("data_dir", "seconds")  # may differ from the run that is resumed
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment; see the flags of the same names."""
+
+  data_dir: str | None = None
+  dilations: tuple[str, ...] = _DOUBLING
+  conditional: str = "categorical"
+  residual: int = 32
+  skip: int = 64
+  window: int = 512
+  seconds: float = 0.25
+  steps: int = 1200
+  batch_size: int = 8
+  learning_rate: float = 6e-3
+  seed: int = 0
+
+
+class Training(NamedTuple):
+  """All that a checkpoint holds."""
+
+  params: Any
+  optimizer: Any  # of Adam
+
+
+def model_of(config: Config) -> Autoregressive:
+  """The WaveNet of the flags.
+
+  Raises:
+    ValueError: --dilations are not positive integers.
+  """
+  try:
+    dilations = [int(dilation) for dilation in config.dilations]
+  except ValueError as error:
+    raise ValueError(
+      f"--dilations={','.join(config.dilations)}; expected integers, such as "
+      "1,2,4,8."
+    ) from error
+  network = wavenet(
+    dilations,
+    residual=config.residual,
+    skip=config.skip,
+    num_classes=audio_clips.CLASSES,
+  )
+  return Autoregressive(network, _CONDITIONALS[config.conditional])
+
+
+def context_of(model: Autoregressive) -> int:
+  """How many samples before one its distribution depends on."""
+  seen = model.network.receptive_field
+  assert seen is not None
+  return -min(offset for (offset,) in seen)
+
+
+def optimizer_of(config: Config) -> optax.GradientTransformation:
+  """Adam with a rate that grows, and then decays along a cosine."""
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0, config.learning_rate, config.steps // 20, config.steps
+  )
+  return optax.adam(rate)
+
+
+def bits_of(
+  model: Autoregressive,
+  windows: audio_clips.Windows,
+  params: Any,
+  clip: jax.Array,
+  offset: jax.Array,
+  window: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Sum of the bits of the samples in windows, and how many they are."""
+  context = context_of(model)
+  codes, inside, labels = audio_clips.take(
+    windows, clip, offset, context, window
+  )
+  log_probs = model.element_log_probs(params, codes, labels)
+  log_probs = log_probs[:, context:, 0]
+  return -jnp.sum(log_probs, where=inside) / math.log(2), jnp.sum(inside)
+
+
+def training_step(
+  config: Config, model: Autoregressive, clips: audio_clips.Clips
+) -> Callable:
+  """(training, number) -> the next one, and the mean bits a sample."""
+  windows = jax.tree.map(
+    jnp.asarray,
+    audio_clips.windows_of(clips, context_of(model), config.window),
+  )
+  batch_key = jax.random.fold_in(jax.random.key(config.seed), 1)
+  optimizer = optimizer_of(config)
+
+  def loss_fn(params, clip, offset):
+    bits, count = bits_of(model, windows, params, clip, offset, config.window)
+    return bits / count.astype(bits.dtype)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(training, number):
+    which, where = jax.random.split(jax.random.fold_in(batch_key, number))
+    # So that every sample of every clip is as likely to be in the window.
+    places = windows.lengths + (config.window - 1)
+    logits = jnp.log(places.astype(jnp.float32))
+    clip = jax.random.categorical(which, logits, shape=(config.batch_size,))
+    offset = jax.random.randint(where, clip.shape, 0, places[clip])
+    offset = offset - (config.window - 1)
+    loss, gradients = jax.value_and_grad(loss_fn)(training.params, clip, offset)
+    updates, state = optimizer.update(gradients, training.optimizer)
+    return Training(optax.apply_updates(training.params, updates), state), loss
+
+  return step
+
+
+def evaluation(
+  config: Config, model: Autoregressive, clips: audio_clips.Clips
+) -> Callable:
+  """params -> bits a sample of whole clips, each seen to its full context."""
+  window = config.window
+  windows = audio_clips.windows_of(clips, context_of(model), window)
+  pieces = [
+    (clip, offset)
+    for clip, length in enumerate(windows.lengths)
+    for offset in range(0, length, window)
+  ]
+  # Windows that begin at the end of a clip have no samples in them.
+  nothing = [(0, int(windows.lengths[0]))] * (-len(pieces) % _CHUNK)
+  chunks = np.array(pieces + nothing, np.int32).reshape(-1, _CHUNK, 2)
+  windows = jax.tree.map(jnp.asarray, windows)
+
+  @jax.jit
+  def evaluate(params, chunk):
+    return bits_of(model, windows, params, chunk[:, 0], chunk[:, 1], window)
+
+  def mean(params):
+    results = [evaluate(params, chunk) for chunk in chunks]
+    bits, counts = zip(*results, strict=True)
+    return float(np.sum(bits, dtype=np.float64) / np.sum(counts))
+
+  return mean
+
+
+def unigram_bits(data: audio_clips.Data) -> float:
+  """Bits a sample of the test, for one who knows how often codes occur."""
+  codes = [audio_clips.codes_of(clips.sounds) for clips in data]
+  # One more of each, so that none is impossible.
+  counts = np.bincount(codes[0], minlength=_LEVELS) + 1
+  return float(-np.log2(counts / counts.sum())[codes[1]].mean())
+
+
+def train(
+  data: audio_clips.Data,
+  config: Config,
+  training: Training,
+  rows: list[dict[str, float]],
+  save: Callable[[Training, list[dict[str, float]]], None],
+) -> tuple[Training, list[dict[str, float]]]:
+  """Goes on to the last step; saves now and then.
+
+  Raises:
+    FloatingPointError: a loss was not finite.
+  """
+  model = model_of(config)
+  step = training_step(config, model, data.train)
+  test = evaluation(config, model, data.test)
+  every = math.ceil(config.steps / _CHECKPOINTS)
+  rows = list(rows)
+  bar = tqdm(
+    range(len(rows), config.steps),
+    initial=len(rows),
+    total=config.steps,
+    desc="training",
+    disable=None,
+  )
+  for number in bar:
+    begin = time.perf_counter()
+    training, bits = step(training, np.int32(number))
+    row = {"step": number, "bits": float(bits)}
+    if not math.isfinite(row["bits"]):
+      raise FloatingPointError(
+        f"the loss of step {number} is {row['bits']}; lower --learning_rate."
+      )
+    rows.append({**row, "seconds": time.perf_counter() - begin})
+    if (number + 1) % every == 0 or number + 1 == config.steps:
+      rows[-1]["test_bits"] = test(training.params)
+      bar.set_postfix_str(f"test {rows[-1]['test_bits']:.3f} bits a sample")
+      save(training, rows)
+  return training, rows
+
+
+def resume(
+  checkpoints: experiment.Checkpoints, training: Training
+) -> tuple[Training, list[dict[str, float]]]:
+  """The latest state, or the given one if there is none.
+
+  Raises:
+    ValueError: it belongs to other flags.
+  """
+  latest = checkpoints.latest()
+  if latest is None:
+    return training, []
+  number, saved = latest
+  return checkpoints.restore(number, training), saved["about"]
+
+
+class Heard(NamedTuple):
+  """Codes of clips, one of each class: [classes, T]."""
+
+  test: np.ndarray  # the first of the class, or its beginning
+  generated: np.ndarray
+  completed: np.ndarray  # test clips with another second half
+  seconds: float  # that generation took, for all clips together
+
+
+def listen(
+  config: Config, model: Autoregressive, params: Any, clips: audio_clips.Clips
+) -> Heard:
+  """Generates clips from silence, and the second halves of others.
+
+  Raises:
+    ValueError: there is no test clip of a class.
+  """
+  context, length = (
+    context_of(model),
+    round(config.seconds * audio_clips.RATE),
+  )
+  labels = np.arange(audio_clips.CLASSES, dtype=np.int32)
+  missing = sorted(set(labels.tolist()) - set(clips.labels.tolist()))
+  if missing:
+    raise ValueError(f"there is no test clip of classes {missing}.")
+  firsts = np.array([np.argmax(clips.labels == label) for label in labels])
+  windows = audio_clips.windows_of(clips, context, length)
+  codes, inside, _ = audio_clips.take(
+    windows, firsts, np.zeros_like(firsts), context, length
+  )
+  # Where a clip has ended is silence, not the clip that follows it.
+  test = np.where(inside, codes[:, context:, 0], audio_clips.SILENCE)
+  half = np.minimum(windows.lengths[firsts], length) // 2
+  known = np.arange(length) < np.stack([0 * half, half])[..., None]
+  x = np.pad(
+    np.stack([test, test]),
+    [(0, 0), (0, 0), (context, 0)],
+    constant_values=audio_clips.SILENCE,
+  )
+  known = np.pad(known, [(0, 0), (0, 0), (context, 0)], constant_values=True)
+
+  @jax.jit
+  def complete(key, params):
+    return model.complete(
+      key, params, x[..., None], known[..., None], np.stack([labels, labels])
+    )
+
+  key = jax.random.fold_in(jax.random.key(config.seed), 2)
+  compiled = complete.lower(key, params).compile()
+  begin = time.perf_counter()
+  generated, completed = np.asarray(compiled(key, params))[:, :, context:, 0]
+  return Heard(test, generated, completed, time.perf_counter() - begin)
+
+
+def right_pitches(codes: np.ndarray) -> int:
+  """Of how many strings, one of each class, the pitch is that of the class."""
+  sounds = np.asarray(mu_law_inverse(jnp.asarray(codes)))
+  padded = 8 * audio_clips.RATE
+  spectrum = np.abs(np.fft.rfft(sounds * np.hanning(sounds.shape[1]), padded))
+  classes = np.arange(len(codes))
+  lines = 8 * np.outer(audio_clips.pitch(classes), np.arange(1, 4))
+  strength = spectrum[:, np.rint(lines).astype(int)].sum(-1)
+  return int((strength.argmax(1) == classes).sum())
+
+
+def write(
+  workdir: pathlib.Path,
+  rows: list[dict[str, float]],
+  heard: Heard,
+  result: dict[str, Any],
+) -> None:
+  """All files but the checkpoints."""
+  experiment.write_csv(workdir / "metrics.csv", rows)
+  audio_clips.write(workdir / "generated.wav", heard.generated)
+  audio_clips.write(workdir / "completed.wav", heard.completed)
+  kinds = {
+    kind: np.asarray(mu_law_inverse(jnp.asarray(getattr(heard, kind))))
+    for kind in ("test", "generated", "completed")
+  }
+  drawn = {
+    "loss": audio_figures.losses(rows, result),
+    "spectrogram": audio_figures.spectrograms(kinds, audio_clips.RATE),
+  }
+  for name, figure in drawn.items():
+    figure.savefig(workdir / f"{name}.png", dpi=100)
+  experiment.write_json(workdir / "result.json", result)
+
+
+def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
+  """The experiment: train, evaluate, generate, write.
+
+  Raises:
+    OSError, ValueError: the data or the workdir don't go with the flags.
+    FloatingPointError: a loss was not finite.
+  """
+  begin = time.perf_counter()
+  model = model_of(config)
+  if config.data_dir is None:
+    data = audio_clips.synthetic(config.seed)
+  else:
+    data = audio_clips.load(config.data_dir)
+  like = jnp.zeros((1, config.window, 1), jnp.int32)
+  params = model.init(jax.random.key(config.seed), like)
+  training = Training(params, optimizer_of(config).init(params))
+  rows: list[dict[str, float]] = []
+  path = experiment.folder(workdir)
+  save = lambda training, rows: None
+  if path is not None:
+    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+    training, rows = resume(checkpoints, training)
+
+    def save(training: Training, rows: list[dict[str, float]]) -> None:
+      checkpoints.save(len(rows), training, rows)
+
+  done_before = len(rows)
+  training, rows = train(data, config, training, rows, save)
+  if path is not None:
+    checkpoints.close()
+  heard = listen(config, model, training.params, data.test)
+  least = audio_clips.least_bits(data.test)
+  result = {
+    "data": config.data_dir and pathlib.Path(config.data_dir).name,
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    "receptive_field": context_of(model),
+    "steps": config.steps,
+    "resumed_from": done_before,
+    "test_bits": rows[-1]["test_bits"],
+    "unigram_bits": unigram_bits(data),
+    **({} if least is None else {"least_bits": least}),
+    **(
+      {} if least is None else {"right_pitches": right_pitches(heard.generated)}
+    ),
+    "generated_samples": heard.generated.size + heard.completed.size,
+    "generation_seconds": heard.seconds,
+    "seconds_per_step": statistics.median(row["seconds"] for row in rows),
+    "seconds": time.perf_counter() - begin,
+  }
+  if path is not None:
+    write(path, rows, heard, result)
+  return result
+
+
+def report(result: dict[str, Any]) -> str:
+  """The result for people."""
+  r = result
+  resumed = r["resumed_from"]
+  origin = f" ({resumed} of them done before)" if resumed else ""
+  lines = [
+    f"model       {r['parameters']:,} parameters, sees "
+    f"{r['receptive_field']} samples, {r['steps']} Adam steps{origin}",
+    f"test        {r['test_bits']:.3f} bits a sample; unigram "
+    f"{r['unigram_bits']:.3f}",
+  ]
+  if "least_bits" in r:
+    lines += [
+      f"            the noise alone {r['least_bits']:.3f}",
+      f"generated   {r['right_pitches']} of {audio_clips.CLASSES} strings have "
+      "the pitch of their class",
+    ]
+  lines += [
+    f"time        {r['seconds']:.1f} s, "
+    f"{1e3 * r['seconds_per_step']:.1f} ms a training step, "
+    f"{r['generated_samples']:,} samples generated in "
+    f"{r['generation_seconds']:.1f} s"
+  ]
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  experiment.start(
+    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  )
