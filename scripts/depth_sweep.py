@@ -16,11 +16,11 @@ layers, about as deep as a signal gets (Schoenholz, Gilmer, Ganguli &
 Sohl-Dickstein 2017, figure 5).
 
 About a minute and a half on 2 CPU cores.  Expect, at 200 layers, a gradient
-that is 8e-13 times as large at the first layer as at the last in a plain network,
-which learns nothing (9 % of validation images right), as do deep supervision,
-whose gradients reach every layer (11 %), and residual layers normalised after
-the sum (24 %), whose identity path alone passes on 2e-11; but 83 % with the
-normalisation inside the branch, whose identity path passes on all of it, 91 %
+that is 8e-13 times as large at the first layer as at the last in a plain
+network, which learns nothing (9 % of validation images right).  Nor does deep
+supervision (11 %), whose gradients reach every layer, or normalisation after
+the sum (24 %), whose identity path alone passes on 2e-11.  83 % are right with
+normalisation inside the branch, whose identity path passes on everything, 91 %
 with update gates, if their biases are log L, and 92 % with Fixup.
 
 Of plain tanh networks those learn that are no deeper than the theory says: the

@@ -52,7 +52,7 @@ _MODULE = flags.DEFINE_string(
 _SYSTEMS = flags.DEFINE_list(
   "systems", None, "Only these, such as D1,D4; all if it is left out."
 )
-_STEPS = flags.DEFINE_integer("steps", 300, "Adam steps of D10.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 200, "Adam steps of D10.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of weights and draws.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
@@ -65,7 +65,7 @@ class Config:
   data_dir: str | None = None
   module: str | None = None
   systems: tuple[str, ...] | None = None
-  steps: int = 300
+  steps: int = 200
   seed: int = 0
 
 

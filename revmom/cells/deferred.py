@@ -240,7 +240,6 @@ def _recurrence(
       for k in (place[v] for v in traced.untapped)
       if k in differentiated
     }
-
     results, pull, states = jax.vjp(
       partial(loop, fixed), changed, driven, taus, carry, has_aux=True
     )

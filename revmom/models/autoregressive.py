@@ -40,7 +40,7 @@ class CausalNetwork(NamedTuple):
     ordered_channels: whether a channel sees those before it at its position.
       If not, channels are independent given the positions before.
     receptive_field: what an output sees of other positions, as offsets from
-      its own: (-1,) is the one before, (-1, 1) above right.  None: all before.
+      its own: (-1,) is the one before, (-1, 1) above right.  None: not bounded.
   """
 
   init: Callable[[jax.Array, jax.Array, int], Any]
