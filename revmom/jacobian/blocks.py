@@ -193,6 +193,16 @@ class Estimated(NamedTuple):
   def summary(self) -> tuple[str, int, int]:
     return "estimate", 1, self.part.size
 
+  def after(self, before: Determinant, number: int) -> "Estimated":
+    """The block with a random key of its own, which waits for another block.
+
+    Independent batches of eigenvalue problems in one program may wait for each
+    other for ever on a CPU with few cores.
+    """
+    wait = jnp.isnan(before.value).astype(jnp.uint32)
+    key = jax.random.fold_in(self.key, np.uint32(2 * number) + wait)
+    return self._replace(key=key)
+
   def evaluate(self, environment: Environment) -> Determinant:
     values = tuple(environment[v] for v in self.part.columns)
     estimate = stochastic_log_det(
@@ -235,7 +245,14 @@ class Plan(NamedTuple):
 
   def evaluate(self, environment: Environment) -> Determinant:
     """The determinant at the values of the variables that it reads."""
-    factors = [block.evaluate(environment) for _, block in self.blocks]
+    factors, last = [], None
+    for number, (_, block) in enumerate(self.blocks):
+      if isinstance(block, Estimated):
+        block = block if last is None else block.after(last, number)
+        last = block.evaluate(environment)
+        factors.append(last)
+      else:
+        factors.append(block.evaluate(environment))
     return product(factors, self.sign, self.dtype)
 
   def report(self) -> tuple[BlockReport, ...]:

@@ -38,6 +38,7 @@ def dense_blocks(loss, params):
   return blocks
 
 
+@pytest.mark.slow
 def test_all_directions_give_the_dense_figures(x64):
   loss, params = problem(jnp.float64)
   curvature = jax.jit(
@@ -68,6 +69,7 @@ def test_all_directions_give_the_dense_figures(x64):
       )
 
 
+@pytest.mark.slow
 def test_intervals_cover():
   """200 traces of 4 directions; binomial chance of fewer is below 1e-3."""
   loss, params = problem()

@@ -168,10 +168,13 @@ def known_matrix(key, shape, values):
 @pytest.mark.parametrize(
   "shape, values",
   [
-    ((90, 90), jnp.linspace(0.1, 1.0, 90)),
-    ((90, 90), 10.0 ** jnp.linspace(-4, 1, 90)),  # ill conditioned
+    # Ill conditioned.
+    ((90, 90), 10.0 ** jnp.linspace(-4, 1, 90)),
+    # One stands out.
     ((90, 60), jnp.concatenate([jnp.ones(59), jnp.full(1, 30.0)])),
-    ((40, 90), jnp.linspace(1.0, 2.0, 40)),  # 50 directions are lost
+    pytest.param((90, 90), jnp.linspace(0.1, 1.0, 90), marks=pytest.mark.slow),
+    # 50 directions are lost.
+    pytest.param((40, 90), jnp.linspace(1.0, 2.0, 40), marks=pytest.mark.slow),
   ],
 )
 def test_krylov_intervals_cover(shape, values):

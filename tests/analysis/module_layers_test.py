@@ -74,6 +74,7 @@ def loss(y):
   return jnp.sum(y.astype(jnp.float32) ** 3)
 
 
+@pytest.mark.slow
 def test_modules_have_the_figures_of_functions():
   network, variables, functions = same_network()
   x = jax.random.normal(jax.random.key(1), (3, WIDTH))

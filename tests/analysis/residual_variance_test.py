@@ -37,9 +37,9 @@ def test_forward_and_backward(depth, kernel, channels):
 
   def network(key):
     shape_of_one = kernel, kernel, channels, channels
-    filters = jax.vmap(
-      lambda key: residual_filter(depth)(key, shape_of_one)
-    )(jax.random.split(key, depth))
+    filters = jax.vmap(lambda key: residual_filter(depth)(key, shape_of_one))(
+      jax.random.split(key, depth)
+    )
 
     def step(z, row):
       weights, tap = row

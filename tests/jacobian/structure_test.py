@@ -596,3 +596,29 @@ def test_random_programs(steps, seed):
 @given(programs, st.integers(4, 9))
 def test_many_random_programs(steps, seed):
   check_program(steps, seed)
+
+
+def test_moved_elements_are_a_permutation():
+  order = np.random.default_rng(0).permutation(7)
+
+  def f(x):
+    a, b = jnp.split(x[order][::-1], [3])
+    return jnp.roll(jnp.concatenate([b, a]), 2)
+
+  found = log_det(f, "structure")(jnp.arange(7.0))
+  dense = np.linalg.slogdet(jax.jacfwd(f)(jnp.arange(7.0)))
+  assert (found.value, found.sign) == (0, dense.sign)
+  assert {block.kind for block in found.report} == {"permutation"}
+  # One that loses an element is none.
+  lost = lambda x: jnp.concatenate([x[:-1], x[:1]])
+  assert log_det(lost, "structure")(jnp.arange(7.0)).value == -jnp.inf
+
+
+def test_a_long_chain_of_elements_is_planned_quickly():
+  """One block of 10^5, found without a search through all of it."""
+  loss = lambda w: jnp.sum(jnp.cos(w)) + jnp.sum(jnp.diff(w) ** 2)
+  step = lambda w: w - 0.1 * jax.grad(loss)(w)
+  begin = time.process_time()
+  with pytest.raises(ValueError, match="a block of 100000 floats"):
+    jax.eval_shape(log_det(step), jax.ShapeDtypeStruct((10**5,), "float32"))
+  assert time.process_time() - begin < 5  # a matrix of it took 40 s
