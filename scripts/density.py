@@ -7,9 +7,9 @@
 Half a minute on 2 CPU cores for points.  Expect 2.427 nats on test points of
 two_moons, where the true density has 2.397: KL(p || q) = 0.030 (initial weights
 that differ in the last bit gave 0.016), and an integral of 1.0000.  The digits
-take a minute with RealNVP: 2.16 bits per dimension of
-their 17 grey levels.  MNIST needs patience: after 150 steps on 8334 of its
-images 2.67 bits per dimension of 256 levels, while 1.06 is published.
+take a minute with RealNVP: 2.16 bits per dimension of their 17 grey levels.
+MNIST needs patience: after 150 steps on 8334 of its images 2.67 bits per
+dimension of 256 levels, while 1.06 is published.
 
 Of points the density itself is known, so what the flow lacks is measured:
 KL(p || q) = E_p[log p - log q] over test points.  The integral of q over the

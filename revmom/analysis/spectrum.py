@@ -136,7 +136,10 @@ def krylov_spectrum(matrices: jax.Array, columns: np.ndarray) -> Spectrum:
   _, values, right = jnp.linalg.svd(jnp.where(finite, matrices, 0))
   values = jnp.where(finite[..., 0], values, jnp.nan)  # [L, S, m]
   weights = right[..., 0] ** 2
-  largest, smallest = jnp.max(values, (1, 2)), jnp.min(values, (1, 2))
+  largest = jnp.max(values, (1, 2))
+  # Rounding puts nodes of no weight behind the end of a space.
+  seen = weights > 8 * float(jnp.finfo(values.dtype).eps)
+  smallest = jnp.min(jnp.where(seen, values, largest[:, None, None]), (1, 2))
   rounding = 4 * float(jnp.finfo(values.dtype).eps) * largest
   steps = np.minimum(matrices.shape[-1], columns)
   excess = jnp.asarray(_log_excess(columns, steps), values.dtype)

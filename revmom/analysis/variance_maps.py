@@ -15,7 +15,7 @@ way back: below 1 networks are ordered and gradients vanish, above 1 chaotic and
 they explode; chi = 1 is the edge of chaos.
 
 Expectations are by the trapezoidal rule, whose error is exp(-(pi^2 / step) /
-sqrt(q)) for tanh: below 1e-10 up to q = 25, where 99 Gauss-Hermite points are
+sqrt(q)) for tanh: below 1e-8 up to q = 25, where 99 Gauss-Hermite points are
 off by a quarter, for they are repelled by the poles of tanh.  Where phi has a
 kink the error is 1e-3 at most.
 

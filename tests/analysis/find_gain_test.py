@@ -29,7 +29,7 @@ def gaussian(key, width, depth=DEPTH):
   return jax.random.normal(key, (depth, width, width)) / width**0.5
 
 
-@pytest.mark.parametrize("width", [4, 50])
+@pytest.mark.parametrize("width", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_linear_networks(width):
   """E log |W v| = (psi(N/2) - log(N/2)) / 2, exactly, for Gaussian W.
 
@@ -47,6 +47,7 @@ def test_linear_networks(width):
   assert abs(logs.mean() - expected) < 4 * logs.std(ddof=1) / 50**0.5
 
 
+@pytest.mark.slow
 def test_tanh_networks_and_their_theory():
   """Within 4 standard errors and 1 / N, as theory is of infinite width."""
   width, sigma_b = 200, 0.3

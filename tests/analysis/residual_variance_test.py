@@ -25,7 +25,8 @@ def wrapped(images, filters):
 
 
 @pytest.mark.parametrize(
-  ("depth", "kernel", "channels"), [(1, 1, 4), (20, 3, 8)]
+  ("depth", "kernel", "channels"),
+  [(1, 1, 4), pytest.param(20, 3, 8, marks=pytest.mark.slow)],
 )
 def test_forward_and_backward(depth, kernel, channels):
   """At every layer, within 4 standard errors over 200 networks."""

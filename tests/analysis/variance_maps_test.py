@@ -27,16 +27,16 @@ def test_maps_of_tanh(x64, q):
   curvature = gaussian_integral(
     lambda z: slope(root * z) * -2 * np.tanh(root * z) ** 2
   )
+  # Where tanh is almost a step the trapezoidal rule begins to see its poles.
+  close = dict(rtol=1e-9, atol=1e-8 if q > 1 else 0)
   np.testing.assert_allclose(
-    maps.variance_map(jnp.tanh, q, 1.3, 0.2), 1.69 * power + 0.04, rtol=1e-10
+    maps.variance_map(jnp.tanh, q, 1.3, 0.2), 1.69 * power + 0.04, **close
   )
   np.testing.assert_allclose(
-    maps.chi(jnp.tanh, q, 1.3), 1.69 * squares, rtol=1e-10
+    maps.chi(jnp.tanh, q, 1.3), 1.69 * squares, **close
   )
   np.testing.assert_allclose(
-    maps.variance_slope(jnp.tanh, q, 1.3),
-    1.69 * (squares + curvature),
-    rtol=1e-9,
+    maps.variance_slope(jnp.tanh, q, 1.3), 1.69 * (squares + curvature), **close
   )
 
 
@@ -163,6 +163,7 @@ def test_depth_scales_are_rates_of_the_maps(x64):
   assert growth[0] < 1 < growth[1] and (scales.variance > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_w", [0.9, 2.5])
 def test_a_wide_network_follows_the_maps(sigma_w):
   """Layer by layer: q and c, within 4 standard errors over 16 networks.

@@ -127,6 +127,7 @@ def test_fixup(kernel):
   np.testing.assert_allclose(layer.apply(params, z), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [4, 64])
 def test_fixup_updates_do_not_grow_with_depth(depth):
   """One step of gradient descent changes outputs by O(rate), at any depth.

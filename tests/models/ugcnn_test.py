@@ -49,6 +49,7 @@ def test_a_bias_keeps_or_replaces_images():
   )
 
 
+@pytest.mark.slow
 def test_gradients_through_many_layers(x64):
   """Those of the stack are autodiff's of a Python loop of plain layers."""
   images = jax.random.normal(jax.random.key(0), (2, 3, 3, 2))
