@@ -7,6 +7,15 @@ from revmom.analysis import (
   variance_maps,
 )
 from revmom.analysis.batch_norm import batch_norm_jacobian, batch_norm_product
+from revmom.analysis.bounds import (
+  Comparison,
+  ResidualBounds,
+  chain_bound,
+  compare,
+  recurrence_bound,
+  residual_bounds,
+  residual_counterexample,
+)
 from revmom.analysis.context import context_window
 from revmom.analysis.coordinate_check import (
   CoordinateCheck,
@@ -14,32 +23,66 @@ from revmom.analysis.coordinate_check import (
   coordinate_check,
 )
 from revmom.analysis.cost import Cost, Work, cost
+from revmom.analysis.curvature import LayerCurvature, layer_curvature
 from revmom.analysis.find_gain import Gain, find_gain, perturbation_growth
+from revmom.analysis.gradient_flow import GradientFlow, gradient_flow
+from revmom.analysis.layer_spectrum import (
+  LayerSpectra,
+  layer_spectra,
+  module_spectra,
+)
+from revmom.analysis.norms import Norms
+from revmom.analysis.recurrent_flow import (
+  RecurrentFlow,
+  recurrent_flow,
+  recurrent_spectra,
+)
 from revmom.analysis.residual_variance import (
   residual_backward_variance,
   residual_forward_variance,
   residual_sigma,
 )
 from revmom.analysis.scaling import Scaling, scaling
+from revmom.analysis.spectrum import Figure, Spectrum
 
 __all__ = [
+  "Comparison",
   "CoordinateCheck",
   "Cost",
+  "Figure",
   "Gain",
+  "GradientFlow",
+  "LayerCurvature",
+  "LayerSpectra",
+  "Norms",
   "Problem",
+  "RecurrentFlow",
+  "ResidualBounds",
   "Scaling",
+  "Spectrum",
   "Work",
   "batch_norm_jacobian",
   "batch_norm_product",
+  "chain_bound",
+  "compare",
   "context_window",
   "convnet_notation",
   "coordinate_check",
   "cost",
   "edge_of_chaos",
   "find_gain",
+  "gradient_flow",
   "initializers",
+  "layer_curvature",
+  "layer_spectra",
+  "module_spectra",
   "perturbation_growth",
+  "recurrence_bound",
+  "recurrent_flow",
+  "recurrent_spectra",
   "residual_backward_variance",
+  "residual_bounds",
+  "residual_counterexample",
   "residual_forward_variance",
   "residual_sigma",
   "scaling",

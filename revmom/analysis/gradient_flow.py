@@ -158,8 +158,8 @@ def gradient_flow(
   >>> flow = gradient_flow(layer, jnp.stack([jnp.eye(2)] * 3), jnp.ones(2))
   >>> flow.names
   ('input', 'layer 0', 'layer 1', 'layer 2')
-  >>> print(flow.activations.norm.round(2), flow.problems)
-  [1.41 1.08 0.91 0.8 ] []
+  >>> [f"{norm:.2f}" for norm in flow.activations.norm], flow.problems
+  (['1.41', '1.08', '0.91', '0.80'], [])
   """
   if isinstance(network, linen.Module | nnx.Module):
     tapped = module_layers.tapped(network, params, x, options)
