@@ -1,6 +1,6 @@
 """revmom: learning dynamics as bijections."""
 
-from revmom import cells, jacobian
+from revmom import analysis, cells, jacobian, models
 from revmom.jacobian import (
   LogDet,
   NotInvertible,
@@ -37,6 +37,7 @@ from revmom.training import (
   Stepper,
   accumulated,
   fingerprint,
+  ledger,
   rewind,
   train,
 )
@@ -55,6 +56,7 @@ __all__ = [
   "adamax",
   "adamw",
   "amsgrad",
+  "analysis",
   "as_optax",
   "averaged",
   "cells",
@@ -65,10 +67,12 @@ __all__ = [
   "inverse",
   "inverse_and_log_det",
   "jacobian",
+  "ledger",
   "lamb",
   "lars",
   "lion",
   "log_det",
+  "models",
   "muon",
   "nesterov",
   "partition",

@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells import elman, lstm
-from revmom.models import causal_transformer as transformers
-from revmom.models import gated_pixelcnn as gated_pixelcnns
-from revmom.models import pixel_mdrnn as pixel_mdrnns
-from revmom.models import pixel_rnn, pixelcnn, wavenet
+from revmom.models import (
+  causal_transformer,
+  gated_pixelcnn,
+  pixel_mdrnn,
+  pixelcnn,
+  row_lstm,
+  wavenet,
+)
 
 OUTPUTS = 2  # parameters of a conditional distribution
 Sizes = Mapping[str, int]
@@ -84,7 +88,7 @@ def recurrent(cell: Any) -> Callable[[Sizes], Program]:
 
 def wave(sizes: Sizes) -> Program:
   dilations = [2 ** (layer % 5) for layer in range(sizes["d"])]
-  network = wavenet.wavenet(dilations, residual=sizes["k"], skip=sizes["k"])
+  network = wavenet(dilations, residual=sizes["k"], skip=sizes["k"])
   return model(network, sequence(sizes))
 
 
@@ -101,16 +105,14 @@ def pixel_lstm(make: Callable[..., Any]) -> Callable[[Sizes], Program]:
 
 def grid(schedule: str) -> Callable[[Sizes], Program]:
   def build(sizes: Sizes) -> Program:
-    network = pixel_mdrnns.pixel_mdrnn(
-      sizes["k"], sizes["d"], schedule=schedule
-    )
+    network = pixel_mdrnn(sizes["k"], sizes["d"], schedule=schedule)
     return model(network, image(sizes))
 
   return build
 
 
 def attention(sizes: Sizes) -> Program:
-  network = transformers.causal_transformer(sizes["k"], sizes["d"], 4)
+  network = causal_transformer(sizes["k"], sizes["d"], 4)
   return model(network, floats(1, sizes["t"]), 0)
 
 
@@ -125,31 +127,25 @@ NETWORKS = {
     "d",
     LINES,
   ),
-  "transformer": Network(
-    attention, ("t",), "t d k^2", "d", LINES
-  ),
-  "elman": Network(
-    recurrent(elman), ("t",), "t d k^2", "t + d", LINES
-  ),
-  "lstm": Network(
-    recurrent(lstm), ("t",), "t d k^2", "t + d", LINES
-  ),
+  "transformer": Network(attention, ("t",), "t d k^2", "d", LINES),
+  "elman": Network(recurrent(elman), ("t",), "t d k^2", "t + d", LINES),
+  "lstm": Network(recurrent(lstm), ("t",), "t d k^2", "t + d", LINES),
   "pixelcnn": Network(
-    convolutional(pixelcnn.pixelcnn),
+    convolutional(pixelcnn),
     ("H", "W"),
     "H W d k^2",
     "d",
     IMAGES,
   ),
   "gated_pixelcnn": Network(
-    convolutional(gated_pixelcnns.gated_pixelcnn),
+    convolutional(gated_pixelcnn),
     ("H", "W"),
     "H W d k^2",
     "d",
     IMAGES,
   ),
   "row_lstm": Network(
-    pixel_lstm(pixel_rnn.row_lstm),
+    pixel_lstm(row_lstm),
     ("H", "W"),
     "H W d k^2",
     "H + d",

@@ -14,7 +14,18 @@ import optax
 from jax import lax
 from jax.nn import initializers
 
-from revmom.models import conditioner, deep_supervision, layer, residual, ugcnn
+from revmom.models import (
+  Layer,
+  batch_norm,
+  convolution,
+  fixup_residual,
+  post_norm,
+  pre_norm,
+  repeated,
+  squared_losses,
+  ugcnn,
+)
+from revmom.models.conditioner import Affine
 
 CLASSES = 10
 BLOCK = 2  # side of the blocks of pixels that become one position
@@ -25,13 +36,13 @@ class Params(NamedTuple):
 
   stem: jax.Array  # blocks of pixels to channels
   layers: Any  # leaves [L, ...]
-  heads: conditioner.Affine  # [L, ...] if every layer has one, else [1, ...]
+  heads: Affine  # [L, ...] if every layer has one, else [1, ...]
 
 
 class Network(NamedTuple):
   """A kind of layer, and whether each has a loss."""
 
-  layer: Callable[[int], layer.Layer]  # of the depth
+  layer: Callable[[int], Layer]  # of the depth
   supervised: bool = False
   last_norm: bool = False  # before the head
 
@@ -44,16 +55,16 @@ class Outcome(NamedTuple):
   accuracy: jax.Array  # of validation images
 
 
-def _convolution() -> layer.Layer:
-  return layer.convolution()
+def _convolution() -> Layer:
+  return convolution()
 
 
-def _pre_norm(branch: layer.Layer) -> layer.Layer:
-  return residual.pre_norm(branch, layer.batch_norm())
+def _pre_norm(branch: Layer) -> Layer:
+  return pre_norm(branch, batch_norm())
 
 
-def _post_norm(branch: layer.Layer) -> layer.Layer:
-  return residual.post_norm(branch, layer.batch_norm())
+def _post_norm(branch: Layer) -> Layer:
+  return post_norm(branch, batch_norm())
 
 
 NETWORKS: Mapping[str, Network] = {
@@ -67,7 +78,7 @@ NETWORKS: Mapping[str, Network] = {
   "UGCNN, bias log L": Network(
     lambda depth: ugcnn.ugcnn(update_bias=math.log(depth))
   ),
-  "Fixup": Network(lambda depth: residual.fixup_residual(depth, kernel=3)),
+  "Fixup": Network(lambda depth: fixup_residual(depth, kernel=3)),
 }
 
 # Gradients go through the sums and normalisations only, not the branches.
@@ -81,7 +92,7 @@ IDENTITY_PATHS: Mapping[str, Network] = {
 }
 
 
-def _held(branch: layer.Layer) -> layer.Layer:
+def _held(branch: Layer) -> Layer:
   """The same values, which do not depend on the input as far as known."""
   return branch._replace(
     apply=lambda params, z: lax.stop_gradient(branch.apply(params, z))
@@ -111,12 +122,12 @@ def init(
   unit = initializers.lecun_normal()
   stem = unit(of_stem, (grid.shape[-1], channels), images.dtype)
   x = grid @ stem
-  layers = layer.repeated(network.layer(depth), largest).init(of_layers, x)
+  layers = repeated(network.layer(depth), largest).init(of_layers, x)
   heads = largest if network.supervised else 1
   of_each = initializers.lecun_normal(batch_axis=0)
   weights = of_each(of_heads, (heads, x[0].size, CLASSES), images.dtype)
   bias = jnp.zeros((heads, CLASSES), images.dtype)
-  return Params(stem, layers, conditioner.Affine(weights, bias))
+  return Params(stem, layers, Affine(weights, bias))
 
 
 def _apply(
@@ -138,7 +149,7 @@ def _apply(
   rows = jnp.arange(length), params.layers, taps, heads
   x, predictions = lax.scan(step, blocks(images) @ params.stem, rows)
   if network.last_norm:
-    norm = layer.batch_norm()
+    norm = batch_norm()
     x = norm.apply(norm.init(jax.random.key(0), x), x)
   if not network.supervised:
     head = jax.tree.map(lambda leaf: leaf[0], params.heads)
@@ -157,7 +168,7 @@ def losses(
   """The sum over layers; and that of the last, and its predictions."""
   predictions = _apply(network, params, images, depth, taps)
   targets = jax.nn.one_hot(labels, CLASSES, dtype=images.dtype)
-  of_layers = deep_supervision.squared_losses(predictions, targets)
+  of_layers = squared_losses(predictions, targets)
   if not network.supervised:
     return of_layers[0], (of_layers[0], predictions[0])
   counted = jnp.arange(len(of_layers)) < depth

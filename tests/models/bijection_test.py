@@ -113,6 +113,7 @@ def test_log_det_is_that_of_the_dense_jacobian(name, x64):
   assert dense.sign == 1 or name in PERMUTING
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
   "name",
   [
