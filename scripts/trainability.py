@@ -38,7 +38,7 @@ import trainability_figures as figures
 import trainability_rows as rows_of
 from absl import flags
 from tqdm import tqdm
-from trainability_rows import Panel, Row
+from trainability_row import Panel, Row
 
 from revmom.analysis.gradient_flow import GradientFlow, gradient_flow
 

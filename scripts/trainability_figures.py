@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from trainability_rows import Panel
+from trainability_row import Panel
 
 from revmom.analysis.gradient_flow import GradientFlow
 

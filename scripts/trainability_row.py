@@ -1,0 +1,31 @@
+"""What scripts/trainability.py shows of a system: rows and a panel."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+BOUND, PREDICTION, MEASUREMENT = "bound", "prediction", "measurement"
+
+
+class Row(NamedTuple):
+  """One line of the table; numbers that may be tiny are log10."""
+
+  system: str
+  what: str
+  kind: str  # of `expected`
+  expected: float | None
+  measured: float
+  holds: bool | None
+  log: bool = False  # whether both are log10
+
+
+class Panel(NamedTuple):
+  """Curves of one figure: name -> (x, y, style)."""
+
+  title: str
+  x: str
+  y: str
+  curves: dict[str, tuple[np.ndarray, np.ndarray, str]]
+
+
+Result = tuple[list[Row], Panel]
