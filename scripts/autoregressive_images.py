@@ -33,7 +33,6 @@ missing.
 """
 
 import functools
-import math
 import pathlib
 import statistics
 import time
@@ -46,6 +45,7 @@ import autoregressive_models as models
 import experiment
 import jax
 import numpy as np
+import training_loop
 from absl import flags
 from autoregressive_models import Data, ImageModel
 from autoregressive_training import (
@@ -56,7 +56,7 @@ from autoregressive_training import (
   start,
   training_step,
 )
-from tqdm import tqdm
+from training_loop import Rows
 
 _DATA = flags.DEFINE_enum(
   "data", "digits", models.DATA, "Images; all but digits in --data_dir."
@@ -94,7 +94,6 @@ _LEARNING_RATE = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and samples.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
-_CHECKPOINTS = 10  # in a run, each with a validation
 _SAMPLES = 100
 _COMPLETED = 8  # test images, each completed several times
 _TIMES = 4
@@ -106,9 +105,9 @@ def train(
   config: Config,
   model: ImageModel,
   training: Training,
-  rows: list[dict[str, float]],
-  save: Callable[[Training, list[dict[str, float]]], None],
-) -> tuple[Training, list[dict[str, float]]]:
+  rows: Rows,
+  save: Callable[[Training, Rows], None],
+) -> tuple[Training, Rows]:
   """Goes on to the last step; saves now and then.
 
   Raises:
@@ -116,30 +115,14 @@ def train(
   """
   step = training_step(config, model, data)
   evaluate = evaluation(config, model, data)
-  every = math.ceil(config.num_steps / _CHECKPOINTS)
-  rows = list(rows)
-  bar = tqdm(
-    range(len(rows), config.num_steps),
-    initial=len(rows),
-    total=config.num_steps,
-    desc="training",
-    disable=None,
+
+  def validate(params):
+    loss = evaluate(params, data.validation, data.validation_labels)
+    return {"validation_loss": loss}, f"validation {loss:.3f} {data.unit}"
+
+  return training_loop.train(
+    step, training, rows, config.num_steps, validate, save
   )
-  for number in bar:
-    begin = time.perf_counter()
-    training, loss = step(training, np.int32(number))
-    row = {"step": number, "loss": float(loss)}
-    if not math.isfinite(row["loss"]):
-      raise FloatingPointError(
-        f"the loss of step {number} is {row['loss']}; lower --learning_rate."
-      )
-    rows.append({**row, "seconds": time.perf_counter() - begin})
-    if (number + 1) % every == 0 or number + 1 == config.num_steps:
-      loss = evaluate(training.params, data.validation, data.validation_labels)
-      rows[-1]["validation_loss"] = loss
-      bar.set_postfix_str(f"validation {loss:.3f} {data.unit}")
-      save(training, rows)
-  return training, rows
 
 
 class Drawn(NamedTuple):
@@ -209,17 +192,14 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   data = models.load(config.data, config.data_dir)
   model = model_of(config, data.levels)
   training = start(config, model, data)
-  rows: list[dict[str, float]] = []
+  rows: Rows = []
   path = experiment.folder(workdir)
   save = lambda training, rows: None
   if path is not None:
     checkpoints = experiment.Checkpoints(path, config, _LOCAL)
-    latest = checkpoints.latest()
-    if latest is not None:
-      training = checkpoints.restore(latest[0], training)
-      rows = latest[1]["about"]
+    training, rows = training_loop.resume(checkpoints, training)
 
-    def save(training: Training, rows: list[dict[str, float]]) -> None:
+    def save(training: Training, rows: Rows) -> None:
       checkpoints.save(len(rows), training, rows)
 
   done_before = len(rows)

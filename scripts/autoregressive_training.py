@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import autoregressive_models as models
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from autoregressive_models import Data, ImageModel, Size
+from training_loop import Training
 
 _CHUNK = 300  # images that are evaluated at once
 
@@ -40,13 +41,6 @@ class Config:
   def of(self, model: str) -> "Config":
     """The same for another model."""
     return dataclasses.replace(self, model=model)
-
-
-class Training(NamedTuple):
-  """All that a checkpoint holds."""
-
-  params: Any
-  optimizer: Any  # of Adam
 
 
 def model_of(config: Config, levels: int) -> ImageModel:

@@ -29,7 +29,6 @@ never interrupted.
 
 import dataclasses
 import functools
-import math
 import pathlib
 import statistics
 import time
@@ -43,9 +42,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import training_loop
 from absl import flags
 from density_models import Data, Size
-from tqdm import tqdm
+from training_loop import Rows, Training
 from two_dimensional import TOYS
 
 from revmom.models import Flow, quantise
@@ -93,7 +93,6 @@ _LEARNING_RATE = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of weights, points, noise, batches.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
-_CHECKPOINTS = 10  # in a run, each with a validation
 _CHUNK = 500  # points or images that are evaluated at once
 _FIRST_BATCH = 512  # by which actnorm starts
 _VALIDATED = 1000  # of the points or images for validation
@@ -144,13 +143,6 @@ class Config:
       steps=self.steps or (2000 if self.points else 600),
       batch_size=self.batch_size or (256 if self.points else 64),
     )
-
-
-class Training(NamedTuple):
-  """All that a checkpoint holds."""
-
-  params: Any
-  optimizer: Any  # of Adam
 
 
 def build(config: Config) -> Flow:
@@ -236,9 +228,9 @@ def train(
   data: Data,
   config: Config,
   training: Training,
-  rows: list[dict[str, float]],
-  save: Callable[[Training, list[dict[str, float]]], None],
-) -> tuple[Training, list[dict[str, float]]]:
+  rows: Rows,
+  save: Callable[[Training, Rows], None],
+) -> tuple[Training, Rows]:
   """Goes on to the last step; saves now and then.
 
   Raises:
@@ -246,46 +238,14 @@ def train(
   """
   step = training_step(flow, data, config)
   evaluate = evaluation(flow, data, config)
-  steps = config.steps or 0
-  every = math.ceil(steps / _CHECKPOINTS)
-  rows = list(rows)
-  bar = tqdm(
-    range(len(rows), steps),
-    initial=len(rows),
-    total=steps,
-    desc="training",
-    disable=None,
+
+  def validate(params):
+    loss = float(evaluate(params, data.validation[:_VALIDATED]).mean())
+    return {"validation_loss": loss}, f"validation {loss:.3f} {data.unit}"
+
+  return training_loop.train(
+    step, training, rows, config.steps or 0, validate, save
   )
-  for number in bar:
-    begin = time.perf_counter()
-    training, loss = step(training, np.int32(number))
-    row = {"step": number, "loss": float(loss)}
-    if not math.isfinite(row["loss"]):
-      raise FloatingPointError(
-        f"the loss of step {number} is {row['loss']}; lower --learning_rate."
-      )
-    rows.append({**row, "seconds": time.perf_counter() - begin})
-    if (number + 1) % every == 0 or number + 1 == steps:
-      losses = evaluate(training.params, data.validation[:_VALIDATED])
-      rows[-1]["validation_loss"] = float(losses.mean())
-      bar.set_postfix_str(f"validation {losses.mean():.3f} {data.unit}")
-      save(training, rows)
-  return training, rows
-
-
-def resume(
-  checkpoints: experiment.Checkpoints, training: Training
-) -> tuple[Training, list[dict[str, float]]]:
-  """The latest state, or the given one if there is none.
-
-  Raises:
-    ValueError: it belongs to other flags.
-  """
-  latest = checkpoints.latest()
-  if latest is None:
-    return training, []
-  number, saved = latest
-  return checkpoints.restore(number, training), saved["about"]
 
 
 # What a trained flow is measured by.
@@ -422,9 +382,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   save = lambda training, rows: None
   if path is not None:
     checkpoints = experiment.Checkpoints(path, config, _LOCAL)
-    training, rows = resume(checkpoints, training)
+    training, rows = training_loop.resume(checkpoints, training)
 
-    def save(training: Training, rows: list[dict[str, float]]) -> None:
+    def save(training: Training, rows: Rows) -> None:
       checkpoints.save(len(rows), training, rows)
 
   done_before = len(rows)

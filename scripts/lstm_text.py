@@ -43,9 +43,10 @@ import numpy as np
 import optax
 import text_figures
 import texts
+import training_loop
 from absl import flags
 from jax import lax
-from tqdm import tqdm
+from training_loop import Rows
 
 from revmom.cells import lstm
 
@@ -93,7 +94,6 @@ _CLIP = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of the weights and of the sample.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
-_CHECKPOINTS = 10  # in a run, each with a validation
 _EVALUATION_STREAMS = 16
 _SAMPLE = 400  # tokens
 _LONGEST = 4096  # tokens of the longest sentence to time; others are shorter
@@ -303,9 +303,9 @@ def train(
   corpus: texts.Corpus,
   config: Config,
   training: Training,
-  rows: list[dict[str, float]],
-  save: Callable[[Training, list[dict[str, float]]], None],
-) -> tuple[Training, list[dict[str, float]]]:
+  rows: Rows,
+  save: Callable[[Training, Rows], None],
+) -> tuple[Training, Rows]:
   """Goes on to the last step; saves now and then.
 
   Raises:
@@ -314,33 +314,23 @@ def train(
   """
   text = windows(corpus.train.tokens, config)
   step = training_step(config)
-  validate = evaluation(config, corpus.validation)
-  every = math.ceil(config.steps / _CHECKPOINTS)
-  rows = list(rows)
-  bar = tqdm(
-    range(len(rows), config.steps),
-    initial=len(rows),
-    total=config.steps,
-    desc="training",
-    disable=None,
+  mean = evaluation(config, corpus.validation)
+
+  def validate(params):
+    loss = mean(params)
+    bits = bits_per_character(loss, corpus.validation)
+    words = f"validation {bits:.3f} bits per character"
+    return {"validation_loss": loss}, words
+
+  return training_loop.train(
+    lambda training, number: step(training, text, number),
+    training,
+    rows,
+    config.steps,
+    validate,
+    save,
+    remedy="lower --learning_rate or --clip",
   )
-  for number in bar:
-    begin = time.perf_counter()
-    training, loss = step(training, text, np.int32(number))
-    row = {"step": number, "loss": float(loss)}
-    if not math.isfinite(row["loss"]):
-      raise FloatingPointError(
-        f"the loss of step {number} is {row['loss']}; lower --learning_rate "
-        "or --clip."
-      )
-    rows.append({**row, "seconds": time.perf_counter() - begin})
-    if (number + 1) % every == 0 or number + 1 == config.steps:
-      loss = validate(training.params)
-      rows[-1]["validation_loss"] = loss
-      bits = bits_per_character(loss, corpus.validation)
-      bar.set_postfix_str(f"validation {bits:.3f} bits per character")
-      save(training, rows)
-  return training, rows
 
 
 def resume(
@@ -402,7 +392,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     checkpoints = experiment.Checkpoints(path, config, _LOCAL)
     training, rows = resume(checkpoints, config, training)
 
-    def save(training: Training, rows: list[dict[str, float]]) -> None:
+    def save(training: Training, rows: Rows) -> None:
       shape = [*training.params.embeddings.shape]
       about = {"rows": rows, "embeddings": shape}
       checkpoints.save(len(rows), training, about)

@@ -23,7 +23,6 @@ and ends in the same weights as a run that was never interrupted.
 
 import dataclasses
 import functools
-import math
 import pathlib
 import statistics
 import time
@@ -38,8 +37,9 @@ import jax.numpy as jnp
 import mdlstm_classifier as model
 import numpy as np
 import optax
+import training_loop
 from absl import flags
-from tqdm import tqdm
+from training_loop import Rows, Training
 
 _DATASET = flags.DEFINE_enum(
   "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
@@ -61,7 +61,6 @@ _LEARNING_RATE = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
-_CHECKPOINTS = 10  # in a run, each with a validation
 _CHUNK = 500  # images that are evaluated at once
 _SHOWN = 100  # test images whose gradients are drawn
 _LOCAL = ("data_dir",)  # may differ between a run and its resumption
@@ -78,13 +77,6 @@ class Config:
   batch_size: int = 64
   learning_rate: float = 1e-2
   seed: int = 0
-
-
-class Training(NamedTuple):
-  """All that a checkpoint holds."""
-
-  params: model.Params
-  optimizer: Any  # of Adam
 
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:
@@ -197,55 +189,23 @@ def train(
   data: datasets.Data,
   config: Config,
   training: Training,
-  rows: list[dict[str, float]],
-  save: Callable[[Training, list[dict[str, float]]], None],
-) -> tuple[Training, list[dict[str, float]]]:
+  rows: Rows,
+  save: Callable[[Training, Rows], None],
+) -> tuple[Training, Rows]:
   """Goes on to the last step; saves now and then.
 
   Raises:
     FloatingPointError: a loss was not finite.
   """
   step = training_step(config, data.train_images, data.train_labels)
-  validate = evaluation(data.validation_images, data.validation_labels)
-  every = math.ceil(config.steps / _CHECKPOINTS)
-  rows = list(rows)
-  bar = tqdm(
-    range(len(rows), config.steps),
-    initial=len(rows),
-    total=config.steps,
-    desc="training",
-    disable=None,
-  )
-  for number in bar:
-    begin = time.perf_counter()
-    training, loss = step(training, np.int32(number))
-    row = {"step": number, "loss": float(loss)}
-    if not math.isfinite(row["loss"]):
-      raise FloatingPointError(
-        f"the loss of step {number} is {row['loss']}; lower --learning_rate."
-      )
-    rows.append({**row, "seconds": time.perf_counter() - begin})
-    if (number + 1) % every == 0 or number + 1 == config.steps:
-      accuracy, loss = validate(training.params)
-      rows[-1] |= {"validation_accuracy": accuracy, "validation_loss": loss}
-      bar.set_postfix_str(f"validation accuracy {accuracy:.2%}")
-      save(training, rows)
-  return training, rows
+  mean = evaluation(data.validation_images, data.validation_labels)
 
+  def validate(params):
+    accuracy, loss = mean(params)
+    columns = {"validation_accuracy": accuracy, "validation_loss": loss}
+    return columns, f"validation accuracy {accuracy:.2%}"
 
-def resume(
-  checkpoints: experiment.Checkpoints, training: Training
-) -> tuple[Training, list[dict[str, float]]]:
-  """The latest state, or the given one if there is none.
-
-  Raises:
-    ValueError: it belongs to other flags.
-  """
-  latest = checkpoints.latest()
-  if latest is None:
-    return training, []
-  number, saved = latest
-  return checkpoints.restore(number, training), saved["about"]
+  return training_loop.train(step, training, rows, config.steps, validate, save)
 
 
 def write(
@@ -286,9 +246,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   save = lambda training, rows: None
   if path is not None:
     checkpoints = experiment.Checkpoints(path, config, _LOCAL)
-    training, rows = resume(checkpoints, training)
+    training, rows = training_loop.resume(checkpoints, training)
 
-    def save(training: Training, rows: list[dict[str, float]]) -> None:
+    def save(training: Training, rows: Rows) -> None:
       checkpoints.save(len(rows), training, rows)
 
   done_before = len(rows)

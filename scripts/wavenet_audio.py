@@ -43,8 +43,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import training_loop
 from absl import flags
-from tqdm import tqdm
+from training_loop import Rows, Training
 
 from revmom.models.audio import mu_law_inverse
 from revmom.models.autoregressive import Autoregressive
@@ -95,7 +96,6 @@ _LEARNING_RATE = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of data, weights, batches and noise.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
-_CHECKPOINTS = 5  # in a run, each with a test
 _CHUNK = 16  # windows that are evaluated at once
 _LOCAL = ("data_dir", "seconds")  # may differ from the run that is resumed
 
@@ -115,13 +115,6 @@ class Config:
   batch_size: int = 8
   learning_rate: float = 6e-3
   seed: int = 0
-
-
-class Training(NamedTuple):
-  """All that a checkpoint holds."""
-
-  params: Any
-  optimizer: Any  # of Adam
 
 
 def model_of(config: Config) -> Autoregressive:
@@ -250,9 +243,9 @@ def train(
   data: audio_clips.Data,
   config: Config,
   training: Training,
-  rows: list[dict[str, float]],
-  save: Callable[[Training, list[dict[str, float]]], None],
-) -> tuple[Training, list[dict[str, float]]]:
+  rows: Rows,
+  save: Callable[[Training, Rows], None],
+) -> tuple[Training, Rows]:
   """Goes on to the last step; saves now and then.
 
   Raises:
@@ -261,44 +254,14 @@ def train(
   model = model_of(config)
   step = training_step(config, model, data.train)
   test = evaluation(config, model, data.test)
-  every = math.ceil(config.steps / _CHECKPOINTS)
-  rows = list(rows)
-  bar = tqdm(
-    range(len(rows), config.steps),
-    initial=len(rows),
-    total=config.steps,
-    desc="training",
-    disable=None,
+
+  def validate(params):
+    bits = test(params)
+    return {"test_bits": bits}, f"test {bits:.3f} bits a sample"
+
+  return training_loop.train(
+    step, training, rows, config.steps, validate, save, loss="bits"
   )
-  for number in bar:
-    begin = time.perf_counter()
-    training, bits = step(training, np.int32(number))
-    row = {"step": number, "bits": float(bits)}
-    if not math.isfinite(row["bits"]):
-      raise FloatingPointError(
-        f"the loss of step {number} is {row['bits']}; lower --learning_rate."
-      )
-    rows.append({**row, "seconds": time.perf_counter() - begin})
-    if (number + 1) % every == 0 or number + 1 == config.steps:
-      rows[-1]["test_bits"] = test(training.params)
-      bar.set_postfix_str(f"test {rows[-1]['test_bits']:.3f} bits a sample")
-      save(training, rows)
-  return training, rows
-
-
-def resume(
-  checkpoints: experiment.Checkpoints, training: Training
-) -> tuple[Training, list[dict[str, float]]]:
-  """The latest state, or the given one if there is none.
-
-  Raises:
-    ValueError: it belongs to other flags.
-  """
-  latest = checkpoints.latest()
-  if latest is None:
-    return training, []
-  number, saved = latest
-  return checkpoints.restore(number, training), saved["about"]
 
 
 class Heard(NamedTuple):
@@ -410,9 +373,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   save = lambda training, rows: None
   if path is not None:
     checkpoints = experiment.Checkpoints(path, config, _LOCAL)
-    training, rows = resume(checkpoints, training)
+    training, rows = training_loop.resume(checkpoints, training)
 
-    def save(training: Training, rows: list[dict[str, float]]) -> None:
+    def save(training: Training, rows: Rows) -> None:
       checkpoints.save(len(rows), training, rows)
 
   done_before = len(rows)

@@ -1,0 +1,90 @@
+"""Training a model step by step: progress, validations, checkpoints."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import experiment
+import numpy as np
+from tqdm import tqdm
+
+CHECKPOINTS = 10  # in a run, each with a validation
+
+Rows = list[dict[str, float]]  # one a step, for metrics.csv
+
+
+# What a checkpoint holds; it has params.
+T = TypeVar("T", bound=Any)
+
+
+class Training(NamedTuple):
+  """What most experiments keep."""
+
+  params: Any
+  optimizer: Any  # state of an optax optimizer
+
+
+def train(
+  step: Callable[[T, np.int32], tuple[T, Any]],
+  training: T,
+  rows: Rows,
+  steps: int,
+  validate: Callable[[Any], tuple[dict[str, float], str]],
+  save: Callable[[T, Rows], None],
+  *,
+  loss: str = "loss",
+  remedy: str = "lower --learning_rate",
+) -> tuple[T, Rows]:
+  """Goes on to the last step; validates and saves now and then.
+
+  Args:
+    step: (training, number) -> the next training, and the loss.
+    training: what it starts from.
+    rows: of the steps that have been taken.
+    steps: how many there are in all.
+    validate: params -> more columns of the row, and words for the progress bar.
+    save: keeps a checkpoint.
+    loss: the name of its column.
+    remedy: what to do if it is not finite.
+
+  Raises:
+    FloatingPointError: a loss was not finite.
+  """
+  every = math.ceil(steps / CHECKPOINTS)
+  rows = list(rows)
+  bar = tqdm(
+    range(len(rows), steps),
+    initial=len(rows),
+    total=steps,
+    desc="training",
+    disable=None,
+  )
+  for number in bar:
+    begin = time.perf_counter()
+    training, value = step(training, np.int32(number))
+    row = {"step": number, loss: float(value)}
+    if not math.isfinite(row[loss]):
+      raise FloatingPointError(
+        f"the loss of step {number} is {row[loss]}; {remedy}."
+      )
+    rows.append({**row, "seconds": time.perf_counter() - begin})
+    if (number + 1) % every == 0 or number + 1 == steps:
+      columns, words = validate(training.params)
+      rows[-1] |= columns
+      bar.set_postfix_str(words)
+      save(training, rows)
+  return training, rows
+
+
+def resume(checkpoints: experiment.Checkpoints, training: T) -> tuple[T, Rows]:
+  """The latest state, or the given one if there is none.
+
+  Raises:
+    ValueError: it belongs to other flags.
+  """
+  latest = checkpoints.latest()
+  if latest is None:
+    return training, []
+  number, saved = latest
+  return checkpoints.restore(number, training), saved["about"]
