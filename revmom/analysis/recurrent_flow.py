@@ -141,6 +141,7 @@ def recurrent_flow(
   Returns:
     `RecurrentFlow`; under `jit`, too, and the same.
 
+  >>> import jax.numpy as jnp
   >>> from revmom.cells import elman
   >>> params = elman.init(jax.random.key(0), 3, 5)
   >>> flow = recurrent_flow(elman, params, jnp.ones((7, 2, 3)))
@@ -205,6 +206,7 @@ def recurrent_spectra(
     initial_carry: as of `cell.forward`.
     key: of the random directions of estimates.
 
+  >>> import jax.numpy as jnp
   >>> from revmom.cells import elman
   >>> params = elman.init(jax.random.key(0), 3, 5)
   >>> spectra = recurrent_spectra(elman.cell, params, jnp.ones((7, 1, 3)))
