@@ -52,17 +52,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Leaves all but a sample of some products of options to a longer run.
 
   Of a test marked `sampled(n)` the same n cases, drawn at random once and for
-  all, belong to every run; the others are marked `exhaustive`, and `slow`.
+  all, are as the others; the rest are `slow`, and `exhaustive` if `rest` says
+  so.
   """
   families = collections.defaultdict(list)
   for item in items:
     if marker := item.get_closest_marker("sampled"):
       name = item.nodeid.split("[", 1)[0]
-      families[name, marker.args[0]].append(item)
-  for (name, size), family in families.items():
+      rest = marker.kwargs.get("rest", "slow")
+      families[name, marker.args[0], rest].append(item)
+  for (name, size, rest), family in families.items():
     drawn = random.Random(name).sample(family, min(size, len(family)))
     kept = {item.nodeid for item in drawn}
     for item in family:
       if item.nodeid not in kept:
-        item.add_marker("exhaustive")
         item.add_marker("slow")
+        item.add_marker(rest)

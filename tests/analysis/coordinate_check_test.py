@@ -108,6 +108,7 @@ def test_only_mup_keeps_changes_at_their_size(standard, mup):
   assert (np.abs(value[-1]) < 4 * stderr[-1] + 0.1).all()
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_a_plain_loop():
   """Sizes of one seed and width, step by step, and exponents by lstsq."""
   key, data = jax.random.key(1), batches()

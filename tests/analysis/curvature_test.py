@@ -91,6 +91,7 @@ def test_intervals_cover():
     assert np.all(curvature.smallest[i].values >= values[0] - 1e-5)
 
 
+@pytest.mark.slow
 def test_layers_can_be_chosen():
   loss, params = problem()
   is_layer = lambda node: not isinstance(node, dict)

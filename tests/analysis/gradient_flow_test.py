@@ -64,25 +64,27 @@ def test_norms_are_those_of_one_gradient_per_layer(x64, seed, width):
   assert flow.problems == []
 
 
-def test_a_list_a_scan_and_jit_agree():
-  params, x = network(jax.random.key(0), 4, 5)
-  flow = gradient_flow(layer, params, x, loss=squares, spectra=True)
+@pytest.mark.slow
+def test_a_list_a_scan_and_jit_agree(x64):
+  loss = lambda y: jnp.sum(y * y)
+  params, x = network(jax.random.key(0), 4, 5, jnp.float64)
+  flow = gradient_flow(layer, params, x, loss=loss, spectra=True)
   rows = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(4)]
-  listed = gradient_flow([layer] * 4, rows, x, loss=squares, spectra=True)
+  listed = gradient_flow([layer] * 4, rows, x, loss=loss, spectra=True)
   jitted = jax.jit(
-    lambda params, x: gradient_flow(
-      layer, params, x, loss=squares, spectra=True
-    )
+    lambda params, x: gradient_flow(layer, params, x, loss=loss, spectra=True)
   )(params, x)
   assert jitted.names == flow.names
   for other in (listed, jitted):
     for got, wanted in zip(
       jax.tree.leaves(other), jax.tree.leaves(flow), strict=True
     ):
-      np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=1e-5)
+      # Logarithms of the smallest singular values have lost seven digits.
+      np.testing.assert_allclose(got, wanted, rtol=1e-7, atol=1e-8)
   assert listed.names[1] == "layer 0 layer"
 
 
+@pytest.mark.slow
 def test_bfloat16_differs_by_rounding():
   params, x = network(jax.random.key(0), 4, 16)
   exact = gradient_flow(layer, params, x)
@@ -169,6 +171,7 @@ def test_dead_gradients_and_unreached_layers():
   assert "layer 1" not in text
 
 
+@pytest.mark.slow
 def test_one_element_that_is_not_zero_is_not_dead():
   flow = gradient_flow(
     [lambda _, x: x.at[0].set(1.0)], [None], jnp.zeros(2**25)
@@ -176,6 +179,7 @@ def test_one_element_that_is_not_zero_is_not_dead():
   assert not [p for p in flow.problems if p.startswith("layer 0: all")]
 
 
+@pytest.mark.slow
 def test_integers_are_left_alone():
   embed = lambda table, tokens: table[tokens]
   flow = gradient_flow(

@@ -93,6 +93,7 @@ def test_layers_of_different_sizes():
       )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dense", [512, 4])
 def test_products_do_not_leave_the_range_of_floats(monkeypatch, dense):
   monkeypatch.setattr(linear_maps, "DENSE", dense)
@@ -113,6 +114,7 @@ def test_products_do_not_leave_the_range_of_floats(monkeypatch, dense):
     assert spectra.problems == []
 
 
+@pytest.mark.slow
 def test_a_residual_stack_that_explodes():
   """relu, width 16, 120 layers: mean s^2 beyond float32, in float64 here."""
   keys = jax.random.split(jax.random.key(0), 2)
@@ -215,6 +217,7 @@ def test_krylov_intervals_cover(shape, values):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scanned", [True, False])
 def test_matrix_free_spectra_of_a_stack(monkeypatch, scanned):
   keys = jax.random.split(jax.random.key(5), 2)
@@ -246,6 +249,7 @@ def test_zero_and_infinite_jacobians_are_reported():
   assert "layer 2: its Jacobian is not finite" in spectra.problems
 
 
+@pytest.mark.slow
 def test_a_batch_has_the_spectra_of_its_examples():
   weights = jax.random.normal(jax.random.key(0), (2, 4, 4))
   xs = jax.random.normal(jax.random.key(1), (3, 4))

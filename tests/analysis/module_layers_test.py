@@ -120,6 +120,7 @@ def test_modules_have_the_figures_of_functions():
     )
 
 
+@pytest.mark.slow
 def test_jit_and_bfloat16():
   network, variables, _ = same_network()
   x = jax.random.normal(jax.random.key(1), (3, WIDTH))
@@ -158,6 +159,7 @@ class Training(nnx.Module):
     return body(self.stack, x)
 
 
+@pytest.mark.slow
 def test_an_nnx_module_is_left_as_it_is():
   module = Training(nnx.Rngs(0))
   before = jax.tree.map(jnp.copy, nnx.state(module, nnx.Not(nnx.RngState)))
@@ -197,6 +199,7 @@ class LinenLoop(linen.Module):
     return LinenBlock()(x), None
 
 
+@pytest.mark.slow
 def test_linen_calls_within_transformations():
   x = jax.random.normal(jax.random.key(1), (8, WIDTH))
   module = LinenTraining()
@@ -244,6 +247,7 @@ class Attention(nnx.Module):
     return self.mix(queries, keys)
 
 
+@pytest.mark.slow
 def test_several_arguments():
   xs = tuple(
     jax.random.normal(jax.random.key(i), (1, 3, WIDTH)) for i in (0, 1)

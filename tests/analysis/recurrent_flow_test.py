@@ -28,6 +28,7 @@ def rest_of_sequence(cell, params, xs, start, first):
   return run
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cell", [elman, lstm, gru, ugrnn, gated_input])
 def test_adjoints_of_states_are_those_of_autodiff(x64, cell):
   keys = jax.random.split(jax.random.key(0), 2)
@@ -69,6 +70,7 @@ def test_adjoints_of_states_are_those_of_autodiff(x64, cell):
     np.testing.assert_allclose(got.norm, norm(getattr(params_bar, name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [mdrnn, mdlstm])
 def test_grids(x64, cell):
   keys = jax.random.split(jax.random.key(0), 2)
@@ -84,12 +86,14 @@ def test_grids(x64, cell):
   assert "2,1" in str(flow)
 
 
+@pytest.mark.slow
 def test_the_default_loss_is_of_length_one_at_the_last_step():
   params = lstm.init(jax.random.key(0), 2, 3)
   flow = recurrent_flow(lstm, params, jnp.ones((STEPS, 2, 2)))
   np.testing.assert_allclose(flow.adjoint("hidden").norm[-1], 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_vanished_gradients_and_numbers_that_are_not_are_reported():
   params = elman.init(jax.random.key(0), 1, 2)
   tiny = params._replace(recurrent_weights=jnp.zeros((2, 2)))
@@ -106,6 +110,7 @@ def test_vanished_gradients_and_numbers_that_are_not_are_reported():
     flow.adjoint("cell")
 
 
+@pytest.mark.slow
 def test_spectra_of_steps(x64):
   """Of d carry_t / d carry_{t-1}, both arrays of the LSTM's carry."""
   keys = jax.random.split(jax.random.key(0), 2)

@@ -315,7 +315,7 @@ def is_odd(_, structure):
 
 
 # Any two options are on and off in all four ways among them.
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(12, rest="exhaustive")
 @pytest.mark.parametrize(
   ("name", "structure"), [pair for pair in STRUCTURES if is_odd(*pair)]
 )
@@ -329,7 +329,7 @@ def test_half_of_the_structures(x64, name, structure):
   )
 
 
-@pytest.mark.sampled(36)
+@pytest.mark.sampled(36, rest="exhaustive")
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(("name", "structure"), STRUCTURES)
@@ -370,7 +370,7 @@ def test_some_sweeps(x64, options):
   check_sweep("lstm", **options)
 
 
-@pytest.mark.sampled(24)
+@pytest.mark.sampled(24, rest="exhaustive")
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "options"),

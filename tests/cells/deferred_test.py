@@ -233,6 +233,7 @@ def check(step, params, carry, xs, second=True):
   close(got, expected, 1e-11)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list(CASES))
 def test_values_gradients_and_hessian_products(x64, monkeypatch, name):
   """By blocks of two steps, two, and one, or more with fewer rows."""

@@ -43,7 +43,7 @@ def count_paths_in_a_loop(shape, direction):
   return paths
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(6, rest="exhaustive")
 @pytest.mark.parametrize("schedule", grid.SCHEDULES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sweep_counts_paths(shape, schedule):

@@ -171,6 +171,7 @@ def test_graves_memory_adds_up_and_the_stable_one_does_not():
   assert 0 < float(memory["stable"]) < 0.5
 
 
+@pytest.mark.slow
 def test_forget_gates_start_with_a_sum_of_one():
   for ndim in (2, 3, 4):
     bias = mdlstm.init(jax.random.key(0), D, H, ndim=ndim).bias

@@ -247,6 +247,7 @@ def test_errors(call, message):
     layer(jnp.zeros((BATCH, STEPS, INPUTS)), **call)
 
 
+@pytest.mark.slow
 def test_grids_are_batch_major():
   directions = [(1, 1), (-1, 1)]
   layer = layers.MDLSTM(

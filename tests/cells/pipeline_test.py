@@ -153,6 +153,7 @@ def test_rounds(shape, layers):
   assert scans(program(params, xs).jaxpr) == [rounds - layers + 1] * layers
 
 
+@pytest.mark.slow
 def test_adjoints_of_all_layers(x64):
   """Forward and backward by hand, against those of each layer."""
   cell, layers, xs, bars = problem("graves with peepholes", 2, (2, 2))

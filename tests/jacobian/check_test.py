@@ -62,6 +62,7 @@ def failures(*args, **options):
   return names, str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_coupling_of_pytrees_passes():
   report = check_bijection(
     coupling,

@@ -624,6 +624,7 @@ def custom_matrix(wrong=0.0):
   )
 
 
+@pytest.mark.slow
 def test_log_det_of_a_custom_inverse(x64):
   scaled = custom_matrix()
   x, a = jnp.array([0.3, -1.0, 2.0]), jnp.array(1.7)

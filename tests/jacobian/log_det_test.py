@@ -319,6 +319,7 @@ def mixed(kernel, x):
   return x + 0.1 * jnp.tanh(x)[::-1]
 
 
+@pytest.mark.slow
 def test_gradient():
   def value(kernel, x):
     return log_det(lambda x: mixed(kernel, x))(x).value
@@ -488,6 +489,7 @@ def test_a_block_above_the_limit_is_estimated_given_a_key():
   assert 0 < result.stderr and error < 4 * result.stderr + result.bias_bound
 
 
+@pytest.mark.slow
 def test_the_stochastic_method():
   with pytest.raises(ValueError, match="needs key="):
     log_det(sgd, "stochastic")

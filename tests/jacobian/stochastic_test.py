@@ -82,6 +82,7 @@ def coverage(estimator, matrix):
 # Error bars.
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   "estimator, make, spectrum",
   [
@@ -99,6 +100,7 @@ def test_intervals_cover_on_well_conditioned_matrices(
   assert 0.92 <= coverage(estimator, make(spectrum)) <= 0.98
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("steps", [6, 12])
 @pytest.mark.parametrize(
   "build, make",
@@ -116,6 +118,7 @@ def test_intervals_cover_where_the_krylov_space_is_too_small(
   assert np.all(np.asarray(estimates.bias_bound) > 0)
 
 
+@pytest.mark.slow
 def test_leaving_one_out_covers_where_few_eigenvalues_stand_out(x64):
   matrix = symmetric(EDGE)
   plain = lanczos_quadrature(8, 10)
@@ -164,6 +167,7 @@ def test_roulette_is_unbiased_and_its_gradients_are(x64):
 # Refusals.
 
 
+@pytest.mark.slow
 def test_roulette_of_infinite_variance_is_refused():
   matrix = contraction(0.8).astype(jnp.float32)  # 0.64 >= 1 - 0.5
   with pytest.raises(ValueError, match="variance may be infinite"):
@@ -174,6 +178,7 @@ def test_roulette_of_infinite_variance_is_refused():
   assert estimate(russian_roulette(4, 0.1), matrix).valid
 
 
+@pytest.mark.slow
 def test_other_refusals():
   matrix = general(WELL).astype(jnp.float32)
   with pytest.raises(ValueError, match="not symmetric.*golub_kahan"):
@@ -228,6 +233,7 @@ def test_complete_spaces_and_directions_are_exact(
   )
 
 
+@pytest.mark.slow
 def test_second_derivatives(x64):
   matrix, change = general(WELL[::6]), general(WELL[::6], 3)
   bend = lambda step: matrix + (step + step**2) * change
@@ -266,6 +272,7 @@ def test_gradients_are_unbiased(x64, estimator, make):
   assert np.std(slopes) / np.sqrt(SEEDS) < 0.5
 
 
+@pytest.mark.slow
 def test_float32_knows_its_rounding_error():
   spectrum = 10.0 ** -np.linspace(0, 4, 24)
   with jax.enable_x64(True):
@@ -281,6 +288,7 @@ def test_float32_knows_its_rounding_error():
 # Degenerate spectra, pytrees, batches.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave_one_out", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_krylov_spaces_that_end_early(scale, leave_one_out):
@@ -295,6 +303,7 @@ def test_krylov_spaces_that_end_early(scale, leave_one_out):
     np.testing.assert_allclose(slope, 20 / scale, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_pytrees_half_precision_and_batches():
   like = {"w": jnp.ones((3, 4)), "b": jnp.ones(5, jnp.bfloat16)}
   double = lambda tree: {"b": 2 * tree["b"], "w": tree["w"].T * 4}
@@ -311,6 +320,7 @@ def test_pytrees_half_precision_and_batches():
 # Traces and spectra.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [hutchinson, xtrace])
 def test_traces(x64, build):
   matrix = general(WELL)
@@ -332,6 +342,7 @@ def test_xtrace_is_exact_where_the_rank_is_small(x64):
   assert got.stderr < 1e-9
 
 
+@pytest.mark.slow
 def test_spectra(x64):
   matrix = symmetric(np.concatenate([grid(60), [3.0, 5.0]]))
   top = estimate(top_eigenvalues(30, 3), matrix)
@@ -355,6 +366,7 @@ def residual(matrix):
   return lambda x, y: (x + jnp.tanh(matrix @ y)[:40], y + 0.5 * x[:24] ** 2)
 
 
+@pytest.mark.slow
 def test_stochastic_log_det_of_a_general_function(x64):
   rng = np.random.default_rng(1)
   matrix = jnp.asarray(0.1 * rng.normal(size=(40, 24)))
@@ -392,6 +404,7 @@ def test_stochastic_log_det_of_sgd_steps():
   np.testing.assert_allclose(gradient, exact, atol=2e-2 * scale)
 
 
+@pytest.mark.slow
 def test_steps_are_added_until_truncation_is_small(x64):
   matrix = symmetric(ILL)
   loss = lambda x: 0.5 * x @ (jnp.eye(SIZE) - matrix) @ x
@@ -409,6 +422,7 @@ def test_steps_are_added_until_truncation_is_small(x64):
 # Peers.
 
 
+@pytest.mark.slow
 def test_matfree_agrees(x64):
   decomp = pytest.importorskip("matfree.decomp")
   funm = pytest.importorskip("matfree.funm")

@@ -585,6 +585,7 @@ def check_program(steps, seed):
     np.testing.assert_allclose(result.value, value, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @settings(drawn, max_examples=8)
 @given(programs, st.integers(0, 3))
 def test_random_programs(steps, seed):

@@ -113,7 +113,7 @@ def test_log_det_is_that_of_the_dense_jacobian(name, x64):
   assert dense.sign == 1 or name in PERMUTING
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(9, rest="exhaustive")
 @pytest.mark.parametrize(
   "name",
   [
@@ -144,6 +144,7 @@ def test_log_det_is_that_of_the_structure_method(name, x64):
   assert max(block.largest for block in found.report) <= 3
 
 
+@pytest.mark.slow
 def test_types(x64):
   """Layers compute in the wider type of x and params; log-dets in float32."""
   layer = stack(affine(MLP), 2)
@@ -160,6 +161,7 @@ def test_types(x64):
   np.testing.assert_allclose(coarse, value, rtol=0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_batch_axes_are_mapped():
   layer, (height, width, channels) = LAYERS["Glow step"]
   x = jax.random.normal(jax.random.key(0), (2, 3, height, width, channels))

@@ -65,6 +65,7 @@ def plain_scores(params, text, label, heads):
   return norm(params.norm, x) @ params.embeddings.T
 
 
+@pytest.mark.slow
 def test_it_is_a_transformer():
   model, params, x = example(num_classes=3)
   label = jnp.array([2, 0])
@@ -109,6 +110,7 @@ def test_an_output_sees_all_tokens_before():
   np.testing.assert_array_equal(seen, np.tri(6, k=-1, dtype=bool))
 
 
+@pytest.mark.slow
 def test_probabilities_sum_to_one_and_samples_have_them():
   model, params, _ = example(length=2)
   texts = np.array(list(itertools.product(range(VOCABULARY), repeat=2)))
@@ -144,6 +146,7 @@ def test_second_derivatives(x64):
   np.testing.assert_allclose(products(0.0)[0], numeric, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters():
   model, params, x = example()
   draws = [params, example(seed=4)[1]]

@@ -27,6 +27,7 @@ def total(net, x, y):
   return lambda params: squared_losses(net.apply(params, x), y).sum()
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_of_a_plain_loop(x64):
   net, params, x, y = problem(7, dtype=jnp.float64)
 

@@ -72,6 +72,7 @@ def expected_by_rules(allowed, height, width, channels, ordered):
   return seen
 
 
+@pytest.mark.slow
 def test_two_corners_see_all_pixels_before():
   before = lambda i, j, k, l: (k, l) < (i, j)
   seen = what_is_seen(diagonal_bilstm(3, 1, 3), 4, 5, 2)
@@ -111,6 +112,7 @@ def row_lstm_sees(height, width, layers, radius):
   return sets
 
 
+@pytest.mark.slow
 def test_rows_see_a_triangle():
   height, width, layers = 4, 8, 2
   sets = row_lstm_sees(height, width, layers, radius=1)
@@ -138,6 +140,7 @@ def cached_outputs(network, params, inputs, label):
   return jnp.moveaxis(outputs, 2, 0)
 
 
+@pytest.mark.sampled(2)
 @every
 @pytest.mark.parametrize(("dtype", "layers"), [("float32", 2), ("bfloat16", 1)])
 def test_cached_outputs_are_those_of_a_forward_pass(name, dtype, layers):
@@ -215,6 +218,7 @@ def test_second_derivatives(x64, name):
   np.testing.assert_allclose(exact, numeric, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters():
   model, params, x = example("diagonal_bilstm", shape=(2, 3, 3, 1))
   draws = [params, random_params(model, x, seed=9)]

@@ -54,6 +54,7 @@ def relative_error(got, expected):
   return float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_autodiff(x64):
   plain, reversible, params, x = problem(PAIR, (3, 5), DEPTH, jnp.float64)
   pairs = zip(losses(plain), losses(reversible), strict=True)
@@ -116,6 +117,7 @@ def temporary_bytes(make, depth):
   return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_depth():
   flat = [temporary_bytes(reversible_stack, depth) for depth in (4, 16, 64)]
   assert max(flat) <= 1.1 * min(flat)
@@ -142,6 +144,7 @@ def test_float32_gradients_of_normalised_layers(depth, x64):
     assert relative_error(got, truth) < 1e-4
 
 
+@pytest.mark.slow
 def test_what_is_not_recovered_has_no_gradient():
   """64 random layers: the inverse loses all digits, and says so."""
   _, reversible, params, x = problem(PAIR, (16, 6), 64, jnp.float32)

@@ -175,6 +175,7 @@ def optax_run(transformation, params, loss, data, steps):
     return lax.scan(step, start, jnp.arange(steps))[0][0]
 
 
+@pytest.mark.sampled(2)
 @every
 def test_follows_optax(case):
   """Over 1000 steps, to 2e-4 of the way that the parameters went."""
@@ -232,7 +233,7 @@ def fixed(values):
   return jnp.round(values * 2.0**24) * 2.0**-24
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(3, rest="exhaustive")
 @pytest.mark.slow
 @every
 def test_vmapped_and_sharded(case):
@@ -259,7 +260,7 @@ def test_vmapped_and_sharded(case):
   assert bool(jnp.all(back.receipt.ok))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(3, rest="exhaustive")
 @every
 def test_log_det_is_that_of_the_dense_jacobian(case, x64):
   """Of optax's step in float64, from a state that 3 steps led to."""
@@ -308,7 +309,7 @@ def _with_floating(state, floating):
   )
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(6, rest="exhaustive")
 @every
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_hypergradients_are_those_of_autodiff(case, clip, x64):
@@ -404,6 +405,7 @@ def test_finds_minima(case, landscape):
   np.testing.assert_allclose(run.params["x"], end, atol=0.05)
 
 
+@pytest.mark.slow
 def test_hypergradients_of_each_step_and_array(x64):
   """AdamW with all kinds of hyperparameters at once, through optax's run."""
   steps = 12

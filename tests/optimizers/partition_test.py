@@ -97,6 +97,7 @@ def test_clipping_of_each_array():
   )
 
 
+@pytest.mark.slow
 def test_log_det_adds_up():
   params, _, _ = problem()
   optimizer = two()
@@ -161,6 +162,7 @@ def test_errors():
 POLYAK = lambda t: (t + 1) / (t + 2)  # noqa: E731
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("decay", [0.9, POLYAK], ids=["ema", "polyak"])
 @pytest.mark.parametrize("base", ["sgd", "partition"])
 def test_averages(decay, base):
@@ -191,6 +193,7 @@ def test_averages(decay, base):
       np.testing.assert_allclose(own, theirs, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_gradients_go_through_the_average(x64):
   """Central differences, in 64 bits, of the averaged parameters' loss."""
   params, loss, x = jax.tree.map(

@@ -64,7 +64,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(9, rest="exhaustive")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_inverse_restores_every_integer(form, options):
@@ -151,7 +151,7 @@ def float_step(state, gradient, rate, beta, decay, form):
   return jnp.concatenate([(1 - rate * decay) * theta + update, velocity])
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(4, rest="exhaustive")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("decay", [None, 0.3])
 @pytest.mark.parametrize("steps", [1, 10])
@@ -183,6 +183,7 @@ def test_log_det_is_that_of_the_dense_jacobian(x64, form, decay, steps):
   )
 
 
+@pytest.mark.slow
 def test_log_det_of_long_and_scheduled_runs():
   params = jnp.zeros(7)
   optimizer = revmom.sgd(0.1, 0.9)
