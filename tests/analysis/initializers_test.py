@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.nn import initializers as standard
 
+from revmom.analysis.gradient_flow import gradient_flow
 from revmom.analysis.initializers import (
   calibrate,
   fixup,
@@ -109,7 +110,6 @@ def stack(depth):
 
 @pytest.mark.parametrize("gain", [0.5, 1.0, 1.5])
 def test_calibration_reaches_any_gain(gain):
-  """Forward by its definition; backward it is measured to have it as well."""
   depth = 5
   x = jax.random.normal(jax.random.key(1), (64, 8))
   targets = [gain ** (1 + number) for number in range(depth)]
@@ -121,6 +121,27 @@ def test_calibration_reaches_any_gain(gain):
     ratio = after["w"] / before["w"]
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
     np.testing.assert_array_equal(after["b"], before["b"])
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.5])
+def test_calibrated_gradients_have_that_gain_too(gain):
+  """Of what has passed a relu, forward and backward gains agree.
+
+  Both are sqrt(N / 2) sigma_W; to 1 / sqrt(N), as N is finite.
+  The first layer is left out: its inputs have not passed one.
+  """
+  depth, width = 5, 256
+  keys = jax.random.split(jax.random.key(0), depth + 2)
+  layer = lambda w, x: jnp.maximum(x @ w, 0)
+  weights = [jax.random.normal(key, (width, width)) for key in keys[2:]]
+  x, bar = (jax.random.normal(key, (64, width)) for key in keys[:2])
+  targets = [gain ** (1 + number) for number in range(depth)]
+  weights = calibrate([layer] * depth, weights, x, target=targets)
+  flow = gradient_flow(
+    [layer] * depth, weights, x, loss=lambda y: jnp.sum(y * bar)
+  )
+  backward = flow.gradients.norm[1:-1] / flow.gradients.norm[2:]
+  np.testing.assert_allclose(backward, gain, rtol=1 / width**0.5)
 
 
 def test_calibration_of_layers_that_saturate():
