@@ -10,7 +10,7 @@ import numpy as np
 from scipy.io import wavfile
 from scipy.special import ndtr
 
-from revmom.models.audio import mu_law, mu_law_inverse
+from revmom.models import mu_law, mu_law_inverse
 
 RATE = 8000  # samples a second
 CLASSES = 10

@@ -19,7 +19,7 @@ from autoregressive_training import (
 )
 from tqdm import tqdm
 
-from revmom.analysis.cost import Cost, cost
+from revmom.analysis import Cost, cost
 
 _SAMPLES = 64  # that are drawn at once when this is timed
 _LOOKS = 12  # at the losses of a run

@@ -192,20 +192,12 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   data = models.load(config.data, config.data_dir)
   model = model_of(config, data.levels)
   training = start(config, model, data)
-  rows: Rows = []
   path = experiment.folder(workdir)
-  save = lambda training, rows: None
-  if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+  with experiment.Checkpoints(path, config, _LOCAL) as checkpoints:
     training, rows = training_loop.resume(checkpoints, training)
-
-    def save(training: Training, rows: Rows) -> None:
-      checkpoints.save(len(rows), training, rows)
-
-  done_before = len(rows)
-  training, rows = train(data, config, model, training, rows, save)
-  if path is not None:
-    checkpoints.close()
+    done_before = len(rows)
+    save = training_loop.saving(checkpoints)
+    training, rows = train(data, config, model, training, rows, save)
   params = training.params
   evaluate = evaluation(config, model, data)
   drawn = draw(config, model, params, data)
@@ -270,8 +262,7 @@ def compare(config: Config, workdir: str | None = None) -> str:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  resumed = r["resumed_from"]
-  origin = f" ({resumed} of them done before)" if resumed else ""
+  origin = experiment.done_before(r)
   published = ""
   if r["data"] == models.BINARY:
     published = " (published: PixelCNN 81.3, PixelRNN 79.2)"

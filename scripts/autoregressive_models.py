@@ -7,15 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.models.autoregressive import Autoregressive, CausalNetwork
-from revmom.models.causal_transformer import causal_transformer
-from revmom.models.conditional import bernoulli, categorical
-from revmom.models.gated_pixelcnn import gated_pixelcnn
-from revmom.models.language_model import language_model, tokens
-from revmom.models.pixel_mdrnn import pixel_mdrnn
-from revmom.models.pixel_rnn import diagonal_bilstm, row_lstm
-from revmom.models.pixelcnn import pixelcnn
-from revmom.models.wavenet import wavenet
+from revmom.models import (
+  Autoregressive,
+  CausalNetwork,
+  bernoulli,
+  categorical,
+  causal_transformer,
+  diagonal_bilstm,
+  gated_pixelcnn,
+  language_model,
+  pixel_mdrnn,
+  pixelcnn,
+  row_lstm,
+  tokens,
+  wavenet,
+)
 
 BINARY = "binary_mnist"
 DATA = (*datasets.NAMES, BINARY)

@@ -29,26 +29,19 @@ attribution.png and a checkpoint after each retraining.  Running it again there
 goes on from the last one; a larger --leave_out goes on further.
 """
 
-import dataclasses
-import math
+import pathlib
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import attribution_figures
 import experiment
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-import scipy.stats
-import texts
-import transformer
 from absl import flags
-from jax.stages import Wrapped
+from attribution_gradients import Attribution, attributed
+from attribution_problem import Config, Problem, pose
+from attribution_retraining import correlations, leave_out
 from tqdm import tqdm
-
-import revmom
 
 _TEXT = flags.DEFINE_string(
   "text",
@@ -103,358 +96,8 @@ _PERTURBATION = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
-_B1, _B2, _EPS = 0.9, 0.99, 1e-8
-_NOISE_RUNS, _NOISE_PERTURBATION = 3, 1e-5
-# Beyond this, differentiation by checkpoints is compiled but not run.
-_CHECKPOINTS_LIMIT = 2 * 2**30
 _SHOWN = 5  # most helpful and most harmful examples in the report
 _LOCAL = ("leave_out",)  # may differ between a run and its resumption
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """One experiment; see the flags of the same names."""
-
-  text: str | None = None
-  examples: int = 2000
-  validation_examples: int = 256
-  context: int = 32
-  width: int = 32
-  layers: int = 2
-  heads: int = 2
-  steps: int = 500
-  batch_size: int = 16
-  learning_rate: float = 2e-3
-  weight_decay: float = 0.1
-  clip: float = 1.0
-  eps_root: float = 1e-8
-  leave_out: int = 50
-  perturbation: float = 1.0
-  seed: int = 0
-
-
-class Problem(NamedTuple):
-  """A training run as a function of the weights of its examples."""
-
-  params: dict[str, Any]
-  indices: jax.Array  # int32 [steps, batch]
-  rates: np.ndarray  # [steps]
-  train: jax.Array  # int32 [examples, context + 1]
-  validation: jax.Array  # int32 [validation examples, context + 1]
-  texts: list[str]  # of the training examples
-  chosen: np.ndarray  # the examples to leave out
-
-
-class Attribution(NamedTuple):
-  """What one training run and its reversal say."""
-
-  gradient: np.ndarray  # [examples], of the validation loss
-  losses: np.ndarray  # [steps], of the batches
-  validation_losses: np.ndarray  # [validation examples]
-
-
-def pose(config: Config) -> Problem:
-  """Cuts the text into windows and draws everything else.
-
-  Raises:
-    ValueError: the text is too short, or flags don't go together.
-  """
-  if config.leave_out > config.examples:
-    raise ValueError(
-      f"--leave_out={config.leave_out} of --examples={config.examples}; leave "
-      "out fewer."
-    )
-  if config.clip <= 0:
-    raise ValueError(f"--clip={config.clip}; it must be positive.")
-  if not config.perturbation:
-    raise ValueError("--perturbation=0 changes nothing; 1 leaves out.")
-  text = texts.read_text(config.text)
-  length = config.context + 1
-  wanted = config.examples + config.validation_examples
-  if len(text) < wanted * length:
-    raise ValueError(
-      f"the text has {len(text)} characters, but {wanted} windows of {length} "
-      f"need {wanted * length}; lower --examples, --validation_examples or "
-      "--context, or give a longer --text."
-    )
-  characters, tokens = np.unique(np.array(list(text)), return_inverse=True)
-  windows = len(tokens) // length
-  tokens = tokens[: windows * length].reshape(windows, length)
-  rng = np.random.default_rng(config.seed)
-  order = rng.permutation(windows)[:wanted]
-  tokens = tokens[order].astype(np.int32)
-  train, validation = np.split(tokens, [config.examples])
-  sizes = transformer.Sizes(
-    len(characters), config.context, config.width, config.layers, config.heads
-  )
-  step = np.arange(config.steps)
-  warm = np.minimum(1, (step + 1) / (config.steps / 10))
-  cosine = (1 + np.cos(np.pi * step / config.steps)) / 2
-  return Problem(
-    params=transformer.init(jax.random.key(config.seed), sizes),
-    indices=jnp.asarray(epochs(rng, config)),
-    rates=(config.learning_rate * warm * cosine).astype(np.float32),
-    train=jnp.asarray(train),
-    validation=jnp.asarray(validation),
-    texts=["".join(characters[window]) for window in train],
-    # Of any length, so that a larger --leave_out begins like a smaller one.
-    chosen=rng.permutation(config.examples)[: config.leave_out],
-  )
-
-
-def epochs(rng: np.random.Generator, config: Config) -> np.ndarray:
-  """Which examples each step sees: shuffled epochs, one after the other."""
-  seen = config.steps * config.batch_size
-  count = math.ceil(seen / config.examples)
-  order = np.concatenate(
-    [rng.permutation(config.examples) for _ in range(count)]
-  )
-  shape = config.steps, config.batch_size
-  return order[:seen].reshape(shape).astype(np.int32)
-
-
-def batch_loss(params, indices, weights, train):
-  """sum_i w_i l_i over a batch, divided by its size."""
-  losses = transformer.losses(params, train[indices])
-  return jnp.mean(weights[indices] * losses)
-
-
-def validation(params, problem: Problem, config: Config) -> jax.Array:
-  """The losses of all validation examples, in the memory of one batch."""
-  one = jax.checkpoint(lambda window: transformer.losses(params, window[None]))
-  chunk = min(config.batch_size, config.validation_examples)
-  return jax.lax.map(one, problem.validation, batch_size=chunk)[:, 0]
-
-
-def optimizer_of(problem: Problem, config: Config) -> Any:
-  """AdamW with a learning rate for each step."""
-  return revmom.adamw(
-    problem.rates,
-    b1=_B1,
-    b2=_B2,
-    eps=_EPS,
-    eps_root=config.eps_root,
-    weight_decay=config.weight_decay,
-    clip=config.clip,
-  )
-
-
-def train(problem: Problem, config: Config, weights: jax.Array) -> revmom.Run:
-  """A training run, the same for each call but for the weights."""
-  return revmom.train(
-    batch_loss,
-    optimizer_of(problem, config),
-    problem.params,
-    problem.indices,
-    weights,
-    problem.train,
-  )
-
-
-def reversible_gradient(problem: Problem, config: Config) -> Wrapped:
-  """weights -> gradient of the validation loss, validation losses, run."""
-
-  def objective(weights):
-    run = train(problem, config, weights)
-    losses = validation(run.params, problem, config)
-    return losses.mean(), (losses, run)
-
-  return jax.jit(jax.grad(objective, has_aux=True))
-
-
-def retraining(problem: Problem, config: Config) -> Wrapped:
-  """weights -> validation losses, forward only."""
-
-  def losses(weights):
-    run = train(problem, config, weights)
-    return validation(run.params, problem, config)
-
-  return jax.jit(losses)
-
-
-def checkpointed_gradient(problem: Problem, config: Config) -> Wrapped:
-  """The same gradient by JAX alone, of floats, with each step checkpointed."""
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(config.clip),
-    optax.adamw(
-      lambda step: jnp.asarray(problem.rates)[step],
-      b1=_B1,
-      b2=_B2,
-      eps=_EPS,
-      eps_root=config.eps_root,
-      weight_decay=config.weight_decay,
-    ),
-  )
-
-  def objective(weights):
-    def step(carry, indices):
-      params, state = carry
-      gradients = jax.grad(batch_loss)(params, indices, weights, problem.train)
-      updates, state = optimizer.update(gradients, state, params)
-      return (optax.apply_updates(params, updates), state), None
-
-    start = problem.params, optimizer.init(problem.params)
-    # A scan is a loop, so nothing can be shared between the two passes.
-    body = jax.checkpoint(step, prevent_cse=False)
-    (params, _), _ = jax.lax.scan(body, start, problem.indices)
-    return validation(params, problem, config).mean()
-
-  return jax.jit(jax.grad(objective))
-
-
-def attribute(
-  problem: Problem, config: Config, bar: tqdm
-) -> tuple[Attribution, dict[str, Any]]:
-  """The gradient, and what it costs beside checkpointing.
-
-  Raises:
-    FloatingPointError: a loss or the gradient was not finite.
-  """
-  weights = jnp.ones(config.examples, jnp.float32)
-  bar.set_description("compiling the gradient")
-  ours = reversible_gradient(problem, config).lower(weights).compile()
-  bar.update()
-  bar.set_description("training and back")
-  (gradient, (validation_losses, run)), seconds = timed(ours, weights)
-  check_finite(problem, config, run, gradient)
-  bar.update()
-  bar.set_description("compiling checkpoints")
-  theirs = checkpointed_gradient(problem, config).lower(weights).compile()
-  bar.update()
-  bytes_ours, bytes_theirs = temporary_bytes(ours), temporary_bytes(theirs)
-  figures: dict[str, Any] = {
-    "gradient_seconds_per_step": seconds / config.steps,
-    "gradient_temporary_bytes": bytes_ours,
-    "checkpoints_temporary_bytes": bytes_theirs,
-    "memory_ratio": bytes_theirs / bytes_ours,
-    "checkpoints_seconds_per_step": None,
-    "time_ratio": None,
-    "gradient_correlation_with_optax": None,
-  }
-  if bytes_theirs <= _CHECKPOINTS_LIMIT:
-    bar.set_description("training with checkpoints")
-    peer, peer_seconds = timed(theirs, weights)
-    figures |= {
-      "checkpoints_seconds_per_step": peer_seconds / config.steps,
-      "time_ratio": seconds / peer_seconds,
-      "gradient_correlation_with_optax": float(
-        np.corrcoef(gradient, peer)[0, 1]
-      ),
-    }
-  bar.update()
-  arrays = gradient, run.losses, validation_losses
-  return Attribution(*map(np.asarray, arrays)), figures
-
-
-def check_finite(
-  problem: Problem, config: Config, run: revmom.Run, gradient: jax.Array
-) -> None:
-  """Raises FloatingPointError, with the reason if it is known."""
-  bad = np.flatnonzero(~np.isfinite(run.losses))
-  try:
-    optimizer_of(problem, config).check(run.state)
-  except ValueError as error:
-    where = f"; the loss of step {bad[0]} is not finite" if bad.size else ""
-    raise FloatingPointError(f"the training failed{where}: {error}") from error
-  if bad.size:
-    raise FloatingPointError(
-      f"the loss of step {bad[0]} is {run.losses[bad[0]]}; lower "
-      "--learning_rate."
-    )
-  if not np.isfinite(gradient).all():
-    raise FloatingPointError(
-      "the gradient is not finite: the reversal was not exact (see above), or "
-      "training is chaotic; lower --learning_rate or raise --eps_root."
-    )
-
-
-def leave_out(
-  problem: Problem,
-  config: Config,
-  changes: list[float],
-  save: Callable[[list[float]], None],
-  bar: tqdm,
-) -> tuple[list[float], dict[str, float]]:
-  """Goes on to a change of the validation loss for each chosen example.
-
-  Also measures what is not due to an example: the changes for perturbations
-  that are far too small to matter.
-
-  Raises:
-    FloatingPointError: a loss was not finite.
-  """
-  ones = np.ones(config.examples, np.float32)
-  bar.set_description("compiling the training")
-  compiled = retraining(problem, config).lower(ones).compile()
-  bar.update()
-  bar.set_description("leaving out")
-
-  def loss(example: int, perturbation: float) -> float:
-    weights = ones.copy()
-    weights[example] -= perturbation
-    # The mean in 64 bits: the changes are small.
-    mean = float(np.asarray(compiled(weights), np.float64).mean())
-    if not math.isfinite(mean):
-      raise FloatingPointError(
-        f"training without example {example} ends in a validation loss of "
-        f"{mean}; lower --learning_rate."
-      )
-    return mean
-
-  start = time.perf_counter()
-  whole = loss(0, 0.0)
-  seconds = time.perf_counter() - start
-  small = [
-    loss(example, _NOISE_PERTURBATION) - whole
-    for example in problem.chosen[:_NOISE_RUNS]
-  ]
-  bar.update()
-  for example in problem.chosen[len(changes) :]:
-    changes = [*changes, loss(example, config.perturbation) - whole]
-    save(changes)
-    bar.update()
-  return changes, {
-    "validation_loss": whole,
-    "rounding_noise": float(np.sqrt(np.mean(np.square(small)))),
-    "training_seconds_per_step": seconds / config.steps,
-  }
-
-
-def restore(
-  checkpoints: experiment.Checkpoints, number: int, config: Config
-) -> Attribution:
-  """The attribution of a checkpoint."""
-  sizes = config.examples, config.steps, config.validation_examples
-  like: Any = [jax.ShapeDtypeStruct((n,), jnp.float32) for n in sizes]
-  restored = checkpoints.restore(number, Attribution(*like))
-  return Attribution(*map(np.asarray, restored))
-
-
-def timed(program: Callable, *args: Any) -> tuple[Any, float]:
-  """A program's result, and its seconds."""
-  start = time.perf_counter()
-  result = jax.block_until_ready(program(*args))
-  return result, time.perf_counter() - start
-
-
-def temporary_bytes(compiled: Any) -> int:
-  """Memory beside arguments and results."""
-  return compiled.memory_analysis().temp_size_in_bytes
-
-
-def correlations(
-  predicted: np.ndarray, measured: np.ndarray
-) -> dict[str, float]:
-  """How well one predicts the other, and the line that fits best."""
-  line = scipy.stats.linregress(predicted, measured)
-  return {
-    "spearman": float(scipy.stats.spearmanr(predicted, measured).statistic),
-    "pearson": float(line.rvalue),
-    "slope": float(line.slope),
-    "offset": float(line.intercept),
-    "predicted_std": float(predicted.std()),
-    "measured_std": float(measured.std()),
-  }
 
 
 def metrics(
@@ -474,6 +117,56 @@ def metrics(
   ]
 
 
+def result_of(
+  problem: Problem,
+  config: Config,
+  attribution: Attribution,
+  changes: list[float],
+  figures: dict[str, Any],
+) -> dict[str, Any]:
+  """Flat keys: predictions beside measurements, and what they cost."""
+  predicted = -config.perturbation * attribution.gradient[problem.chosen]
+  return {
+    "text": config.text or "pydoc_data.topics",
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(problem.params)),
+    "examples": config.examples,
+    "steps": config.steps,
+    "leave_out": config.leave_out,
+    "perturbation": config.perturbation,
+    "first_train_loss": float(attribution.losses[0]),
+    "last_train_loss": float(attribution.losses[-1]),
+    **correlations(predicted.astype(np.float64), np.array(changes)),
+    "helpful_examples": float((attribution.gradient < 0).mean()),
+    **figures,
+  }
+
+
+def extremes(problem: Problem, gradient: np.ndarray) -> dict[str, list[str]]:
+  """Those of the largest gradients, with their texts."""
+  order = np.argsort(gradient)
+  line = lambda i: f"{gradient[i]:+.2e}  {problem.texts[i]!r}"
+  return {
+    "most_helpful": [line(i) for i in order[:_SHOWN]],
+    "most_harmful": [line(i) for i in order[::-1][:_SHOWN]],
+  }
+
+
+def write(
+  workdir: pathlib.Path,
+  problem: Problem,
+  gradient: np.ndarray,
+  changes: list[float],
+  result: dict[str, Any],
+) -> None:
+  """result.json, metrics.csv and attribution.png."""
+  size = result["perturbation"]
+  drawn = attribution_figures.changes(
+    -size * gradient[problem.chosen], np.array(changes), gradient, result
+  )
+  rows = metrics(problem, gradient, changes, size)
+  experiment.write_results(workdir, rows, {"attribution": drawn}, result)
+
+
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   """The experiment: differentiate, retrain, compare, write.
 
@@ -481,70 +174,29 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     ValueError: the text or the workdir don't go with the flags.
     FloatingPointError: a loss or the gradient was not finite.
   """
-  start = time.perf_counter()
+  begin = time.perf_counter()
   problem = pose(config)
   path = experiment.folder(workdir)
-  latest, save = None, lambda changes: None
-  if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
-    latest = checkpoints.latest()
-  bar = tqdm(total=6 + config.leave_out, disable=None)
-  changes: list[float] = []
-  if latest is None:
-    attribution, figures = attribute(problem, config, bar)
-  else:
-    number, saved = latest
-    attribution = restore(checkpoints, number, config)
-    figures, changes = saved["about"]["figures"], saved["about"]["changes"]
-    changes = changes[: config.leave_out]
-    bar.update(4 + len(changes))
-  done_before = len(changes)
-
-  if path is not None:
+  with (
+    experiment.Checkpoints(path, config, _LOCAL) as checkpoints,
+    tqdm(total=6 + config.leave_out, disable=None) as bar,
+  ):
+    attribution, about = attributed(checkpoints, problem, config, bar)
+    done_before = len(about["changes"])
 
     def save(changes: list[float]) -> None:
-      about = {"figures": figures, "changes": changes}
-      checkpoints.save(len(changes), attribution, about)
+      checkpoints.save(len(changes), attribution, about | {"changes": changes})
 
-    if latest is None:
-      save(changes)
-  changes, more = leave_out(problem, config, changes, save, bar)
-  bar.close()
-  if path is not None:
-    checkpoints.close()
-
-  predicted = -config.perturbation * attribution.gradient[problem.chosen]
-  measured = np.array(changes)
-  result = {
-    "text": config.text or "pydoc_data.topics",
-    "parameters": sum(leaf.size for leaf in jax.tree.leaves(problem.params)),
-    "examples": config.examples,
-    "steps": config.steps,
-    "leave_out": config.leave_out,
-    "perturbation": config.perturbation,
+    changes, more = leave_out(problem, config, about["changes"], save, bar)
+  figures = more | about["figures"]
+  result = result_of(problem, config, attribution, changes, figures)
+  result |= {
     "resumed_from": done_before,
-    "first_train_loss": float(attribution.losses[0]),
-    "last_train_loss": float(attribution.losses[-1]),
-    **more,
-    **correlations(predicted.astype(np.float64), measured),
-    "helpful_examples": float((attribution.gradient < 0).mean()),
-    **figures,
-    "seconds": time.perf_counter() - start,
+    "seconds": time.perf_counter() - begin,
+    **extremes(problem, attribution.gradient),
   }
-  order = np.argsort(attribution.gradient)
-  line = lambda i: f"{attribution.gradient[i]:+.2e}  {problem.texts[i]!r}"
-  result["most_helpful"] = [line(i) for i in order[:_SHOWN]]
-  result["most_harmful"] = [line(i) for i in order[::-1][:_SHOWN]]
   if path is not None:
-    experiment.write_csv(
-      path / "metrics.csv",
-      metrics(problem, attribution.gradient, changes, config.perturbation),
-    )
-    drawn = attribution_figures.changes(
-      predicted, measured, attribution.gradient, result
-    )
-    drawn.savefig(path / "attribution.png", dpi=150)
-    experiment.write_json(path / "result.json", result)
+    write(path, problem, attribution.gradient, changes, result)
   return result
 
 

@@ -1,4 +1,4 @@
-"""What every experiment has: settings, checkpoints, and errors for people."""
+"""What experiments share: settings, files, checkpoints, errors for people."""
 
 import csv
 import dataclasses
@@ -7,15 +7,19 @@ import json
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
 
 import revmom
+
+T = TypeVar("T")
 
 
 def settings(config_class: type) -> Any:
@@ -78,27 +82,77 @@ def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
   write_text(path, text.getvalue())
 
 
+def write_results(
+  workdir: pathlib.Path,
+  rows: Sequence[Mapping[str, Any]],
+  figures: Mapping[str, Any],
+  result: Mapping[str, Any],
+) -> None:
+  """metrics.csv, a PNG of each of matplotlib's figures, and result.json last.
+
+  So there is no result.json unless all else is there.
+  """
+  write_csv(workdir / "metrics.csv", rows)
+  for name, figure in figures.items():
+    figure.savefig(workdir / f"{name}.png", dpi=150)
+  write_json(workdir / "result.json", result)
+
+
+def done_before(result: Mapping[str, Any]) -> str:
+  """For people: how many steps were restored from a checkpoint."""
+  resumed = result["resumed_from"]
+  return f" ({resumed} of them done before)" if resumed else ""
+
+
+def timed(program: Callable, *args: Any) -> tuple[Any, float]:
+  """A program's result, and its seconds."""
+  begin = time.perf_counter()
+  result = jax.block_until_ready(program(*args))
+  return result, time.perf_counter() - begin
+
+
+def check_finite(run: revmom.Run, optimizer: Any, remedy: str) -> None:
+  """Raises FloatingPointError, naming the step, if a loss was not finite.
+
+  Likewise if the optimizer says that the training failed, and why.
+  """
+  bad = np.flatnonzero(~np.isfinite(run.losses))
+  try:
+    optimizer.check(run.state)
+  except ValueError as error:
+    where = f"; the loss of step {bad[0]} is not finite" if bad.size else ""
+    raise FloatingPointError(f"the training failed{where}: {error}") from error
+  if bad.size:
+    raise FloatingPointError(
+      f"the loss of step {bad[0]} is {run.losses[bad[0]]}; {remedy}."
+    )
+
+
 class Checkpoints:
-  """The states of an experiment.
+  """The states of an experiment; without a workdir none are kept.
 
   A save is a rename, so a process that is killed leaves all of it or none,
   and what is saved is on disk before the experiment goes on.
   """
 
   def __init__(
-    self, workdir: pathlib.Path, config: Any, local: Sequence[str] = ()
+    self, workdir: pathlib.Path | None, config: Any, local: Sequence[str] = ()
   ):
     """`local` settings may differ between a run and its resumption."""
     self.workdir, self.config, self.local = workdir, config, local
-    self.manager = ocp.CheckpointManager(
-      workdir / "checkpoint",
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=2, enable_async_checkpointing=False
-      ),
-    )
+    self.manager = None
+    if workdir is not None:
+      self.manager = ocp.CheckpointManager(
+        workdir / "checkpoint",
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=2, enable_async_checkpointing=False
+        ),
+      )
 
   def save(self, number: int, tree: Any, about: Any) -> None:
     """Saves the arrays of a tree, and anything that JSON can hold."""
+    if self.manager is None:
+      return
     about = {
       "config": dataclasses.asdict(self.config),
       "fingerprint": revmom.fingerprint()._asdict(),
@@ -122,8 +176,8 @@ class Checkpoints:
     Raises:
       ValueError: it belongs to other flags.
     """
-    number = self.manager.latest_step()
-    if number is None:
+    number = None if self.manager is None else self.manager.latest_step()
+    if self.manager is None or number is None:
       return None
     saved = self.manager.restore(
       number, args=ocp.args.Composite(about=ocp.args.JsonRestore())
@@ -148,8 +202,36 @@ class Checkpoints:
       )
     return number, saved
 
+  def resume(
+    self,
+    start: T,
+    check: Callable[[int, Any], None] = lambda number, about: None,
+  ) -> tuple[T, Any]:
+    """The latest tree and what is known about it; `start` and None at first.
+
+    Args:
+      start: has the structure, shapes and types of what was saved.
+      check: (number, about) -> None, or a ValueError if they are of another
+        experiment.
+
+    Raises:
+      ValueError: they are of other flags, or `check` says so.
+    """
+    latest = self.latest()
+    if latest is None:
+      return start, None
+    number, saved = latest
+    check(number, saved["about"])
+    return self.restore(number, start), saved["about"]
+
   def restore(self, number: int, like: Any) -> Any:
-    """A saved tree, in the structure, shapes and types of `like`."""
+    """A saved tree, in the structure, shapes and types of `like`.
+
+    Raises:
+      RuntimeError: there is no workdir, so nothing was saved.
+    """
+    if self.manager is None:
+      raise RuntimeError("nothing was saved: there is no workdir.")
     structure: Any
     leaves, structure = jax.tree.flatten(like)
     abstract = {
@@ -170,4 +252,11 @@ class Checkpoints:
 
   def close(self) -> None:
     """Nothing can be saved afterwards."""
-    self.manager.close()
+    if self.manager is not None:
+      self.manager.close()
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()

@@ -21,24 +21,30 @@ the last one and ends in the same bits as a run that was never interrupted; a
 larger --meta_steps goes on further.
 """
 
-import dataclasses
-import functools
 import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import experiment
 import jax
+import meta_training
 import numpy as np
-import optax
 import schedule_figures
 import schedules
 from absl import flags
-from tqdm import tqdm
+from meta_training import EVALUATION_SEEDS, Learned
+from schedule_learning import (
+  Config,
+  buffer_bits,
+  evaluation,
+  forgotten_bits,
+  learn,
+  resume,
+  scales_of,
+)
 
 _DATASET = flags.DEFINE_enum(
   "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
@@ -70,200 +76,8 @@ _META_LEARNING_RATE = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
-_EVALUATION_SEEDS = 10
 # May differ between a run and its resumption.
 _LOCAL = ("data_dir", "meta_steps")
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """One experiment; see the flags of the same names."""
-
-  dataset: str = "digits"
-  data_dir: str | None = None
-  objective: str = "training"
-  steps: int = 100
-  meta_steps: int = 50
-  batch_size: int = 200
-  meta_learning_rate: float = 0.04
-  seed: int = 0
-
-
-class Learned(NamedTuple):
-  """The state of the meta optimisation: all that a checkpoint holds."""
-
-  hypers: schedules.Hypers
-  meta_state: Any  # of Adam
-  rows: list[dict[str, float]]  # of metrics.csv, one a meta iteration
-
-
-def meta_optimizer(config: Config) -> optax.GradientTransformation:
-  """Adam with its usual averages, unlike the authors' own variant."""
-  return optax.adam(config.meta_learning_rate)
-
-
-def meta_iteration(problem: schedules.Problem, config: Config) -> Callable:
-  """(hypers, meta state, number) -> the next ones, and figures."""
-
-  def losses_of(hypers, key):
-    run = schedules.train(problem, config.batch_size, hypers, key)
-    losses = {
-      "training": schedules.mean_loss(run.params, *problem.train),
-      "validation": schedules.mean_loss(run.params, *problem.validation),
-    }
-    return losses[config.objective], losses
-
-  @jax.jit
-  def step(hypers, meta_state, number):
-    key = jax.random.fold_in(problem.meta_key, number)
-    gradient, losses = jax.grad(losses_of, has_aux=True)(hypers, key)
-    updates, meta_state = meta_optimizer(config).update(gradient, meta_state)
-    figures = {
-      "train_loss": losses["training"],
-      "validation_loss": losses["validation"],
-      "hypergradient_norm": optax.global_norm(gradient),
-    }
-    return optax.apply_updates(hypers, updates), meta_state, figures
-
-  return step
-
-
-def evaluation(problem: schedules.Problem, config: Config) -> Callable:
-  """hypers -> losses after and during training, for each of fresh seeds."""
-
-  @jax.jit
-  def evaluate(hypers):
-    def one(key):
-      run = schedules.train(problem, config.batch_size, hypers, key)
-      return {
-        "train_loss": schedules.mean_loss(run.params, *problem.train),
-        "validation_loss": schedules.mean_loss(run.params, *problem.validation),
-        "test_loss": schedules.mean_loss(run.params, *problem.test),
-        "curve": run.losses,
-      }
-
-    keys = jax.random.split(problem.evaluation_key, _EVALUATION_SEEDS)
-    return jax.lax.map(one, keys)
-
-  return evaluate
-
-
-def learn(
-  problem: schedules.Problem,
-  config: Config,
-  learned: Learned,
-  save: Callable[[Learned], None],
-) -> Learned:
-  """Goes on to `config.meta_steps`, and saves after each meta iteration.
-
-  Raises:
-    FloatingPointError: a loss or a hypergradient was not finite.
-  """
-  step = meta_iteration(problem, config)
-  hypers, meta_state, rows = learned
-  bar = tqdm(
-    range(len(rows), config.meta_steps),
-    initial=len(rows),
-    total=config.meta_steps,
-    desc="learning",
-    disable=None,
-  )
-  for number in bar:
-    start = time.perf_counter()
-    after, meta_state, figures = step(hypers, meta_state, np.int32(number))
-    figures = {name: float(value) for name, value in figures.items()}
-    check_finite(problem, config, hypers, number, figures)
-    seconds = time.perf_counter() - start
-    # The scales that this iteration's losses belong to.
-    scales = dict(
-      zip(
-        schedules.scale_columns(problem),
-        map(float, hypers.log_scale),
-        strict=True,
-      )
-    )
-    rows = [*rows, {"meta_step": number, **figures, **scales}]
-    rows[-1]["seconds"] = seconds
-    hypers = after
-    save(Learned(hypers, meta_state, rows))
-    bar.set_postfix_str(f"validation loss {figures['validation_loss']:.4f}")
-  return Learned(hypers, meta_state, rows)
-
-
-def check_finite(
-  problem: schedules.Problem,
-  config: Config,
-  hypers: schedules.Hypers,
-  number: int,
-  figures: dict[str, float],
-) -> None:
-  """Raises FloatingPointError, with the reason if it is known."""
-  bad = [f"{k}={v}" for k, v in figures.items() if not math.isfinite(v)]
-  if not bad:
-    return
-  key = jax.random.fold_in(problem.meta_key, number)
-  run = jax.jit(functools.partial(schedules.train, problem, config.batch_size))(
-    hypers, key
-  )
-  reason = "lower --meta_learning_rate."
-  try:
-    schedules.optimizer_of(hypers).check(run.state)
-  except ValueError as error:
-    reason = f"{error}  Here: lower --meta_learning_rate."
-  raise FloatingPointError(
-    f"meta iteration {number} has {', '.join(bad)}: {reason}"
-  )
-
-
-def forgotten_bits(
-  problem: schedules.Problem, hypers: schedules.Hypers
-) -> float:
-  """The bits that momentum forgets a step and parameter: mean log2(1/b)."""
-  sizes = [math.prod(shape) for shape in problem.shapes]
-  momenta = np.asarray(jax.nn.sigmoid(hypers.logit_momentum), np.float64)
-  bits = -np.log2(momenta).mean(0)
-  return float(np.average(bits, weights=sizes))
-
-
-def buffer_bits(
-  problem: schedules.Problem, config: Config, hypers: schedules.Hypers
-) -> float:
-  """The bits that a run's buffers have room for, per parameter and step."""
-  run = jax.eval_shape(
-    functools.partial(schedules.train, problem, config.batch_size),
-    hypers,
-    problem.meta_key,
-  )
-  buffers = [
-    buffer for leaf in run.state.leaves for buffer in leaf.buffers.values()
-  ]
-  arrays = jax.tree.leaves(buffers)
-  size = sum(math.prod(shape) for shape in problem.shapes)
-  return (
-    8 * sum(a.size * a.dtype.itemsize for a in arrays) / (size * config.steps)
-  )
-
-
-def resume(
-  checkpoints: experiment.Checkpoints, config: Config, start: Learned
-) -> Learned:
-  """The latest state, or `start` if there is none.
-
-  Raises:
-    ValueError: it belongs to other flags, or is beyond --meta_steps.
-  """
-  latest = checkpoints.latest()
-  if latest is None:
-    return start
-  number, saved = latest
-  if number > config.meta_steps:
-    raise ValueError(
-      f"{checkpoints.workdir} holds {number} meta iterations, more than "
-      f"--meta_steps={config.meta_steps}; raise it, or give another --workdir."
-    )
-  state = start.hypers, start.meta_state
-  hypers, meta_state = checkpoints.restore(number, state)
-  return Learned(hypers, meta_state, saved["about"])
 
 
 def write(
@@ -275,8 +89,7 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """result.json, metrics.csv and the figures."""
-  experiment.write_csv(workdir / "metrics.csv", learned.rows)
-  hypers = learned.hypers
+  hypers = learned.values
   rates = np.exp(np.asarray(hypers.log_rate))
   momenta = np.asarray(jax.nn.sigmoid(hypers.logit_momentum))
   figures = {
@@ -301,17 +114,39 @@ def write(
       [shape[0] for shape in problem.shapes[::2]],
     ),
   }
-  for name, figure in figures.items():
-    figure.savefig(workdir / f"{name}.png", dpi=150)
-  experiment.write_json(workdir / "result.json", result)
+  experiment.write_results(workdir, learned.rows, figures, result)
 
 
-def summarise(evaluated: dict[str, np.ndarray], name: str) -> dict[str, float]:
-  """Means over seeds, and the standard deviation of the validation loss."""
-  losses = ("train_loss", "validation_loss", "test_loss")
-  means = {f"{loss}_{name}": float(evaluated[loss].mean()) for loss in losses}
-  spread = float(evaluated["validation_loss"].std(ddof=1))
-  return {**means, f"validation_loss_std_{name}": spread}
+def summarise(evaluated: dict[str, np.ndarray], when: str) -> dict[str, float]:
+  """Of the losses after training."""
+  names = "train_loss", "validation_loss", "test_loss"
+  return meta_training.summarise({n: evaluated[n] for n in names}, when)
+
+
+def result_of(
+  problem: schedules.Problem,
+  config: Config,
+  initial: schedules.Hypers,
+  learned: schedules.Hypers,
+  evaluations: tuple[dict, dict],
+) -> dict[str, Any]:
+  """Flat keys: the experiment, and what was there before and after it."""
+  before, after = evaluations
+  return {
+    "dataset": config.dataset,
+    "objective": config.objective,
+    "steps": config.steps,
+    "meta_steps": config.meta_steps,
+    "seed": config.seed,
+    "evaluation_seeds": EVALUATION_SEEDS,
+    "parameters": sum(math.prod(shape) for shape in problem.shapes),
+    **summarise(before, "before"),
+    **summarise(after, "after"),
+    "bits_per_parameter_step_before": forgotten_bits(problem, initial),
+    "bits_per_parameter_step_after": forgotten_bits(problem, learned),
+    "buffer_bits_per_parameter_step": buffer_bits(problem, config, initial),
+    **scales_of(problem, learned),
+  }
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -321,56 +156,35 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     ValueError: the data or the workdir don't go with the flags.
     FloatingPointError: a loss or a hypergradient was not finite.
   """
-  start_time = time.perf_counter()
+  begin = time.perf_counter()
   data = datasets.load(config.dataset, config.data_dir)
   problem = schedules.pose(data, config.seed)
   initial = schedules.initial_hypers(problem, config.steps)
-  learned = Learned(initial, meta_optimizer(config).init(initial), [])
+  learned = meta_training.start(initial, config.meta_learning_rate)
   path = experiment.folder(workdir)
-  save = lambda learned: None
-  if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+  with experiment.Checkpoints(path, config, _LOCAL) as checkpoints:
     learned = resume(checkpoints, config, learned)
-
-    def save(learned: Learned) -> None:
-      state = learned.hypers, learned.meta_state
-      checkpoints.save(len(learned.rows), state, learned.rows)
-      experiment.write_csv(path / "metrics.csv", learned.rows)
-
-  done_before = len(learned.rows)
-  learned = learn(problem, config, learned, save)
-  if path is not None:
-    checkpoints.close()
+    done_before = len(learned.rows)
+    save = lambda state: meta_training.save(checkpoints, state, state.rows)
+    learned = learn(problem, config, learned, save)
 
   evaluate = evaluation(problem, config)
   before, after = (
     jax.tree.map(np.asarray, evaluate(hypers))
-    for hypers in (initial, learned.hypers)
+    for hypers in (initial, learned.values)
   )
   if not np.isfinite(after["validation_loss"]).all():
     raise FloatingPointError(
       "the learned schedule diverges from fresh weights (validation losses "
       f"{after['validation_loss']}); lower --meta_learning_rate."
     )
-  seconds = [row["seconds"] for row in learned.rows]
-  scales = map(float, learned.hypers.log_scale)
-  result = {
-    "dataset": config.dataset,
-    "objective": config.objective,
-    "steps": config.steps,
-    "meta_steps": config.meta_steps,
-    "seed": config.seed,
-    "evaluation_seeds": _EVALUATION_SEEDS,
-    "parameters": sum(math.prod(shape) for shape in problem.shapes),
-    **summarise(before, "before"),
-    **summarise(after, "after"),
-    "bits_per_parameter_step_before": forgotten_bits(problem, initial),
-    "bits_per_parameter_step_after": forgotten_bits(problem, learned.hypers),
-    "buffer_bits_per_parameter_step": buffer_bits(problem, config, initial),
-    **dict(zip(schedules.scale_columns(problem), scales, strict=True)),
+  result = result_of(problem, config, initial, learned.values, (before, after))
+  result |= {
     "resumed_from": done_before,
-    "seconds_per_meta_step": statistics.median(seconds),
-    "seconds": time.perf_counter() - start_time,
+    "seconds_per_meta_step": statistics.median(
+      row["seconds"] for row in learned.rows
+    ),
+    "seconds": time.perf_counter() - begin,
   }
   if path is not None:
     write(path, problem, config, learned, (before, after), result)
@@ -381,8 +195,7 @@ def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
   arrow = lambda name: f"{r[name + '_before']:.4f} -> {r[name + '_after']:.4f}"
-  resumed = r["resumed_from"]
-  origin = f" ({resumed} of them done before)" if resumed else ""
+  origin = experiment.done_before(r)
   return f"""\
 meta iterations    {r["meta_steps"]}{origin}, each through {r["steps"]} steps \
 of {r["parameters"]:,} parameters

@@ -7,15 +7,8 @@ and samples of any length.
 import jax
 
 from revmom.cells import lstm
-from revmom.models.autoregressive import Autoregressive
-from revmom.models.language_model import (
-  Params,
-  init,
-  initial,
-  language_model,
-  log_probs,
-  tokens,
-)
+from revmom.models import Autoregressive, language_model, tokens
+from revmom.models.language_model import Params, init, initial, log_probs
 
 __all__ = ["Params", "init", "initial", "losses", "sample"]
 

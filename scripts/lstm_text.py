@@ -26,29 +26,24 @@ from the last one and ends in the same weights as a run that was never
 interrupted.
 """
 
-import dataclasses
 import functools
 import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import experiment
 import jax
-import jax.numpy as jnp
 import lstm_language_model as model
 import numpy as np
-import optax
 import text_figures
+import text_timing
+import text_training
 import texts
-import training_loop
 from absl import flags
-from jax import lax
+from text_training import Config, bits_per_character
 from training_loop import Rows
-
-from revmom.cells import lstm
 
 _TEXT = flags.DEFINE_string(
   "text",
@@ -94,284 +89,61 @@ _CLIP = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of the weights and of the sample.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
-_EVALUATION_STREAMS = 16
 _SAMPLE = 400  # tokens
-_LONGEST = 4096  # tokens of the longest sentence to time; others are shorter
-_HALVINGS = 5
-_TIMINGS = 25
-_TIMINGS_SECONDS = 20.0  # after which no more are begun
 # May differ between a run and its resumption.
 _LOCAL = ("text", "data_dir")
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """One experiment; see the flags of the same names."""
-
-  text: str | None = None
-  data_dir: str | None = None
-  level: str = "character"
-  embedding_size: int = 128
-  hidden_size: int = 128
-  steps: int = 2000
-  batch_size: int = 32
-  window: int = 64
-  learning_rate: float = 1e-2
-  weight_decay: float = 0.01
-  clip: float = 1.0
-  seed: int = 0
-
-
-class Training(NamedTuple):
-  """What a step needs and changes: all that a checkpoint holds."""
-
-  params: model.Params
-  optimizer: Any  # of AdamW
-  carry: lstm.LSTMCarry  # the state at the end of the last window
-
-
-def windows(tokens: np.ndarray, config: Config) -> jax.Array:
-  """The training text as int32 [windows, T, B]; what is left over is not used.
-
-  Raises:
-    ValueError: the text is too short for one window.
-  """
-  streams, length = config.batch_size, config.window
-  count = len(tokens) // (streams * length)
-  if not count:
-    raise ValueError(
-      f"the training text has {len(tokens)} tokens, but one step takes "
-      f"{streams} windows of {length}; lower --batch_size or --window, or give "
-      "a longer --text."
-    )
-  used = tokens[: streams * count * length].reshape(streams, count, length)
-  return jnp.asarray(used.transpose(1, 2, 0))
-
-
-def optimizer_of(config: Config) -> optax.GradientTransformation:
-  """AdamW with clipped gradients; the rate warms up and then decays."""
-
-  def rate(step):
-    warm = jnp.minimum(1, (step + 1) / (config.steps / 10))
-    cosine = (1 + jnp.cos(jnp.pi * step / config.steps)) / 2
-    return config.learning_rate * warm * cosine
-
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip),
-    optax.adamw(rate, weight_decay=config.weight_decay),
-  )
-
-
-def training_step(config: Config) -> Callable:
-  """(training, windows, number) -> the next one, and the mean loss."""
-  optimizer = optimizer_of(config)
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def step(training, windows, number):
-    place = number % len(windows)
-
-    def loss_fn(params):
-      fresh = model.initial(params, config.batch_size)
-      carry = jax.tree.map(
-        lambda fresh, carried: jnp.where(place == 0, fresh, carried),
-        fresh,
-        training.carry,
-      )
-      values, after = model.losses(params, windows[place], carry)
-      return values.mean(), after
-
-    (loss, carry), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-      training.params
-    )
-    updates, state = optimizer.update(
-      gradients, training.optimizer, training.params
-    )
-    params = optax.apply_updates(training.params, updates)
-    return Training(params, state, carry), loss
-
-  return step
-
-
-@jax.jit
-def window_losses(params, tokens):
-  """The sums of the losses of int32 [windows, T, B]; -1 is padding."""
-
-  def window(carry, tokens):
-    values, carry = model.losses(params, jnp.maximum(tokens, 0), carry)
-    return carry, jnp.where(tokens < 0, 0.0, values).sum()
-
-  start = model.initial(params, tokens.shape[2])
-  return lax.scan(window, start, tokens)[1]
-
-
-def evaluation(config: Config, part: texts.Part) -> Callable:
-  """params -> the mean loss of a token, in nats; every token counts once.
-
-  The text is cut into a few streams, each of which begins at h_0.
-  """
-  streams = min(_EVALUATION_STREAMS, len(part.tokens))
-  length = config.window
-  count = math.ceil(len(part.tokens) / (streams * length))
-  # Padding at the very end, of the last streams.
-  padded = np.full(streams * count * length, -1, np.int32)
-  padded[: len(part.tokens)] = part.tokens
-  tokens = padded.reshape(streams, count, length).transpose(1, 2, 0)
-
-  def mean(params):
-    return float(
-      np.asarray(window_losses(params, tokens), np.float64).sum()
-    ) / len(part.tokens)
-
-  return mean
-
-
-def bits_per_character(loss: float, part: texts.Part) -> float:
-  """From nats a token."""
-  return loss / math.log(2) * len(part.tokens) / part.characters
-
-
-def timed(program: Callable, *args: Any) -> tuple[Any, float]:
-  """A program's result, and its seconds."""
-  start = time.perf_counter()
-  result = jax.block_until_ready(program(*args))
-  return result, time.perf_counter() - start
-
-
-def pass_times(
-  params: model.Params, tokens: np.ndarray
-) -> list[dict[str, float]]:
-  """Seconds of the two passes over sentences of several lengths.
-
-  The least of several, taken in turns: others on the machine only add.
-  """
-
-  def loss(params, sentence):
-    start = model.initial(params, 1)
-    return model.losses(params, sentence, start)[0].sum()
-
-  @jax.jit
-  def forward(params, sentence):
-    return jax.vjp(lambda params: loss(params, sentence), params)
-
-  backward = jax.jit(lambda pullback: pullback(jnp.float32(1)))
-  longest = min(_LONGEST, len(tokens))
-  lengths = sorted({max(1, longest >> i) for i in range(_HALVINGS + 1)})
-  least = np.full((len(lengths), 2), np.inf)
-  begin = time.perf_counter()
-  for number in range(_TIMINGS):  # the first compiles
-    if number > 2 and time.perf_counter() - begin > _TIMINGS_SECONDS:
-      break
-    for i, length in enumerate(lengths):
-      sentence = jnp.asarray(tokens[:length, None])
-      (_, pullback), of_forward = timed(forward, params, sentence)
-      _, of_backward = timed(backward, pullback)
-      least[i] = np.minimum(least[i], [of_forward, of_backward])
-  return [
-    {"tokens": length, "forward_seconds": f, "backward_seconds": b}
-    for length, (f, b) in zip(lengths, least.tolist(), strict=True)
-  ]
-
-
-def exponent(rows: list[dict[str, float]]) -> float:
-  """p of the T^p that fits the backward times best: 1 is O(T)."""
-  lengths, seconds = (
-    [math.log(row[name]) for row in rows]
-    for name in ("tokens", "backward_seconds")
-  )
-  return float(np.polyfit(lengths, seconds, 1)[0])
-
-
-def start(corpus: texts.Corpus, config: Config) -> Training:
-  """Before the first step.
-
-  Raises:
-    ValueError: --clip is not positive.
-  """
-  if config.clip <= 0:
-    raise ValueError(f"--clip={config.clip}; it must be positive.")
-  key = jax.random.key(config.seed)
-  params = model.init(
-    key, len(corpus.vocabulary), config.embedding_size, config.hidden_size
-  )
-  state = optimizer_of(config).init(params)
-  # Of no consequence: the first window begins at h_0.
-  carry = model.initial(params, config.batch_size)
-  return Training(params, state, carry)
-
-
-def train(
-  corpus: texts.Corpus,
-  config: Config,
-  training: Training,
-  rows: Rows,
-  save: Callable[[Training, Rows], None],
-) -> tuple[Training, Rows]:
-  """Goes on to the last step; saves now and then.
-
-  Raises:
-    ValueError: the text is too short.
-    FloatingPointError: a loss was not finite.
-  """
-  text = windows(corpus.train.tokens, config)
-  step = training_step(config)
-  mean = evaluation(config, corpus.validation)
-
-  def validate(params):
-    loss = mean(params)
-    bits = bits_per_character(loss, corpus.validation)
-    words = f"validation {bits:.3f} bits per character"
-    return {"validation_loss": loss}, words
-
-  return training_loop.train(
-    lambda training, number: step(training, text, number),
-    training,
-    rows,
-    config.steps,
-    validate,
-    save,
-    remedy="lower --learning_rate or --clip",
-  )
-
-
-def resume(
-  checkpoints: experiment.Checkpoints, config: Config, training: Training
-) -> tuple[Training, list[dict[str, float]]]:
-  """The latest state, or the given one if there is none.
-
-  Raises:
-    ValueError: it belongs to other flags, or to another text.
-  """
-  latest = checkpoints.latest()
-  if latest is None:
-    return training, []
-  number, saved = latest
-  about = saved["about"]
-  shape = [*training.params.embeddings.shape]
-  if about["embeddings"] != shape:
-    raise ValueError(
-      f"{checkpoints.workdir} holds a run with embeddings of the shape "
-      f"{about['embeddings']}, and this text needs {shape}: give the text that "
-      "it was begun with, or another --workdir."
-    )
-  return checkpoints.restore(number, training), about["rows"]
-
-
 def write(
   workdir: pathlib.Path,
-  rows: list[dict[str, float]],
+  rows: Rows,
   times: list[dict[str, float]],
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  experiment.write_csv(workdir / "metrics.csv", rows)
   experiment.write_text(workdir / "sample.txt", result["sample"] + "\n")
   drawn = {
     "loss": text_figures.losses(rows, result),
     "backward_time": text_figures.pass_times(times, result),
   }
-  for name, figure in drawn.items():
-    figure.savefig(workdir / f"{name}.png", dpi=150)
-  experiment.write_json(workdir / "result.json", result)
+  experiment.write_results(workdir, rows, drawn, result)
+
+
+def sample(corpus: texts.Corpus, config: Config, params: model.Params) -> str:
+  """A text that the model writes."""
+  key = jax.random.fold_in(jax.random.key(config.seed), 1)
+  draw = jax.jit(model.sample, static_argnums=2)
+  drawn = np.asarray(draw(params, key, _SAMPLE))
+  return texts.join([corpus.vocabulary[i] for i in drawn], config.level)
+
+
+def result_of(
+  corpus: texts.Corpus,
+  config: Config,
+  params: model.Params,
+  validation_loss: float,
+  times: list[dict[str, float]],
+) -> dict[str, Any]:
+  """Flat keys: the text, the model and what was measured of it."""
+  test_loss = text_training.evaluation(config, corpus.test)(params)
+  return {
+    "text": config.text or config.data_dir or "pydoc_data.topics",
+    "level": config.level,
+    "vocabulary": len(corpus.vocabulary),
+    "train_tokens": len(corpus.train.tokens),
+    "test_tokens": len(corpus.test.tokens),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    "steps": config.steps,
+    "validation_bits_per_character": bits_per_character(
+      validation_loss, corpus.validation
+    ),
+    "test_bits_per_character": bits_per_character(test_loss, corpus.test),
+    "validation_perplexity": math.exp(validation_loss),
+    "test_perplexity": math.exp(test_loss),
+    "backward_exponent": text_timing.exponent(times),
+    **text_timing.costs(times),
+    "sample": sample(corpus, config, params),
+  }
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -384,56 +156,20 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   """
   begin = time.perf_counter()
   corpus = texts.load(config.text, config.data_dir, config.level)
-  training = start(corpus, config)
-  rows: list[dict[str, float]] = []
+  training = text_training.start(corpus, config)
   path = experiment.folder(workdir)
-  save = lambda training, rows: None
-  if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
-    training, rows = resume(checkpoints, config, training)
-
-    def save(training: Training, rows: Rows) -> None:
-      shape = [*training.params.embeddings.shape]
-      about = {"rows": rows, "embeddings": shape}
-      checkpoints.save(len(rows), training, about)
-
-  done_before = len(rows)
-  training, rows = train(corpus, config, training, rows, save)
-  if path is not None:
-    checkpoints.close()
+  with experiment.Checkpoints(path, config, _LOCAL) as checkpoints:
+    training, rows = text_training.resume(checkpoints, training)
+    done_before = len(rows)
+    save = functools.partial(text_training.save, checkpoints)
+    training, rows = text_training.train(corpus, config, training, rows, save)
   params = training.params
+  times = text_timing.pass_times(params, corpus.train.tokens)
   validation_loss = rows[-1]["validation_loss"]
-  test_loss = evaluation(config, corpus.test)(params)
-  times = pass_times(params, corpus.train.tokens)
-  key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  drawn = np.asarray(
-    jax.jit(model.sample, static_argnums=2)(params, key, _SAMPLE)
-  )
-  result = {
-    "text": config.text or config.data_dir or "pydoc_data.topics",
-    "level": config.level,
-    "vocabulary": len(corpus.vocabulary),
-    "train_tokens": len(corpus.train.tokens),
-    "test_tokens": len(corpus.test.tokens),
-    "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-    "steps": config.steps,
+  result = result_of(corpus, config, params, validation_loss, times)
+  result |= {
     "resumed_from": done_before,
-    "validation_bits_per_character": bits_per_character(
-      validation_loss, corpus.validation
-    ),
-    "test_bits_per_character": bits_per_character(test_loss, corpus.test),
-    "validation_perplexity": math.exp(validation_loss),
-    "test_perplexity": math.exp(test_loss),
     "seconds_per_step": statistics.median(row["seconds"] for row in rows),
-    "backward_exponent": exponent(times),
-    **{
-      f"{name}_microseconds_per_token_of_{row['tokens']}": 1e6
-      * row[f"{name}_seconds"]
-      / row["tokens"]
-      for row in (times[0], times[-1])
-      for name in ("forward", "backward")
-    },
-    "sample": texts.join([corpus.vocabulary[i] for i in drawn], config.level),
     "seconds": time.perf_counter() - begin,
   }
   if path is not None:
@@ -444,8 +180,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  resumed = r["resumed_from"]
-  origin = f" ({resumed} of them done before)" if resumed else ""
+  origin = experiment.done_before(r)
   ends = [name for name in r if name.startswith("backward_microseconds")]
   costs = ", ".join(
     f"{r[name]:.1f} us for {name.rpartition('_')[2]}" for name in ends

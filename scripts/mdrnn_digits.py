@@ -216,16 +216,13 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  experiment.write_csv(workdir / "metrics.csv", rows)
   drawn = {
     "loss": digit_figures.losses(rows, result),
     "gradients": digit_figures.gradients(
       images.mean(0), norms, model.DIRECTIONS, len(images)
     ),
   }
-  for name, figure in drawn.items():
-    figure.savefig(workdir / f"{name}.png", dpi=150)
-  experiment.write_json(workdir / "result.json", result)
+  experiment.write_results(workdir, rows, drawn, result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -241,20 +238,12 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   classes = int(data.train_labels.max()) + 1
   params = model.init(jax.random.key(config.seed), classes, sizes_of(config))
   training = Training(params, optimizer_of(config).init(params))
-  rows: list[dict[str, float]] = []
   path = experiment.folder(workdir)
-  save = lambda training, rows: None
-  if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+  with experiment.Checkpoints(path, config, _LOCAL) as checkpoints:
     training, rows = training_loop.resume(checkpoints, training)
-
-    def save(training: Training, rows: Rows) -> None:
-      checkpoints.save(len(rows), training, rows)
-
-  done_before = len(rows)
-  training, rows = train(data, config, training, rows, save)
-  if path is not None:
-    checkpoints.close()
+    done_before = len(rows)
+    save = training_loop.saving(checkpoints)
+    training, rows = train(data, config, training, rows, save)
   params = training.params
   accuracy, loss = evaluation(data.test_images, data.test_labels)(params)
   shown = data.test_images[:_SHOWN], data.test_labels[:_SHOWN]
@@ -285,8 +274,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  resumed = r["resumed_from"]
-  origin = f" ({resumed} of them done before)" if resumed else ""
+  origin = experiment.done_before(r)
   between = lambda name: (
     f"{r[name + '_level_adjoints_least']:.2g} to "
     f"{r[name + '_level_adjoints_largest']:.2g}"

@@ -18,7 +18,6 @@ import dataclasses
 import math
 import pathlib
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -215,14 +214,17 @@ def train(problem: Problem, config: Config) -> Trained:
   plain = plain_training(problem, config).lower(*args).compile()
   bar.update()
   bar.set_description("training")
-  run, seconds = timed(ours, *args)
-  check_finite(run, problem.optimizer)
+  run, seconds = experiment.timed(ours, *args)
+  remedy = "lower --learning_rate or set --clip"
+  experiment.check_finite(run, problem.optimizer, remedy)
   bar.update()
-  (_, plain_losses), plain_seconds = timed(plain, *args)
+  (_, plain_losses), plain_seconds = experiment.timed(plain, *args)
   times = [(seconds, plain_seconds)]
   # Again while that takes no longer than seconds.
   for _ in range(min(6, int(6 / (seconds + plain_seconds)))):
-    times.append((timed(ours, *args)[1], timed(plain, *args)[1]))
+    _, seconds = experiment.timed(ours, *args)
+    _, plain_seconds = experiment.timed(plain, *args)
+    times.append((seconds, plain_seconds))
   bar.update()
   bar.close()
   of_step = [statistics.median(t) / config.steps for t in zip(*times)]  # noqa: B905
@@ -242,21 +244,6 @@ def train(problem: Problem, config: Config) -> Trained:
   )
 
 
-def check_finite(run: revmom.Run, optimizer: Any) -> None:
-  """Raises FloatingPointError, naming the step, if a loss was not finite."""
-  bad = np.flatnonzero(~np.isfinite(run.losses))
-  try:
-    optimizer.check(run.state)
-  except ValueError as error:
-    where = f"; the loss of step {bad[0]} is not finite" if bad.size else ""
-    raise FloatingPointError(f"the training failed{where}: {error}") from error
-  if bad.size:
-    raise FloatingPointError(
-      f"the loss of step {bad[0]} is {run.losses[bad[0]]}; lower "
-      "--learning_rate or set --clip."
-    )
-
-
 def rewind(problem: Problem, state: Any) -> dict[str, Any]:
   """Reverses a run: what its receipt says, time and memory.
 
@@ -264,7 +251,7 @@ def rewind(problem: Problem, state: Any) -> dict[str, Any]:
     RuntimeError: the reversal was not exact.
   """
   compiled = reversal(problem).lower(state, *problem.args).compile()
-  rewound, seconds = timed(compiled, state, *problem.args)
+  rewound, seconds = experiment.timed(compiled, state, *problem.args)
   receipt = rewound.receipt
   receipt.check(state.checksum_every)
   # Beside the receipt, the weights themselves: drawn anew from the seed.
@@ -322,13 +309,6 @@ def evaluate(problem: Problem, params: Any) -> tuple[float, float]:
 
   accuracy, loss = scores(params, *problem.test)
   return float(accuracy), float(loss)
-
-
-def timed(program: Callable, *args: Any) -> tuple[Any, float]:
-  """A program's result, and its seconds."""
-  start = time.perf_counter()
-  result = jax.block_until_ready(program(*args))
-  return result, time.perf_counter() - start
 
 
 def peak_bytes(compiled: Any) -> int:

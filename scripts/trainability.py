@@ -40,7 +40,7 @@ from absl import flags
 from tqdm import tqdm
 from trainability_row import Panel, Row
 
-from revmom.analysis.gradient_flow import GradientFlow, gradient_flow
+from revmom.analysis import GradientFlow, gradient_flow
 
 _DATASET = flags.DEFINE_enum(
   "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from trainability_row import Panel
 
-from revmom.analysis.gradient_flow import GradientFlow
+from revmom.analysis import GradientFlow
 
 
 def page(panels: Sequence[Panel]) -> Figure:

@@ -10,16 +10,24 @@ import optax
 from trainability_residual import gradients_by_depth
 from trainability_row import BOUND, MEASUREMENT, PREDICTION, Panel, Result, Row
 
-from revmom.analysis.batch_norm import batch_norm_jacobian
-from revmom.analysis.cost import cost
-from revmom.analysis.gradient_flow import gradient_flow
-from revmom.analysis.initializers import residual_filter
+from revmom.analysis import (
+  batch_norm_jacobian,
+  cost,
+  gradient_flow,
+  initializers,
+  variance_maps,
+)
 from revmom.analysis.norms import norms, sums
-from revmom.analysis.variance_maps import moments
-from revmom.models.deep_supervision import deeply_supervised, squared_losses
-from revmom.models.layer import Layer, convolution, dense, repeated
-from revmom.models.residual import residual
-from revmom.models.ugcnn import ugcnn
+from revmom.models import (
+  Layer,
+  convolution,
+  deeply_supervised,
+  dense,
+  repeated,
+  residual,
+  squared_losses,
+  ugcnn,
+)
 
 
 def normalisation(images: np.ndarray) -> Result:
@@ -67,7 +75,7 @@ def unit_variance(key: jax.Array) -> Result:
 
   y = np.asarray(draw([jax.random.split(k, 100) for k in keys]), np.float64)
   unit = 1 / (1 + np.exp(-y))
-  wanted = moments(jax.nn.sigmoid, 1.0)
+  wanted = variance_maps.moments(jax.nn.sigmoid, 1.0)
   error = lambda values: float(values.std() / draws**0.5)
 
   def row(what, expected, samples):
@@ -204,9 +212,11 @@ def convolutional(
   ys = jnp.asarray(labels)
   convolve = convolution(activation=jax.nn.relu)
   layers: dict[str, Layer] = {
-    "UGCNN": ugcnn(),
+    "UGCNN": ugcnn.ugcnn(),
     "residual": residual(
-      convolution(activation=jax.nn.relu, weights=residual_filter(depth))
+      convolution(
+        activation=jax.nn.relu, weights=initializers.residual_filter(depth)
+      )
     ),
     "plain": convolve,
   }

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from trainability_row import BOUND, MEASUREMENT, PREDICTION, Panel, Result, Row
 
-from revmom.analysis.bounds import (
+from revmom.analysis import (
   chain_bound,
+  layer_spectra,
   recurrence_bound,
+  recurrent_flow,
 )
-from revmom.analysis.layer_spectrum import layer_spectra
-from revmom.analysis.recurrent_flow import recurrent_flow
 from revmom.cells import elman, lstm
 
 _LOG10 = math.log(10)

@@ -8,19 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 from trainability_row import BOUND, MEASUREMENT, PREDICTION, Panel, Result, Row
 
-from revmom.analysis.bounds import (
+from revmom.analysis import (
+  gradient_flow,
+  initializers,
+  residual_backward_variance,
   residual_bounds,
   residual_counterexample,
-)
-from revmom.analysis.gradient_flow import gradient_flow
-from revmom.analysis.initializers import residual_filter
-from revmom.analysis.residual_variance import (
-  residual_backward_variance,
   residual_forward_variance,
   residual_sigma,
 )
-from revmom.models.layer import Layer, batch_norm, dense, repeated
-from revmom.models.residual import post_norm, pre_norm, residual
+from revmom.models import (
+  Layer,
+  batch_norm,
+  dense,
+  post_norm,
+  pre_norm,
+  repeated,
+  residual,
+)
 
 
 def residual_map(key: jax.Array) -> Result:
@@ -132,7 +137,7 @@ def residual_variances(key: jax.Array, images: np.ndarray) -> Result:
   depth, size = 100, 256
   x = jax.random.normal(jax.random.fold_in(key, 1), (64, size))
   layer = residual(
-    dense(activation=lambda x: x, weights=residual_filter(depth))
+    dense(activation=lambda x: x, weights=initializers.residual_filter(depth))
   )
   params = repeated(layer, depth).init(key, x)
   flow = jax.jit(lambda p, x: gradient_flow(layer.apply, p, x))(params, x)

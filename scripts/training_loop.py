@@ -9,8 +9,6 @@ import experiment
 import numpy as np
 from tqdm import tqdm
 
-CHECKPOINTS = 10  # in a run, each with a validation
-
 Rows = list[dict[str, float]]  # one a step, for metrics.csv
 
 
@@ -33,6 +31,7 @@ def train(
   validate: Callable[[Any], tuple[dict[str, float], str]],
   save: Callable[[T, Rows], None],
   *,
+  checkpoints: int = 10,
   loss: str = "loss",
   remedy: str = "lower --learning_rate",
 ) -> tuple[T, Rows]:
@@ -45,13 +44,14 @@ def train(
     steps: how many there are in all.
     validate: params -> more columns of the row, and words for the progress bar.
     save: keeps a checkpoint.
+    checkpoints: how many there are in a run, each with a validation.
     loss: the name of its column.
     remedy: what to do if it is not finite.
 
   Raises:
     FloatingPointError: a loss was not finite.
   """
-  every = math.ceil(steps / CHECKPOINTS)
+  every = math.ceil(steps / checkpoints)
   rows = list(rows)
   bar = tqdm(
     range(len(rows), steps),
@@ -83,8 +83,10 @@ def resume(checkpoints: experiment.Checkpoints, training: T) -> tuple[T, Rows]:
   Raises:
     ValueError: it belongs to other flags.
   """
-  latest = checkpoints.latest()
-  if latest is None:
-    return training, []
-  number, saved = latest
-  return checkpoints.restore(number, training), saved["about"]
+  training, rows = checkpoints.resume(training)
+  return training, rows or []
+
+
+def saving(checkpoints: experiment.Checkpoints) -> Callable[[Any, Rows], None]:
+  """(training, rows) -> a checkpoint of what `resume` restores."""
+  return lambda training, rows: checkpoints.save(len(rows), training, rows)

@@ -47,10 +47,13 @@ import training_loop
 from absl import flags
 from training_loop import Rows, Training
 
-from revmom.models.audio import mu_law_inverse
-from revmom.models.autoregressive import Autoregressive
-from revmom.models.conditional import categorical, mixture_of_logistics
-from revmom.models.wavenet import wavenet
+from revmom.models import (
+  Autoregressive,
+  categorical,
+  mixture_of_logistics,
+  mu_law_inverse,
+  wavenet,
+)
 
 _LEVELS = 256
 _DOUBLING = tuple(str(2**i) for i in range(7))
@@ -96,6 +99,7 @@ _LEARNING_RATE = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of data, weights, batches and noise.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
+_CHECKPOINTS = 5  # in a run, each with a test
 _CHUNK = 16  # windows that are evaluated at once
 _LOCAL = ("data_dir", "seconds")  # may differ from the run that is resumed
 
@@ -260,7 +264,14 @@ def train(
     return {"test_bits": bits}, f"test {bits:.3f} bits a sample"
 
   return training_loop.train(
-    step, training, rows, config.steps, validate, save, loss="bits"
+    step,
+    training,
+    rows,
+    config.steps,
+    validate,
+    save,
+    checkpoints=_CHECKPOINTS,
+    loss="bits",
   )
 
 
@@ -368,20 +379,12 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   like = jnp.zeros((1, config.window, 1), jnp.int32)
   params = model.init(jax.random.key(config.seed), like)
   training = Training(params, optimizer_of(config).init(params))
-  rows: list[dict[str, float]] = []
   path = experiment.folder(workdir)
-  save = lambda training, rows: None
-  if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+  with experiment.Checkpoints(path, config, _LOCAL) as checkpoints:
     training, rows = training_loop.resume(checkpoints, training)
-
-    def save(training: Training, rows: Rows) -> None:
-      checkpoints.save(len(rows), training, rows)
-
-  done_before = len(rows)
-  training, rows = train(data, config, training, rows, save)
-  if path is not None:
-    checkpoints.close()
+    done_before = len(rows)
+    save = training_loop.saving(checkpoints)
+    training, rows = train(data, config, training, rows, save)
   heard = listen(config, model, training.params, data.test)
   least = audio_clips.least_bits(data.test)
   result = {
@@ -409,8 +412,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  resumed = r["resumed_from"]
-  origin = f" ({resumed} of them done before)" if resumed else ""
+  origin = experiment.done_before(r)
   lines = [
     f"model       {r['parameters']:,} parameters, sees "
     f"{r['receptive_field']} samples, {r['steps']} Adam steps{origin}",

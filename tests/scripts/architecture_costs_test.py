@@ -69,6 +69,7 @@ def test_exponents_rounds_and_resuming(user_env, tmp_path):
   assert "123,456,789" in again.stdout
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flag", "message"),
   [

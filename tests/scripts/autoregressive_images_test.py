@@ -140,6 +140,7 @@ def test_learns_resumes_and_writes(user_env, tmp_path):
   assert "--seed=0 there, --seed=1 now" in other.stderr
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

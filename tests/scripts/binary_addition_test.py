@@ -66,6 +66,7 @@ def test_numbers_of_any_size(user_env, tmp_path):
   assert "more bits; metrics.csv has them" in done.stdout
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

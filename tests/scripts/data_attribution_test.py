@@ -55,6 +55,7 @@ def rows_of(workdir):
     return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_no_output_depends_on_a_later_token(transformer):
   sizes = transformer.Sizes(11, context=6, width=8, layers=2, heads=2)
   tokens = np.array([[3, 1, 4, 1, 5, 9]], np.int32)
@@ -75,6 +76,7 @@ def test_no_output_depends_on_a_later_token(transformer):
   assert (strength[~later] > 0).all()
 
 
+@pytest.mark.slow
 def test_an_untrained_model_knows_nothing_and_may_read_less(transformer):
   sizes = transformer.Sizes(50, context=16, width=32, layers=3, heads=4)
   rng = np.random.default_rng(0)
@@ -198,6 +200,7 @@ def test_a_training_that_explodes_stops(user_env, tmp_path):
   assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

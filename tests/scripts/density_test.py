@@ -160,6 +160,7 @@ def test_a_training_that_explodes_stops(user_env, tmp_path):
   assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

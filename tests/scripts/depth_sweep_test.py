@@ -118,6 +118,7 @@ def test_a_training_that_explodes_stops(user_env, tmp_path):
   assert "lower --learning_rate" in done.stderr
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

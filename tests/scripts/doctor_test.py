@@ -44,6 +44,7 @@ def test_this_machine_reverses_and_the_next_visit_agrees(user_env, tmp_path):
   assert "other bits in mlp_float32" in second.stdout
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flag", "message"),
   [("--step=3", "Did you mean: step"), ("--steps=0", "steps")],

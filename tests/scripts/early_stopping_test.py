@@ -71,6 +71,7 @@ def test_likelihoods_are_numpys(script, classes):
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
 def test_a_step_and_its_determinant_are_those_of_the_formula(
   script, x64, threshold
@@ -340,6 +341,7 @@ def test_other_figures(user_env, tmp_path, flags, key):
   assert (tmp_path / f"figure_{figure}.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

@@ -72,6 +72,7 @@ def test_what_does_not_hold_fails(user_env, flags, message):
   assert "every check passed" not in done.stdout
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flag", "message"),
   [

@@ -38,6 +38,7 @@ def rows_of(workdir):
   return result, {(row["map"], row["size"]): row for row in result["maps"]}
 
 
+@pytest.mark.slow
 def test_the_determinant_of_momentum_comes_out(user_env, tmp_path):
   done = run(user_env, "--map=momentum", "--size=7", f"--workdir={tmp_path}")
   assert done.returncode == 0, done.stderr
@@ -90,6 +91,7 @@ def test_a_user_s_own_map(user_env, tmp_path):
     assert message in done.stderr
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flag", "message"),
   [

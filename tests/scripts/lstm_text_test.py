@@ -185,6 +185,7 @@ def test_a_training_that_explodes_stops(user_env, folder):
   assert not (workdir / "result.json").exists()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

@@ -72,6 +72,7 @@ def test_every_figure_is_made(user_env, tmp_path, flags, key, rows, images):
   assert all(path.read_bytes().startswith(PNG) for path in found)
 
 
+@pytest.mark.slow
 def test_the_toy_has_the_stored_losses(user_env, tmp_path):
   done = run(user_env, "--figure=1", f"--workdir={tmp_path}")
   assert done.returncode == 0, done.stderr
@@ -122,6 +123,7 @@ def test_sharing_goes_on_where_it_stopped(user_env, tmp_path):
   assert "holds 2 meta iterations; raise --meta_steps" in fewer.stderr
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
@@ -179,6 +181,7 @@ def digits(count):
   return data.data[:count] / 16, data.target[:count].astype(np.int32)
 
 
+@pytest.mark.slow
 def test_the_chaos_sweep_trains_as_numpy_does(script, x64):
   images, labels = digits(500)
   chaos = script("maclaurin_chaos").chaos_objective

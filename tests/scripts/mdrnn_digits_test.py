@@ -113,6 +113,7 @@ def plain_logits(model, params, images, moved):
   return pooled @ params.read_out + params.read_out_bias
 
 
+@pytest.mark.slow
 def test_logits_and_adjoints_are_those_of_plain_loops(model):
   params = model.init(jax.random.key(0), 3, (2, 3))
   rng = np.random.default_rng(0)
@@ -210,6 +211,7 @@ def test_a_training_that_explodes_stops(user_env, tmp_path):
   assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

@@ -129,6 +129,7 @@ def test_a_loss_that_explodes_stops_the_run(user_env, tmp_path):
   assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flag", "message"),
   [

@@ -57,6 +57,7 @@ def test_every_system_has_its_rows(user_env, tmp_path):
   assert "often claimed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_users_module(user_env, tmp_path):
   file = tmp_path / "mine.py"
   file.write_text(MODULE)

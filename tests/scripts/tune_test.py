@@ -104,6 +104,7 @@ def bowl_loss(log_rate, logit_momentum, steps):
   return np.sum((x - np.array(TARGET)) ** 2)
 
 
+@pytest.mark.slow
 def test_follows_the_hypergradient(user_env, tmp_path):
   workdir = tmp_path / "out"
   flags = "--steps=10", "--meta_steps=3", "--meta_learning_rate=0.7"
@@ -146,6 +147,7 @@ def test_follows_the_hypergradient(user_env, tmp_path):
     assert (workdir / f"{name}.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_values_for_each_step_and_array(user_env, tmp_path):
   schedule = """
 def optimizer():
@@ -184,6 +186,7 @@ def optimizer():
   assert result_of(workdir)["tuned_values"] == 40
 
 
+@pytest.mark.slow
 def test_one_step_of_one_array(user_env, tmp_path):
   one = INIT.replace(', "b": jnp.zeros(())', "") + LOSS.replace(
     ' + params["b"]', ""
@@ -291,6 +294,7 @@ def test_the_example_gets_better(user_env, tmp_path):
   assert float(rows[1]["seconds"]) < float(rows[0]["seconds"]) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("text", "rate", "moment", "reason"),
   [
@@ -328,6 +332,7 @@ def test_what_is_not_finite_stops_the_run(
   assert not (workdir / "result.json").exists()
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
@@ -346,6 +351,7 @@ def test_a_wrong_flag_is_named(user_env, flags, message):
   assert message in done.stdout + done.stderr
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   ("text", "message"),
   [

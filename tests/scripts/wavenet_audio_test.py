@@ -107,6 +107,7 @@ def test_strings_have_their_pitch_and_the_noise_its_bits(clips):
   assert 0 < clips.least_bits(data.test) < quiet + 0.1
 
 
+@pytest.mark.slow
 def test_learns_resumes_and_writes(user_env, tmp_path):
   workdir = tmp_path / "out"
   flags = *SMALL, f"--workdir={workdir}"
@@ -179,6 +180,7 @@ def test_files_are_checked(clips, tmp_path):
     clips.load(str(tmp_path / "empty"))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
