@@ -6,6 +6,7 @@ import experiment
 import jax
 import jax.numpy as jnp
 import maclaurin_figures
+import meta_training
 import numpy as np
 import omniglot
 import optax
@@ -161,24 +162,32 @@ def figure_10(config: Config) -> Outcome:
   as_transforms = lambda sharing: [
     jnp.asarray(transform(tasks, s), jnp.float32) for s in sharing
   ]
-  checkpoints = _Checkpoints(config)
-  learned, metrics = checkpoints.latest(as_transforms([0.5] * layers))
-  numbers = range(len(metrics), meta_steps)
-  for number in tqdm(numbers, desc="figure 10", disable=None):
-    rng = np.random.default_rng([config.seed, number])
-    inner = map(examples, partition(rng, train, [10, 2]))
-    (loss, fitted), gradient = meta_gradient(learned, draw(rng), *inner)
-    check_finite(f"meta iteration {number}", (loss, gradient), META_REMEDY)
-    metrics.append(
-      {
-        "meta_step": number,
-        "train": float(fitted),
-        "validation": float(loss),
-        "hypergradient_norm": float(optax.global_norm(gradient)),
-      }
+  path = experiment.folder(config.workdir)
+  local = "workdir", "data_dir", "meta_steps"
+  with experiment.Checkpoints(path, config, local) as checkpoints:
+    learned, rows = checkpoints.resume(
+      as_transforms([0.5] * layers),
+      lambda number, _: meta_training.check_number(
+        checkpoints, number, meta_steps
+      ),
     )
-    learned = jax.tree.map(lambda t, g: t - 0.2 * g, learned, gradient)
-    checkpoints.save(learned, metrics)
+    metrics = rows or []
+    numbers = range(len(metrics), meta_steps)
+    for number in tqdm(numbers, desc="figure 10", disable=None):
+      rng = np.random.default_rng([config.seed, number])
+      inner = map(examples, partition(rng, train, [10, 2]))
+      (loss, fitted), gradient = meta_gradient(learned, draw(rng), *inner)
+      check_finite(f"meta iteration {number}", (loss, gradient), META_REMEDY)
+      metrics.append(
+        {
+          "meta_step": number,
+          "train": float(fitted),
+          "validation": float(loss),
+          "hypergradient_norm": float(optax.global_norm(gradient)),
+        }
+      )
+      learned = jax.tree.map(lambda t, g: t - 0.2 * g, learned, gradient)
+      checkpoints.save(len(metrics), learned, metrics)
   variants = {
     "separate": as_transforms([0.0] * layers),
     "tied": as_transforms([1.0] + [0.0] * (layers - 1)),
@@ -203,38 +212,6 @@ def figure_10(config: Config) -> Outcome:
     "tasks": maclaurin_figures.task_images(drawings.images),
   }
   return Outcome(table, metrics, figures, notes)
-
-
-class _Checkpoints:
-  """Of the transforms and metrics of figure 10, if there is a workdir."""
-
-  def __init__(self, config: Config):
-    self.config, self.manager = config, None
-    path = experiment.folder(config.workdir)
-    if path is not None:
-      local = "workdir", "data_dir", "meta_steps"
-      self.manager = experiment.Checkpoints(path, config, local)
-
-  def latest(self, start: list) -> tuple[list, list[dict]]:
-    """The last saved ones, or the start.
-
-    Raises:
-      ValueError: they belong to other flags, or are beyond --meta_steps.
-    """
-    found = None if self.manager is None else self.manager.latest()
-    if self.manager is None or found is None:
-      return start, []
-    number, saved = found
-    if number > (self.config.meta_steps or 20):
-      raise ValueError(
-        f"{self.config.workdir} holds {number} meta iterations; raise "
-        "--meta_steps, or give another --workdir."
-      )
-    return self.manager.restore(number, start), saved["about"]
-
-  def save(self, transforms: list, metrics: list[dict]) -> None:
-    if self.manager is not None:
-      self.manager.save(len(metrics), transforms, metrics)
 
 
 def _tasks(
