@@ -66,6 +66,8 @@ def contenders(kind: str, size: Size) -> dict[str, tuple[Callable, Any]]:
       result[f"flax {name}"] = peers.flax_rnn(name, size, xs)
     if peers.installed("haiku"):
       result["haiku"] = peers.haiku_lstm(size, xs)
+    if jax.default_backend() == "gpu":
+      result["cuDNN"] = peers.cudnn_lstm(size, xs)
   if kind == "gru":
     result["flax GRUCell"] = peers.flax_rnn("GRUCell", size, xs)
   if kind != "ugrnn" and peers.installed("equinox"):

@@ -80,6 +80,35 @@ def equinox_cell(cell: str, size: Size, xs: jax.Array) -> tuple[Callable, Any]:
   return run, layer
 
 
+def cudnn_lstm(size: Size, xs: jax.Array) -> tuple[Callable, Any]:
+  """cuDNN's, by `jax.experimental.rnn`; for GPUs only, and batch-major."""
+  from jax.experimental import rnn
+
+  del xs
+  weights = rnn.init_lstm_weight(
+    jax.random.key(0), size.input, size.hidden, 1, False
+  )
+  lengths = jnp.full((size.batch,), size.time, jnp.int32)
+  zeros = jnp.zeros((1, size.batch, size.hidden))
+
+  def run(weights, xs):
+    outputs, *_ = rnn.lstm(
+      jnp.swapaxes(xs, 0, 1),
+      zeros,
+      zeros,
+      weights,
+      lengths,
+      size.input,
+      size.hidden,
+      1,
+      0.0,
+      False,
+    )
+    return jnp.swapaxes(outputs, 0, 1)
+
+  return run, weights
+
+
 def naive_grid(params: Any, xs: jax.Array) -> jax.Array:
   """An MDRNN as two nested scans, differentiated by JAX."""
   up, left = params.recurrent_weights

@@ -16,6 +16,7 @@ def plain(x, gamma, epsilon):
   return gamma * (x - mean) / jnp.sqrt(variance + epsilon)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("size", [1, 2, 3, 17])
 @pytest.mark.parametrize("epsilon", [1e-5, 1.0])
 def test_a_feature(x64, size, epsilon):
@@ -26,6 +27,7 @@ def test_a_feature(x64, size, epsilon):
   np.testing.assert_array_equal(got, got.T)
 
 
+@pytest.mark.slow
 def test_features_and_their_products(x64):
   keys = jax.random.split(jax.random.key(0), 3)
   x = jax.random.normal(keys[0], (6, 4)) * jnp.array([1e-3, 1.0, 10.0, 1e3])

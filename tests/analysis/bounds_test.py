@@ -30,6 +30,7 @@ def sigmoid_chain(x):
   )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.floats(-30, 30, width=32))
 def test_a_chain_of_sigmoids_vanishes_and_cannot_explode(x):

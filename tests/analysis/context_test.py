@@ -103,6 +103,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", CASES)
 def test_the_widest_row_of_the_jacobian(name):
   function, init, shape, feature_axes = CASES[name]

@@ -158,6 +158,7 @@ def linear(width, rate=0.1, name="sum"):
   return Problem(init, apply, loss, optax.sgd(rate))
 
 
+@pytest.mark.slow
 def test_wrong_input():
   x, key = jnp.ones((2, 4, 3)), jax.random.key(0)
   with pytest.raises(ValueError, match="two different widths or more"):

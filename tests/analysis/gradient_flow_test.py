@@ -46,6 +46,7 @@ def by_loops(params, x, loss):
   return activations, bars, parameter_bars
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed, width", [(0, 1), (1, 6)])
 def test_norms_are_those_of_one_gradient_per_layer(x64, seed, width):
   params, x = network(jax.random.key(seed), 4, width, jnp.float64)
@@ -106,6 +107,7 @@ def test_norms_beyond_the_range_of_squares():
   np.testing.assert_allclose(mixed.norm, 5e12, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_far_below_one_are_not_zero():
   # Squares of gradients of 1e-27 are below float32.
   weights = jnp.full((90, 1, 1), 0.5)
@@ -159,6 +161,7 @@ def test_trouble_is_reported_by_name(change, layer_name, what):
   assert "PROBLEM" in str(flow)
 
 
+@pytest.mark.slow
 def test_dead_gradients_and_unreached_layers():
   stop = lambda _, x: jax.lax.stop_gradient(x)
   linear = lambda w, x: w @ x
@@ -209,6 +212,7 @@ def test_what_does_not_fit_is_an_error(layers, params, message):
     gradient_flow(layers, params, jnp.ones((1, 3)))
 
 
+@pytest.mark.slow
 def test_options_are_for_modules():
   with pytest.raises(ValueError, match="functools.partial"):
     gradient_flow(layer, network(jax.random.key(0), 2, 3)[0], 1.0, train=True)

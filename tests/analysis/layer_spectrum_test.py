@@ -134,6 +134,7 @@ def test_a_residual_stack_that_explodes():
   )
 
 
+@pytest.mark.slow
 def test_bounds_compose_and_hold():
   keys = jax.random.split(jax.random.key(3), 2)
   weights = jax.random.normal(keys[0], (10, 8, 8)) / 8**0.5
@@ -261,6 +262,7 @@ def test_a_batch_has_the_spectra_of_its_examples():
   )
 
 
+@pytest.mark.slow
 def test_an_isometry():
   frame = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (9, 9)))[0]
   spectrum = dense_spectrum(frame[None], np.array([9]))

@@ -220,6 +220,7 @@ def test_linen_calls_within_transformations():
   assert "Dense_0 Dense" in spectra.names and loop not in spectra.names
 
 
+@pytest.mark.slow
 def test_dead_submodules_are_named():
   network, _, _ = same_network()
   network.head.kernel[...] = jnp.zeros((WIDTH, 3))

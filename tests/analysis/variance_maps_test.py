@@ -40,6 +40,7 @@ def test_maps_of_tanh(x64, q):
   )
 
 
+@pytest.mark.slow
 def test_slopes_are_derivatives(x64):
   """Of maps, by Gaussian integration by parts."""
   slope = jax.grad(lambda q: maps.variance_map(jnp.tanh, q, 1.5, 0.1))(0.7)

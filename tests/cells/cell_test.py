@@ -364,6 +364,7 @@ def check_sweep(name, zoneout, key, lengths, **options):
   )
 
 
+@pytest.mark.sampled(4)
 # Every 13th has each value of each option with each of every other.
 @pytest.mark.parametrize("options", SWEEPS[::13])
 def test_some_sweeps(x64, options):
@@ -555,6 +556,7 @@ def bfloat16_errors(name):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", only("elman"))
 def test_bfloat16(name):
   (values, gradients), errors, naive = bfloat16_errors(name)

@@ -47,6 +47,7 @@ TO_TORCH = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 @pytest.mark.parametrize("cell, layer, ours, theirs", TO_TORCH)
 def test_torch_and_back(cell, layer, ours, theirs):

@@ -250,6 +250,7 @@ def test_hessian_products(x64, name):
   check(*CASES[name]())
 
 
+@pytest.mark.slow
 def test_one_step_and_none(x64):
   step, params, carry, xs = CASES["haiku"]()
   ours = deferred.defer_weights(step)

@@ -164,6 +164,7 @@ def test_rows_equal_wavefront(name, shape):
   close(rows, wavefront, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "schedule"),
   [
@@ -381,6 +382,7 @@ def test_memory_and_adjoints_are_wider_than_bfloat16():
     assert adjoint.dtype == jnp.float32
 
 
+@pytest.mark.slow
 @every_schedule
 @pytest.mark.parametrize("name", ["mdrnn", slow("graves")])
 def test_empty_and_tiny_grids(name, schedule):

@@ -42,6 +42,7 @@ def other_sign(columns):
   return columns.at[..., H : 2 * H].multiply(-1)
 
 
+@pytest.mark.slow
 def test_pytorch(x64):
   torch = pytest.importorskip("torch")
   (params, xs, h), bars = problem()

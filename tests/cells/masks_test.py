@@ -39,6 +39,7 @@ def test_every_step_and_every_array_has_its_own_mask():
       assert 30 < np.sum(one == other) < 90
 
 
+@pytest.mark.slow
 def test_a_block_of_steps_draws_what_the_whole_does():
   whole = draw(steps=9)
   part = masks.draw(RATES, KEY, None, jnp.arange(4, 7), STATES)

@@ -118,6 +118,7 @@ def by_name(cell, adjoints):
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(
   ("shape", "direction"),
@@ -147,6 +148,7 @@ def test_values_and_adjoints(x64, cell, shape, direction):
       close(value, expected[name])
 
 
+@pytest.mark.slow
 def test_shares_sum_to_one_and_bound_the_memory():
   for cell in ("stable", "leaky"):
     params = draw(cell, 3, jnp.float32)

@@ -45,6 +45,7 @@ def test_one_dimension_is_the_plain_rnn(x64):
   check(params, xs, np.stack(states))
 
 
+@pytest.mark.slow
 def test_two_dimensions_are_a_double_loop(x64):
   params, xs = problem((3, 5))
   weights, (above, left), bias = map(np.asarray, params)
@@ -57,6 +58,7 @@ def test_two_dimensions_are_a_double_loop(x64):
   check(params, xs, h[1:, 1:])
 
 
+@pytest.mark.slow
 def test_three_dimensions_are_a_triple_loop(x64):
   params, xs = problem((3, 2, 4))
   weights, (first, second, third), bias = map(np.asarray, params)
@@ -74,6 +76,7 @@ def test_three_dimensions_are_a_triple_loop(x64):
   check(params, xs, h[1:, 1:, 1:])
 
 
+@pytest.mark.slow
 def test_adjoints_of_every_position(x64):
   params, xs = problem((2, 3))
   bars = jax.random.normal(jax.random.key(2), (2, 3, B, H), jnp.float64)

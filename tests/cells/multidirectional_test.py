@@ -26,6 +26,7 @@ def draw(ndim, directions=None):
   return params, jax.random.normal(jax.random.key(1), (*shape, B, D))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_all_directions(ndim):
   params, xs = draw(ndim)
@@ -62,6 +63,7 @@ def test_directions_have_weights_of_their_own():
     assert not np.array_equal(params[0].input_weights, other.input_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combine", multidirectional.COMBINATIONS)
 def test_stack(combine):
   init = functools.partial(mdlstm.init, cell="leaky")

@@ -66,6 +66,7 @@ def masked(outputs, lengths, time):
   return jnp.where(valid[..., None], outputs, 0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", list(PEERS))
 @pytest.mark.parametrize(
   "call",
@@ -157,6 +158,7 @@ def test_bidirectional_takes_two_layers(x64):
   )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   "layer", [layers.LSTM, layers.GRU, layers.UGRNN, layers.GatedInput]
 )
@@ -190,6 +192,7 @@ def test_training_step(layer):
   assert all(jnp.any(gradient != 0) for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_zoneout_and_dropout():
   make = partial(layers.LSTM, INPUTS, HIDDEN, zoneout=(0.2, 0.1), dropout=0.3)
   layer = make(rngs=nnx.Rngs(0, dropout=1))
@@ -270,6 +273,7 @@ def test_grids_are_batch_major():
   assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_linen_recipe(x64):
   """As in the docstring; gradients are those of the functions."""
 

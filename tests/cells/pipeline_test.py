@@ -78,6 +78,7 @@ def check(name, layers, shape, direction, sizes=None, schedule="rows"):
   close(got, expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   ("name", "layers", "shape", "direction"),
   [
@@ -224,6 +225,7 @@ def test_empty_batch():
   assert outputs.shape == bars.shape and gradients[1].shape == xs.shape
 
 
+@pytest.mark.slow
 def test_vmap_and_sharded_batch():
   cell, layers, xs, bars = problem("mdrnn", 2, (2, 3), jnp.float32, batch=8)
   run = jax.jit(functools.partial(pullback, pipelined(cell)))
@@ -239,6 +241,7 @@ def test_vmap_and_sharded_batch():
   close(outputs[0], expected[0], 1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16():
   """As short as the layers one by one, and no farther from float32."""
   cell, *arguments = problem("mdrnn", 2, (3, 3), jnp.bfloat16)
@@ -260,6 +263,7 @@ def test_bfloat16():
     assert errors[0] < 1.5 * errors[1] + eps * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 def test_chosen_by_the_schedule_of_a_stack():
   cell, _, xs, _ = problem("mdrnn", 1, (2, 3), jnp.float32)
   options = {"directions": [(1, -1)]}
@@ -292,6 +296,7 @@ def test_stacks_that_cannot_be_pipelined():
     apply(init([H, 3], **one), xs, **one)
 
 
+@pytest.mark.slow
 def test_layers_that_cannot_be_pipelined():
   xs = jnp.ones((2, 3, B, D))
   first, second = (mdlstm.init(jax.random.key(0), size, H) for size in (D, H))

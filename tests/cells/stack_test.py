@@ -83,6 +83,7 @@ def test_outputs_states_and_gradients_are_torch_s(x64, cell, options, lengths):
   close((results, *gradients), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [stack.concatenate, jnp.add])
 def test_is_layers_composed_by_hand(x64, merge):
   params = stack.init(
@@ -120,6 +121,7 @@ def test_is_layers_composed_by_hand(x64, merge):
   close(*jax.jit(lambda *args: tuple(results(*args)))(params, xs))
 
 
+@pytest.mark.slow
 def test_initial_carries_reach_their_cells():
   params = stack.init(
     lstm.cell, jax.random.key(0), INPUTS, HIDDEN, 2, bidirectional=True
@@ -158,6 +160,7 @@ def test_batch_major_and_recompute_change_nothing_else():
   close((swapped.swapaxes(0, 1), same), (outputs, carries), 1e-6)
 
 
+@pytest.mark.slow
 def test_layer_dropout():
   """Only between layers, on a share of the elements, and never without a key.
 

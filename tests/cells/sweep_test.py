@@ -159,6 +159,7 @@ def test_reverse_flips_every_sequence(x64):
   close(ours((params, xs, h), bars), expected)
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters_and_over_inputs(x64):
   (params, xs, h), bars = problem()
   many = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf / 2]), params)

@@ -387,6 +387,7 @@ def test_log_det_of_the_inverse(x64, name):
   np.testing.assert_allclose(value, -np.linalg.slogdet(dense)[1], 1e-9, 1e-9)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
   "f, outside",
   [
@@ -481,6 +482,7 @@ def test_transformations(x64):
   np.testing.assert_allclose(back, xs, 1e-10, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "f", [lambda x: x + jnp.tanh(x), jax.nn.elu, masked_coupling]
 )
@@ -708,6 +710,7 @@ def test_a_wrong_log_det_is_found(monkeypatch):
     inverse_and_log_det(jnp.sinh)(jnp.ones(3))
 
 
+@pytest.mark.slow
 def test_bad_input():
   with pytest.raises(ValueError, match=r"got y of float32\[2\].*float32\[4\]"):
     inverse(lambda x: jnp.concatenate([x, x]))(jnp.ones(2))

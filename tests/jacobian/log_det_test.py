@@ -335,6 +335,7 @@ def test_gradient():
       np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_second_derivative_of_a_step_in_its_hyperparameter():
   def value(rate):
     step = lambda w, v: (w + v - rate * jnp.sin(w) * v, 0.9 * v)
@@ -347,6 +348,7 @@ def test_second_derivative_of_a_step_in_its_hyperparameter():
   np.testing.assert_allclose(got, jax.hessian(reference)(0.1), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_vmap_over_points_and_over_what_a_function_closes_over():
   points = numbers(5, 3, SMALL)
   matrices = numbers(6, 3, SMALL, SMALL)

@@ -145,6 +145,7 @@ def test_student_t_and_finite_population():
   assert standard_error(samples, 4) == 0
 
 
+@pytest.mark.slow
 def test_roulette_is_unbiased_and_its_gradients_are(x64):
   matrix = contraction(0.6, size=24)
   change = jnp.asarray(np.random.default_rng(5).normal(size=(24, 24)))
@@ -215,6 +216,7 @@ COMPLETE = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("estimator, make, tolerance", COMPLETE)
 def test_complete_spaces_and_directions_are_exact(
   x64, estimator, make, tolerance
@@ -250,6 +252,7 @@ def test_second_derivatives(x64):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "estimator, make",
   [
@@ -335,6 +338,7 @@ def test_traces(x64, build):
   np.testing.assert_allclose(slope, np.eye(SIZE), atol=1e-8)
 
 
+@pytest.mark.slow
 def test_xtrace_is_exact_where_the_rank_is_small(x64):
   matrix = symmetric(np.concatenate([[5.0, -3.0, 2.0], np.zeros(61)]))
   got = estimate(xtrace(8), matrix)

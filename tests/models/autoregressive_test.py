@@ -194,6 +194,7 @@ def test_a_model_learns_a_known_distribution():
   np.testing.assert_allclose(learned, transition, atol=0.05)
 
 
+@pytest.mark.slow
 def test_vmap_over_models_and_keys():
   model, params, event = build("pixelcnn", CATEGORICAL)
   several = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), params)
@@ -208,6 +209,7 @@ def test_vmap_over_models_and_keys():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wavenet", "pixelcnn", "gated pixelcnn"])
 def test_bfloat16(name):
   model, params, event = build(name, CATEGORICAL)

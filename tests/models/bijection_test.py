@@ -174,6 +174,7 @@ def test_batch_axes_are_mapped():
   assert value.shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_a_stack_is_its_layers_in_turn():
   layer = affine(mlp((3,)))
   layers = stack(layer, 3)

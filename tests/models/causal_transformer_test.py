@@ -168,6 +168,7 @@ def test_wrong_sizes_are_named(sizes, message):
     causal_transformer(*sizes)
 
 
+@pytest.mark.slow
 def test_events_may_be_shorter_and_not_longer():
   model, params, x = example()
   shorter = model.element_log_probs(params, x[:, :4])

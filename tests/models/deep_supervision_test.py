@@ -49,6 +49,7 @@ def test_losses_and_gradients_of_a_plain_loop(x64):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [0.3, 1.0])
 def test_gradients_reach_the_lowest_layers(gain):
   """D8, at depth 60: beside the plain network and its residual rewrite."""

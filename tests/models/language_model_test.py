@@ -46,6 +46,7 @@ def plain_log_probs(params, cell, text, label=None):
   return np.array(values)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("classes", [0, 2])
 def test_probabilities_are_those_of_a_plain_loop(name, classes):
@@ -94,6 +95,7 @@ def test_cached_outputs_are_those_of_a_forward_pass(dtype):
   np.testing.assert_allclose(cached, full, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_an_output_sees_all_tokens_before():
   network = language_model(4)
   model = Autoregressive(network, tokens(5))
@@ -109,6 +111,7 @@ def test_an_output_sees_all_tokens_before():
   np.testing.assert_array_equal(seen, np.tri(6, k=-1, dtype=bool))
 
 
+@pytest.mark.slow
 def test_probabilities_sum_to_one_and_samples_have_them():
   texts = np.array(list(itertools.product(range(3), repeat=3)), np.int32)
   network = language_model(4)
@@ -146,6 +149,7 @@ def test_second_derivatives(x64):
   np.testing.assert_allclose(products(0.0)[0], numeric, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters():
   model = Autoregressive(language_model(4, cell=gru.cell), tokens(5))
   x = jnp.array([[1, 4, 0], [2, 2, 3]])

@@ -175,6 +175,7 @@ def test_completions_are_those_without_a_cache(name):
   assert (cached[:, 1:] != x[:, 1:]).any()
 
 
+@pytest.mark.sampled(2)
 @every
 def test_probabilities_sum_to_one_and_samples_have_them(name):
   shape = (2, 2, 1)
@@ -258,6 +259,7 @@ def test_a_row_lstm_is_a_plain_loop():
   np.testing.assert_allclose(got, h[1:, 1:-1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_diagonal_bilstm_is_two_networks_of_which_one_is_shifted():
   layer = diagonal_bilstm_layer(3, 1)
   params = layer.init(jax.random.key(0), 2, jnp.float32)

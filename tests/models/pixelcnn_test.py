@@ -54,6 +54,7 @@ def seen_of(kind, kernel_sizes, channel, channels):
   return horizontal | {(i, j, other) for i, j in vertical for other in every}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kernel_sizes", "channels", "features"), CASES)
 @pytest.mark.parametrize("kind", MAKE)
 def test_it_sees_what_it_may_and_its_steps_are_its_outputs(

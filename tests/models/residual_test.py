@@ -164,6 +164,7 @@ def test_modules_are_the_functions():
     np.testing.assert_array_equal(module(z), expected)
 
 
+@pytest.mark.slow
 def test_wrong_input():
   z, narrow = inputs(), dense(3)
   for layer in (

@@ -168,6 +168,7 @@ def grow_wrongly(params, y):
   return x, log_det
 
 
+@pytest.mark.slow
 def test_examples_that_are_not_recovered_are_told_apart():
   init = lambda key, x: jnp.asarray(1.5, x.dtype)
   layers = reversible_stack(Bijection(init, shrink, grow_wrongly), 2)

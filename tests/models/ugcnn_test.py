@@ -38,6 +38,7 @@ def test_equations(x64, kernel):
   )
 
 
+@pytest.mark.slow
 def test_a_bias_keeps_or_replaces_images():
   images = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
   kept = ugcnn.init(jax.random.key(1), 3, update_bias=50.0)

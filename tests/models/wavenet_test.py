@@ -139,6 +139,7 @@ def test_every_parameter_has_a_gradient():
     assert np.isfinite(leaf).all() and (np.asarray(leaf) != 0).any()
 
 
+@pytest.mark.slow
 def test_initial_activations_are_of_size_one():
   network = wavenet((1, 2, 4), residual=32, skip=64)
   inputs = jax.random.normal(jax.random.key(0), (4, 50, 1))

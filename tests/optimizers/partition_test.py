@@ -64,6 +64,7 @@ def follow(optimizer, transformation):
   return run, path
 
 
+@pytest.mark.slow
 def test_each_label_follows_its_own_optimizer():
   follow(
     two(clip=0.05),
@@ -111,6 +112,7 @@ def test_log_det_adds_up():
   assert shapes == {1, 2}
 
 
+@pytest.mark.slow
 def test_every_part_differentiates():
   params, loss, x = problem()
 

@@ -128,6 +128,7 @@ def test_follows_optax(form):
   chex.assert_trees_all_close(ours.params(end), expected, atol=64 * 2.0**-24)
 
 
+@pytest.mark.slow
 def test_trace_form_follows_optax_under_a_schedule():
   params, gradient = problem()
   schedule = optax.linear_schedule(0.2, 0.0, 200)
@@ -198,6 +199,7 @@ def test_log_det_of_long_and_scheduled_runs():
   np.testing.assert_allclose(optimizer.log_det(end), expected, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_vmap_over_seeds_and_momenta():
   _, gradient = problem()
   seeds = jax.random.normal(jax.random.key(3), (4, 5, 3))
