@@ -9,7 +9,7 @@ batch normalisation (D5), two residual blocks (D6), initialisation (D7), deep
 supervision (D8), residual filters (D9), a gated convolutional network beside
 others (D10) and memory cells (B2).  Images are digits.
 
-One minute on 2 CPU cores.  Expect |df/dx| of 200 sigmoid units below 4^-200 =
+Two minutes on 2 CPU cores.  Expect |df/dx| of 200 sigmoid units below 4^-200 =
 4e-121, an I + J whose smallest singular value is 0 where 1 was claimed, and the
 word "no" in the last column of the table for that claim alone.
 

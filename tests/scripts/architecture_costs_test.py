@@ -2,31 +2,15 @@
 
 import csv
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "architecture_costs.py"
 
-
-def run(env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPT), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def test_a_list_of_layers(user_env, tmp_path):
-  flags = "--convnet=Conv3-64 / maxpool / FC-1024", f"--workdir={tmp_path}"
-  done = run(user_env, *flags)
-  assert done.returncode == 0, done.stderr
+def test_a_list_of_layers(script, tmp_path):
+  script = script.at(tmp_path)
+  done = script.run("--convnet=Conv3-64 / maxpool / FC-1024")
   assert done.stdout.splitlines()[-1] == "parameters: 822,086,400"
-  result = json.loads((tmp_path / "result.json").read_text())
+  result = script.result()
   assert result["parameters"] == 3 * 9 * 64 + 64 + 112 * 112 * 64 * 1024 + 1024
   assert [layer["shape"] for layer in result["layers"]] == [
     [224, 224, 64],
@@ -36,15 +20,14 @@ def test_a_list_of_layers(user_env, tmp_path):
 
 
 @pytest.mark.slow
-def test_exponents_rounds_and_resuming(user_env, tmp_path):
+def test_exponents_rounds_and_resuming(script, tmp_path):
   networks = "wavenet", "pixelcnn", "mdrnn"
-  flags = [f"--network={name}" for name in networks]
-  flags += [f"--workdir={tmp_path}", "--features=64"]
-  done = run(user_env, *flags)
-  assert done.returncode == 0, done.stderr
+  flags = *(f"--network={name}" for name in networks), "--features=64"
+  script = script.at(tmp_path)
+  done = script.run(*flags)
   for line in ("VGG-16: 138,357,544 parameters", "H + W + d - 2"):
     assert line in done.stdout
-  result = json.loads((tmp_path / "result.json").read_text())
+  result = script.result()
   assert result["largest_exponent_error"] < 0.05
   steps = {
     row["network"]: row["round_steps"]["dataflow_rounds"]
@@ -58,15 +41,13 @@ def test_exponents_rounds_and_resuming(user_env, tmp_path):
   lines = (tmp_path / "counts.csv").read_text().splitlines()
   table = list(csv.DictReader(lines))
   assert {row["network"] for row in table} == set(networks)
-  png = tmp_path / "architecture_costs.png"
-  assert png.read_bytes().startswith(b"\x89PNG")
+  assert "architecture_costs" in script.figures()
   # Again, with a count that only the file can have.
   counts = json.loads((tmp_path / "counts.json").read_text())
   key = "mdrnn H=8 W=8 d=8 k=64"
   counts["rows"][key]["parameters"] = 123_456_789
   (tmp_path / "counts.json").write_text(json.dumps(counts))
-  again = run(user_env, *flags)
-  assert "123,456,789" in again.stdout
+  assert "123,456,789" in script.run(*flags).stdout
 
 
 @pytest.mark.sampled(1)
@@ -79,7 +60,5 @@ def test_exponents_rounds_and_resuming(user_env, tmp_path):
     ("--depth=0", "depth"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flag, message):
-  done = run(user_env, flag)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flag, message):
+  assert message in script.fails(flag)

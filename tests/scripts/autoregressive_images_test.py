@@ -1,19 +1,11 @@
 """The models of images by name, and the script as users run it."""
 
-import csv
-import importlib.util
-import json
 import math
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
-PNG = b"\x89PNG"
 SMALL = (
   "--model=pixelcnn",
   "--hidden_size=8",
@@ -24,35 +16,8 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def models():
-  path = SCRIPTS / "autoregressive_models.py"
-  spec = importlib.util.spec_from_file_location("script_image_models", path)
-  module = importlib.util.module_from_spec(spec)
-  sys.path.insert(0, str(SCRIPTS))
-  try:
-    spec.loader.exec_module(module)
-  finally:
-    sys.path.remove(str(SCRIPTS))
-  return module
-
-
-def run(env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPTS / "autoregressive_images.py"), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def result_of(workdir):
-  return json.loads((workdir / "result.json").read_text())
-
-
-def rows_of(path):
-  with open(path, newline="") as file:
-    return list(csv.DictReader(file))
+def models(load):
+  return load("autoregressive_models")
 
 
 NAMES = (
@@ -109,35 +74,25 @@ def test_independent_pixels(models):
 
 
 @pytest.mark.slow
-def test_learns_resumes_and_writes(user_env, tmp_path):
-  workdir = tmp_path / "out"
-  flags = *SMALL, f"--workdir={workdir}"
-  done = run(user_env, *flags)
-  assert done.returncode == 0, done.stderr
+def test_learns_resumes_and_writes(script, tmp_path):
+  script = script.at(tmp_path)
+  done = script.run(*SMALL)
   assert done.stderr == ""  # no progress bar: it is not a terminal
   assert "bits/dim" in done.stdout
-  result = result_of(workdir)
-  rows = rows_of(workdir / "metrics.csv")
+  result, rows = script.result(), script.rows()
   assert [int(row["step"]) for row in rows] == list(range(10))
   assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
   assert result["test_loss"] < math.log2(17)
-  for name in ("loss", "samples", "completions"):
-    assert (workdir / f"{name}.png").read_bytes().startswith(PNG)
+  assert script.figures() >= {"loss", "samples", "completions"}
 
-  # As if it had been killed after the ninth of ten checkpoints.
-  (workdir / "checkpoint" / "10").rename(tmp_path / "gone")
-  (workdir / "result.json").unlink()
-  again = run(user_env, *flags)
-  assert again.returncode == 0, again.stderr
-  resumed = result_of(workdir)
+  script.resume(*SMALL)  # after the ninth of ten checkpoints
+  resumed = script.result()
   assert resumed["resumed_from"] == 9
   assert resumed["test_loss"] == result["test_loss"]
-  losses = [row["loss"] for row in rows_of(workdir / "metrics.csv")]
+  losses = [row["loss"] for row in script.rows()]
   assert losses == [row["loss"] for row in rows]
 
-  other = run(user_env, *flags, "--seed=1")
-  assert other.returncode == 1
-  assert "--seed=0 there, --seed=1 now" in other.stderr
+  assert "--seed=0 there, --seed=1 now" in script.fails(*SMALL, "--seed=1")
 
 
 @pytest.mark.sampled(1)
@@ -149,7 +104,5 @@ def test_learns_resumes_and_writes(user_env, tmp_path):
     (["--model=transformer", "--hidden_size=6"], "width=6 and num_heads=4"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flags, message):
-  done = run(user_env, *flags)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flags, message):
+  assert message in script.fails(*flags)

@@ -1,12 +1,5 @@
 """The language model, its weight gradients, and the script as users run it."""
 
-import csv
-import importlib.util
-import json
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +8,6 @@ import scipy.special
 
 import revmom
 
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
-PNG = b"\x89PNG"
 SMALL = (
   "--steps=10",
   "--examples=20",
@@ -28,31 +19,8 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def transformer():
-  path = SCRIPTS / "transformer.py"
-  spec = importlib.util.spec_from_file_location("script_transformer", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-def run(env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPTS / "data_attribution.py"), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def result_of(workdir):
-  return json.loads((workdir / "result.json").read_text())
-
-
-def rows_of(workdir):
-  with open(workdir / "metrics.csv", newline="") as file:
-    return list(csv.DictReader(file))
+def transformer(load):
+  return load("transformer")
 
 
 @pytest.mark.slow
@@ -156,48 +124,42 @@ def test_gradient_by_weights_equals_central_differences(transformer, x64):
 
 
 @pytest.mark.slow
-def test_predicts_what_leaving_out_does_and_goes_on(user_env, tmp_path):
+def test_predicts_what_leaving_out_does_and_goes_on(script, tmp_path):
   # Few steps are only smooth with a large eps_root: where a gradient is almost
   # zero, Adam's first steps are those of its sign.
-  flags = *SMALL, "--eps_root=1e-3", f"--workdir={tmp_path}"
-  done = run(user_env, *flags, "--leave_out=5", "--perturbation=0.1")
-  assert done.returncode == 0, done.stderr
+  flags = *SMALL, "--eps_root=1e-3"
+  script = script.at(tmp_path)
+  done = script.run(*flags, "--leave_out=5", "--perturbation=0.1")
   assert done.stderr == ""  # no progress bar: it is not a terminal
   assert "correlation        Spearman" in done.stdout
-  result = result_of(tmp_path)
+  result, rows = script.result(), script.rows()
   assert result["spearman"] > 0.85 and result["pearson"] > 0.99
   assert result["slope"] == pytest.approx(1, abs=0.1)
   assert result["gradient_correlation_with_optax"] > 0.999
   assert result["rounding_noise"] < result["measured_std"] / 10
   assert result["resumed_from"] == 0
-  rows = rows_of(tmp_path)
   assert [int(row["example"]) for row in rows] == list(range(20))
   assert sum(bool(row["measured_change"]) for row in rows) == 5
   for row in rows:
     predicted = -0.1 * float(row["gradient"])
     assert float(row["predicted_change"]) == pytest.approx(predicted)
-  assert (tmp_path / "attribution.png").read_bytes().startswith(PNG)
+  assert "attribution" in script.figures()
 
-  more = run(user_env, *flags, "--leave_out=7", "--perturbation=0.1")
-  assert more.returncode == 0, more.stderr
-  assert result_of(tmp_path)["resumed_from"] == 5
-  again = rows_of(tmp_path)
+  script.run(*flags, "--leave_out=7", "--perturbation=0.1")
+  assert script.result()["resumed_from"] == 5
+  again = script.rows()
   assert sum(bool(row["measured_change"]) for row in again) == 7
   for row, before in zip(again, rows, strict=True):
     assert row["gradient"] == before["gradient"]
     assert before["measured_change"] in ("", row["measured_change"])
-  other = run(user_env, *flags, "--leave_out=7")
-  assert other.returncode == 1
-  assert "--perturbation=0.1 there, --perturbation=1.0 now" in other.stderr
+  error = script.fails(*flags, "--leave_out=7")
+  assert "--perturbation=0.1 there, --perturbation=1.0 now" in error
 
 
 @pytest.mark.slow
-def test_a_training_that_explodes_stops(user_env, tmp_path):
-  flags = *SMALL, "--learning_rate=1e4", f"--workdir={tmp_path}"
-  done = run(user_env, *flags)
-  assert done.returncode == 1
-  assert "error: " in done.stderr
-  assert not (tmp_path / "result.json").exists()
+def test_a_training_that_explodes_stops(script, tmp_path):
+  script = script.at(tmp_path)
+  assert "error: " in script.stops(*SMALL, "--learning_rate=1e4")
 
 
 @pytest.mark.sampled(1)
@@ -216,10 +178,8 @@ def test_a_training_that_explodes_stops(user_env, tmp_path):
     (["shakespeare.txt"], "flags begin --"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, tmp_path, flags, message):
+def test_a_wrong_flag_is_named(script, tmp_path, flags, message):
   (tmp_path / "short.txt").write_text("to be or not to be")
   (tmp_path / "bytes.bin").write_bytes(b"\xff\xfe\x00")
   flags = [flag.format(tmp=tmp_path) for flag in flags]
-  done = run(user_env, *flags)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+  assert message in script.fails(*flags)

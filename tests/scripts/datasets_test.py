@@ -1,22 +1,15 @@
 """Datasets read from files that the tests write."""
 
 import gzip
-import importlib.util
-import pathlib
 import struct
 
 import numpy as np
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "datasets.py"
-
 
 @pytest.fixture(scope="module")
-def datasets():
-  spec = importlib.util.spec_from_file_location("script_datasets", SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def datasets(load):
+  return load("datasets")
 
 
 def idx(array):

@@ -1,19 +1,10 @@
 """The sweep over depths: its parts, and the script as users run it."""
 
-import csv
-import importlib.util
-import json
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
-PNG = b"\x89PNG"
 SMALL = (
   "--depths=2,4",
   "--channels=2",
@@ -26,29 +17,12 @@ SMALL = (
 )
 
 
-def load(name):
-  spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+@pytest.fixture(scope="module")
+def networks(load):
+  return load("depth_networks")
 
 
-def run(env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPTS / "depth_sweep.py"), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def result_of(workdir):
-  return json.loads((workdir / "result.json").read_text())
-
-
-def test_blocks_of_pixels_become_one_position():
-  networks = load("depth_networks")
+def test_blocks_of_pixels_become_one_position(networks):
   images = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
   got = np.asarray(networks.blocks(jnp.asarray(images)))
   assert got.shape == (2, 2, 2, 4)  # padded to whole blocks
@@ -57,9 +31,8 @@ def test_blocks_of_pixels_become_one_position():
 
 
 @pytest.mark.slow
-def test_a_shallow_network_in_a_deep_program():
+def test_a_shallow_network_in_a_deep_program(networks):
   """Layers beyond the depth have no part in losses and gradients."""
-  networks = load("depth_networks")
   images = jax.random.uniform(jax.random.key(0), (5, 4, 4))
   labels = jnp.arange(5)
   for network in networks.NETWORKS.values():
@@ -80,42 +53,32 @@ def test_a_shallow_network_in_a_deep_program():
 
 
 @pytest.mark.slow
-def test_writes_and_resumes(user_env, tmp_path):
-  workdir = tmp_path / "out"
-  flags = *SMALL, f"--workdir={workdir}"
-  done = run(user_env, *flags)
-  assert done.returncode == 0, done.stderr
+def test_writes_and_resumes(script, tmp_path):
+  script = script.at(tmp_path)
+  done = script.run(*SMALL)
   assert done.stderr == ""  # no progress bar: it is not a terminal
   assert "identity path alone: pre-norm 1," in done.stdout
-  result = result_of(workdir)
+  result, rows = script.result(), script.rows()
   assert result["edge_sigma_w_squared"] == pytest.approx(1.761, abs=1e-3)
   assert result["pre_norm_residual_identity_ratio"] == 1
   assert result["post_norm_residual_identity_ratio"] < 1
   assert result["fixup_4_gradient_ratio"] == pytest.approx(1)
-  for name in ("gradients", "training", "trainable"):
-    assert (workdir / f"{name}.png").read_bytes().startswith(PNG)
-  with open(workdir / "metrics.csv", newline="") as file:
-    rows = list(csv.DictReader(file))
+  assert script.figures() >= {"gradients", "training", "trainable"}
   assert len(rows) == 7 * 2 * 3  # networks, depths, steps
   assert all(float(row["loss"]) > 0 for row in rows)
 
-  # As if it had been killed before the last of eleven.
-  numbers = [int(path.name) for path in (workdir / "checkpoint").iterdir()]
-  (workdir / "checkpoint" / str(max(numbers))).rename(tmp_path / "gone")
-  again = run(user_env, *flags)
-  assert again.returncode == 0, again.stderr
-  resumed = result_of(workdir)
+  script.resume(*SMALL)  # before the last of eleven
+  resumed = script.result()
   assert resumed.pop("resumed_from") == 10 and result.pop("resumed_from") == 0
   del resumed["seconds"], result["seconds"]
   assert resumed == result
 
 
 @pytest.mark.slow
-def test_a_training_that_explodes_stops(user_env, tmp_path):
-  done = run(user_env, *SMALL, "--learning_rate=1e38", f"--workdir={tmp_path}")
-  assert done.returncode == 1
-  assert "plain of 2 layers: the loss of step" in done.stderr
-  assert "lower --learning_rate" in done.stderr
+def test_a_training_that_explodes_stops(script, tmp_path):
+  error = script.at(tmp_path).stops(*SMALL, "--learning_rate=1e38")
+  assert "plain of 2 layers: the loss of step" in error
+  assert "lower --learning_rate" in error
 
 
 @pytest.mark.sampled(1)
@@ -127,7 +90,5 @@ def test_a_training_that_explodes_stops(user_env, tmp_path):
     (["--dataset=mnist"], "needs --data_dir"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flags, message):
-  done = run(user_env, *flags)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flags, message):
+  assert message in script.fails(*flags)

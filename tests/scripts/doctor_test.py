@@ -1,34 +1,16 @@
 """Runs scripts/doctor.py as a user would."""
 
-import importlib
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "doctor.py"
-
-
-def run(user_env, *flags, **environment):
-  return subprocess.run(
-    [sys.executable, str(SCRIPT), *flags],
-    env={**user_env, **environment},
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
 
 @pytest.mark.slow
-def test_this_machine_reverses_and_the_next_visit_agrees(user_env, tmp_path):
-  flags = "--steps=3", f"--workdir={tmp_path}"
-  first = run(user_env, *flags)
-  assert first.returncode == 0, first.stdout + first.stderr
-  assert "first visit" in first.stdout
-  result = json.loads((tmp_path / "result.json").read_text())
+def test_this_machine_reverses_and_the_next_visit_agrees(script, tmp_path):
+  script = script.at(tmp_path)
+  assert "first visit" in script.run("--steps=3").stdout
+  result = script.result()
   verdicts = {k: v for k, v in result.items() if k.startswith("verdict_")}
   assert result["ok"] and len(verdicts) == 10
   assert set(verdicts.values()) == {"OK"}
@@ -38,8 +20,7 @@ def test_this_machine_reverses_and_the_next_visit_agrees(user_env, tmp_path):
   result["fingerprint_threads"] += 1
   result["digest_mlp_float32"] = "other"
   (tmp_path / "result.json").write_text(json.dumps(result))
-  second = run(user_env, *flags)
-  assert second.returncode == 0, second.stdout + second.stderr
+  second = script.run("--steps=3")
   assert "fingerprint_threads" in second.stdout
   assert "other bits in mlp_float32" in second.stdout
 
@@ -49,20 +30,14 @@ def test_this_machine_reverses_and_the_next_visit_agrees(user_env, tmp_path):
   ("flag", "message"),
   [("--step=3", "Did you mean: step"), ("--steps=0", "steps")],
 )
-def test_a_wrong_flag_is_named(user_env, flag, message):
-  result = run(user_env, flag)
-  assert result.returncode != 0
-  assert message in result.stdout + result.stderr
+def test_a_wrong_flag_is_named(script, flag, message):
+  assert message in script.fails(flag)
 
 
 @pytest.fixture(scope="module")
-def doctor():
+def doctor(load):
   """The script as a module; its flags are defined only once."""
-  sys.path.insert(0, str(SCRIPT.parent))
-  try:
-    yield importlib.import_module("doctor")
-  finally:
-    sys.path.remove(str(SCRIPT.parent))
+  return load("doctor")
 
 
 def test_gpu_flags_are_understood(doctor):

@@ -1,11 +1,5 @@
 """The ledger of a descent against dense determinants, and the script."""
 
-import csv
-import importlib
-import json
-import pathlib
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import jax
@@ -15,35 +9,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from revmom.jacobian import lanczos_quadrature
-
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
-PNG = b"\x89PNG"
-
-
-@pytest.fixture
-def script(monkeypatch):
-  """Imports a module that scripts share."""
-  monkeypatch.syspath_prepend(str(SCRIPTS))
-  return importlib.import_module
-
-
-def run(env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPTS / "early_stopping.py"), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def result_of(workdir):
-  return json.loads((workdir / "result.json").read_text())
-
-
-def rows_of(workdir):
-  with open(workdir / "metrics.csv", newline="") as file:
-    return list(csv.DictReader(file))
 
 
 def numpy_log_likelihoods(params, inputs, targets):
@@ -56,8 +21,8 @@ def numpy_log_likelihoods(params, inputs, targets):
 
 
 @pytest.mark.parametrize("classes", [False, True])
-def test_likelihoods_are_numpys(script, classes):
-  training = script("early_stopping_training")
+def test_likelihoods_are_numpys(load, classes):
+  training = load("early_stopping_training")
   rng = np.random.default_rng(0)
   shapes = (3, 4), (4,), (4, 2 if classes else 1), (2 if classes else 1,)
   params = [rng.normal(size=s).astype(np.float32) for s in shapes]
@@ -74,9 +39,9 @@ def test_likelihoods_are_numpys(script, classes):
 @pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
 def test_a_step_and_its_determinant_are_those_of_the_formula(
-  script, x64, threshold
+  load, x64, threshold
 ):
-  training = script("early_stopping_training")
+  training = load("early_stopping_training")
   rng = np.random.default_rng(1)
   params = [jnp.asarray(rng.normal(size=s)) for s in ((3, 2), (2,))]
   inputs, targets = rng.normal(size=(5, 3)), rng.normal(size=(5, 2))
@@ -109,8 +74,8 @@ def test_a_step_and_its_determinant_are_those_of_the_formula(
 
 
 @pytest.mark.slow
-def test_the_entropy_of_a_run_is_that_of_its_dense_jacobian(script):
-  training = script("early_stopping_training")
+def test_the_entropy_of_a_run_is_that_of_its_dense_jacobian(load):
+  training = load("early_stopping_training")
   # The same example over and over, so that all batches are alike.
   inputs = np.tile(np.float32([[0.7, -1.2]]), (4, 1))
   examples = training.Examples(inputs, np.ones(4, np.int32))
@@ -174,8 +139,8 @@ def test_the_entropy_of_a_run_is_that_of_its_dense_jacobian(script):
   )
 
 
-def test_determinants_in_the_plane_are_those_of_differences(script):
-  funnel = script("early_stopping_funnel")
+def test_determinants_in_the_plane_are_those_of_differences(load):
+  funnel = load("early_stopping_funnel")
   points = np.array([[-0.5, 0.3], [1.0, 1.5]])
   steps, g0, h = 4, 0.25, 1e-5
 
@@ -205,8 +170,8 @@ def test_determinants_in_the_plane_are_those_of_differences(script):
     np.testing.assert_allclose(log_det, expected, rtol=5e-3)
 
 
-def test_discs_and_their_outlines(script):
-  funnel = script("early_stopping_funnel")
+def test_discs_and_their_outlines(load):
+  funnel = load("early_stopping_funnel")
   radius = 1.5
   ring, disc = funnel.ring(radius), funnel.disc(radius)
   assert funnel.area(ring) == pytest.approx(np.pi * radius**2, rel=1e-3)
@@ -216,8 +181,8 @@ def test_discs_and_their_outlines(script):
   np.testing.assert_allclose(moved.mean(0), 0, atol=1e-12)
 
 
-def test_tables_are_split_as_the_authors_do(script, tmp_path):
-  data = script("early_stopping_data")
+def test_tables_are_split_as_the_authors_do(load, tmp_path):
+  data = load("early_stopping_data")
   rng = np.random.default_rng(0)
   table = rng.normal(size=(30, 14)) * 3 + 1
   text = "\n".join(" ".join(f"{v:.17g}" for v in row) for row in table)
@@ -236,8 +201,8 @@ def test_tables_are_split_as_the_authors_do(script, tmp_path):
   assert scale == pytest.approx(y_std) and notes == []
 
 
-def test_tables_with_headers_and_without_numbers(script, tmp_path):
-  read = script("early_stopping_data").read_table
+def test_tables_with_headers_and_without_numbers(load, tmp_path):
+  read = load("early_stopping_data").read_table
   path = tmp_path / "housing.csv"
   path.write_text('"crim","medv"\n1.5,"2"\n\n3,4\n')
   np.testing.assert_array_equal(read(path, 2), [[1.5, 2], [3, 4]])
@@ -252,8 +217,8 @@ def test_tables_with_headers_and_without_numbers(script, tmp_path):
 
 
 @pytest.mark.parametrize("count", [60_000, 1200])
-def test_images_are_the_papers_if_there_are_enough(script, monkeypatch, count):
-  data = script("early_stopping_data")
+def test_images_are_the_papers_if_there_are_enough(load, monkeypatch, count):
+  data = load("early_stopping_data")
   label = np.arange(count + 100, dtype=np.int32)
   image = lambda labels: (labels[:, None, None] / 1000).astype(np.float32)
   ends = [0, count - count // 6, count, count + 100]
@@ -273,8 +238,8 @@ def test_images_are_the_papers_if_there_are_enough(script, monkeypatch, count):
   np.testing.assert_allclose(test.inputs[1] - test.inputs[0], 1e-3, rtol=0.05)
 
 
-def test_values_that_make_sense(script):
-  networks = script("early_stopping_networks")
+def test_values_that_make_sense(load):
+  networks = load("early_stopping_networks")
   config = lambda figure, *values: SimpleNamespace(
     figure=figure, dataset="mnist", values=values or None
   )
@@ -289,13 +254,12 @@ def test_values_that_make_sense(script):
 
 
 @pytest.mark.slow
-def test_when_to_stop_and_resuming(user_env, tmp_path):
-  workdir = tmp_path / "out"
-  flags = "--steps=20", "--runs=2", f"--workdir={workdir}"
-  done = run(user_env, *flags)
-  assert done.returncode == 0, done.stderr
+def test_when_to_stop_and_resuming(script, tmp_path):
+  script = script.at(tmp_path)
+  flags = "--steps=20", "--runs=2"
+  done = script.run(*flags)
   assert done.stderr == ""  # no progress bar: it is not a terminal
-  result, rows = result_of(workdir), rows_of(workdir)
+  result, rows, bits = script.result(), script.rows(), script.bits()
   assert len(rows) == 2 * 21
   for row in rows:
     parts = ("train_likelihood", "log_prior", "entropy")
@@ -309,19 +273,11 @@ def test_when_to_stop_and_resuming(user_env, tmp_path):
   best = result["best_iteration"]
   assert best == int(rows[2 * int(np.argmax(marginals))]["iteration"]) > 0
   assert result["last_entropy_change"] < 0
-  assert (workdir / "figure_4.png").read_bytes().startswith(PNG)
+  assert "figure_4" in script.figures()
 
-  (workdir / "checkpoint" / "20").rename(tmp_path / "gone")
-  (workdir / "result.json").unlink()
-  again = run(user_env, *flags)
-  assert again.returncode == 0, again.stderr
-  resumed = result_of(workdir)
-  del result["seconds"], resumed["seconds"]
-  assert resumed == result
-  assert rows_of(workdir) == rows
-  other = run(user_env, *flags, "--seed=1")
-  assert other.returncode == 1
-  assert "--seed=0 there, --seed=1 now" in other.stderr
+  script.resume(*flags)
+  assert script.bits() == bits
+  assert "--seed=0 there, --seed=1 now" in script.fails(*flags, "--seed=1")
 
 
 @pytest.mark.slow
@@ -332,13 +288,11 @@ def test_when_to_stop_and_resuming(user_env, tmp_path):
     (["--figure=5", "--values=2", "--steps=3"], "marginal_2"),
   ],
 )
-def test_other_figures(user_env, tmp_path, flags, key):
-  done = run(user_env, *flags, f"--workdir={tmp_path}")
-  assert done.returncode == 0, done.stderr
-  assert "published" in done.stdout
-  assert np.isfinite(result_of(tmp_path)[key])
-  figure = flags[0][-1]
-  assert (tmp_path / f"figure_{figure}.png").read_bytes().startswith(PNG)
+def test_other_figures(script, tmp_path, flags, key):
+  script = script.at(tmp_path)
+  assert "published" in script.run(*flags).stdout
+  assert np.isfinite(script.result()[key])
+  assert f"figure_{flags[0][-1]}" in script.figures()
 
 
 @pytest.mark.sampled(1)
@@ -351,7 +305,5 @@ def test_other_figures(user_env, tmp_path, flags, key):
     (["--figure=5", "--dataset=housing"], "is for --figure=4"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flags, message):
-  done = run(user_env, *flags)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flags, message):
+  assert message in script.fails(*flags)

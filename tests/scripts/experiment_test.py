@@ -2,17 +2,13 @@
 
 import csv
 import dataclasses
-import importlib
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +18,8 @@ class Config:
 
 
 @pytest.fixture
-def experiment(monkeypatch):
-  monkeypatch.syspath_prepend(str(SCRIPTS))
-  return importlib.import_module("experiment")
+def experiment(load):
+  return load("experiment")
 
 
 def tree(value):

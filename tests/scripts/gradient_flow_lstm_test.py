@@ -1,38 +1,19 @@
 """Runs scripts/gradient_flow_lstm.py as a user would."""
 
-import csv
-import json
 import math
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "gradient_flow_lstm.py"
-PNG = b"\x89PNG"
-
-
-def run(user_env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPT), *flags],
-    env=user_env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
 
 @pytest.mark.slow
-def test_closed_gates_keep_the_adjoint(user_env, tmp_path):
+def test_closed_gates_keep_the_adjoint(script, tmp_path):
   flags = "--steps=100", "--hidden_size=20", "--batch_size=3"
   flags = *flags, "--gate_bias=8", "--gate_bias=30"
-  flags = *flags, "--radius=0.8", "--radius=3", f"--workdir={tmp_path}"
-  done = run(user_env, *flags)
-  assert done.returncode == 0, done.stderr
+  script = script.at(tmp_path)
+  done = script.run(*flags, "--radius=0.8", "--radius=3")
   assert "every check passed" in done.stdout
-  networks = json.loads((tmp_path / "result.json").read_text())["networks"]
+  networks = script.result()["networks"]
   by_name = {network["network"]: network for network in networks}
   # By hand: c_bar is multiplied by about sigmoid(8) a step.
   held = by_name["LSTM, biases of 8"]["c_bar_ratio"]
@@ -46,14 +27,13 @@ def test_closed_gates_keep_the_adjoint(user_env, tmp_path):
   assert by_name["plain, radius 0.8"]["h_bar_ratio"] < 0.8**99
   assert by_name["plain, radius 3"]["h_bar_ratio"] > 1e3
 
-  with open(tmp_path / "metrics.csv", newline="") as file:
-    rows = list(csv.DictReader(file))
+  rows = script.rows()
   assert [int(row["step"]) for row in rows] == list(range(1, 101))
   column = np.array([float(row["h_bar of plain, radius 0.8"]) for row in rows])
   assert column[-1] == pytest.approx(1)  # what was put in
   ratio = by_name["plain, radius 0.8"]["h_bar_ratio"]
   assert column[0] / column[-1] == pytest.approx(ratio)
-  assert (tmp_path / "gradient_flow.png").read_bytes().startswith(PNG)
+  assert "gradient_flow" in script.figures()
 
 
 @pytest.mark.slow
@@ -65,8 +45,8 @@ def test_closed_gates_keep_the_adjoint(user_env, tmp_path):
     (["--steps=1000", "--radius=50"], "lower --steps or --radius"),
   ],
 )
-def test_what_does_not_hold_fails(user_env, flags, message):
-  done = run(user_env, "--steps=50", "--batch_size=2", *flags)
+def test_what_does_not_hold_fails(script, flags, message):
+  done = script.attempt("--steps=50", "--batch_size=2", *flags)
   assert done.returncode == 1
   assert message in done.stderr
   assert "every check passed" not in done.stdout
@@ -80,7 +60,5 @@ def test_what_does_not_hold_fails(user_env, flags, message):
     ("--steps=1", "steps"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flag, message):
-  done = run(user_env, flag)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flag, message):
+  assert message in script.fails(flag)

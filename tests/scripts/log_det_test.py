@@ -1,16 +1,9 @@
 """Runs scripts/log_det.py as a user would."""
 
-import json
 import math
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "log_det.py"
-PNG = b"\x89PNG"
 
 USERS = """
 import jax.numpy as jnp
@@ -23,36 +16,24 @@ def wrong(key, size):
 """
 
 
-def run(env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPT), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def rows_of(workdir):
-  result = json.loads((workdir / "result.json").read_text())
-  return result, {(row["map"], row["size"]): row for row in result["maps"]}
+def maps_of(result):
+  return {(row["map"], row["size"]): row for row in result["maps"]}
 
 
 @pytest.mark.slow
-def test_the_determinant_of_momentum_comes_out(user_env, tmp_path):
-  done = run(user_env, "--map=momentum", "--size=7", f"--workdir={tmp_path}")
-  assert done.returncode == 0, done.stderr
+def test_the_determinant_of_momentum_comes_out(script, tmp_path):
+  written = script.at(tmp_path)
+  done = written.run("--map=momentum", "--size=7")
   assert "closed form: D log beta = -0.7375236096" in done.stdout
   assert "7 blocks of at most 1 x 1" in done.stdout
-  result, rows = rows_of(tmp_path)
-  row = rows["momentum", 7]
+  result = written.result()
+  row = maps_of(result)["momentum", 7]
   np.testing.assert_allclose(row["log_det"], 7 * math.log(0.9), rtol=1e-12)
   assert row["floats"] == 14 and row["sign"] == 1
   assert row["method"] == "structure"
   assert result["largest_difference_from_dense"] < 1e-12
   # By hand, for a million, with nothing dense.
-  done = run(user_env, "--map=adamw", "--size=1000000")
-  assert done.returncode == 0, done.stderr
+  done = script.run("--map=adamw", "--size=1000000")
   value = 1e6 * math.log(0.9 * 0.99 * 0.99)
   assert f"closed form: {'D (log beta1 + log beta2'}" in done.stdout
   assert f"= {value:.6f}" in done.stdout
@@ -60,10 +41,11 @@ def test_the_determinant_of_momentum_comes_out(user_env, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_maps_agree_with_dense_matrices(user_env, tmp_path):
-  done = run(user_env, "--size=4", "--size=9", f"--workdir={tmp_path}")
-  assert done.returncode == 0, done.stderr
-  result, rows = rows_of(tmp_path)
+def test_all_maps_agree_with_dense_matrices(script, tmp_path):
+  script = script.at(tmp_path)
+  script.run("--size=4", "--size=9")
+  result = script.result()
+  rows = maps_of(result)
   assert len(rows) == 26
   for (name, _), row in rows.items():
     assert row["method"] == "structure", name
@@ -72,23 +54,20 @@ def test_all_maps_agree_with_dense_matrices(user_env, tmp_path):
   closed = {name for (name, _), row in rows.items() if row["formula"]}
   assert len(closed) == 13
   assert result["largest_difference_from_closed_form"] < 1e-9
-  assert (tmp_path / "log_det.png").read_bytes().startswith(PNG)
+  assert "log_det" in script.figures()
 
 
 @pytest.mark.slow
-def test_a_user_s_own_map(user_env, tmp_path):
+def test_a_user_s_own_map(script, tmp_path):
   file = tmp_path / "maps.py"
   file.write_text(USERS)
-  done = run(user_env, f"--map={file}:scale", "--size=5")
-  assert done.returncode == 0, done.stderr
+  done = script.run(f"--map={file}:scale", "--size=5")
   assert f"log|det J| = {5 * math.log(3):.12g}, sign +1" in done.stdout
   for name, message in (
     ("wrong", "function and a tuple"),
     ("absent", "has no function 'absent'"),
   ):
-    done = run(user_env, f"--map={file}:{name}")
-    assert done.returncode == 1
-    assert message in done.stderr
+    assert message in script.fails(f"--map={file}:{name}")
 
 
 @pytest.mark.sampled(1)
@@ -101,7 +80,5 @@ def test_a_user_s_own_map(user_env, tmp_path):
     ("--size=1", "size"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flag, message):
-  done = run(user_env, flag)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flag, message):
+  assert message in script.fails(flag)

@@ -1,23 +1,14 @@
 """The language model against a plain loop, and the script as users run it."""
 
-import csv
-import importlib.util
-import json
 import math
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
-PNG = b"\x89PNG"
 WORDS = "the cat sat on the mat and the dog sat on the log".split()
 SMALL = (
-  "--text={tmp}/text.txt",
   "--steps=30",
   "--batch_size=4",
   "--window=8",
@@ -27,12 +18,8 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def model():
-  path = SCRIPTS / "lstm_language_model.py"
-  spec = importlib.util.spec_from_file_location("script_language_model", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def model(load):
+  return load("lstm_language_model")
 
 
 @pytest.fixture
@@ -42,26 +29,6 @@ def folder(tmp_path):
     lines = [" ".join(rng.choice(WORDS, 8)) for _ in range(count // 8)]
     (tmp_path / name).write_text("\n".join(lines))
   return tmp_path
-
-
-def run(env, folder, *flags):
-  flags = [flag.format(tmp=folder) for flag in flags]
-  return subprocess.run(
-    [sys.executable, str(SCRIPTS / "lstm_text.py"), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def result_of(workdir):
-  return json.loads((workdir / "result.json").read_text())
-
-
-def rows_of(workdir):
-  with open(workdir / "metrics.csv", newline="") as file:
-    return list(csv.DictReader(file))
 
 
 def plain_losses(params, tokens):
@@ -116,15 +83,13 @@ def test_a_sample_has_the_probabilities_of_the_model(model):
 
 
 @pytest.mark.slow
-def test_learns_resumes_and_writes(user_env, folder):
-  workdir = folder / "out"
-  flags = *SMALL, f"--workdir={workdir}"
-  done = run(user_env, folder, *flags)
-  assert done.returncode == 0, done.stderr
+def test_learns_resumes_and_writes(script, folder):
+  script = script.at(folder / "out")
+  flags = f"--text={folder}/text.txt", *SMALL
+  done = script.run(*flags)
   assert done.stderr == ""  # no progress bar: it is not a terminal
   assert "bits per character" in done.stdout
-  result = result_of(workdir)
-  rows = rows_of(workdir)
+  result, rows = script.result(), script.rows()
   assert [int(row["step"]) for row in rows] == list(range(30))
   vocabulary = result["vocabulary"]
   assert float(rows[0]["loss"]) == pytest.approx(math.log(vocabulary), abs=0.5)
@@ -134,38 +99,28 @@ def test_learns_resumes_and_writes(user_env, folder):
   )
   assert sum(bool(row["validation_loss"]) for row in rows) == 10
   assert len(result["sample"]) == 400
-  for name in ("loss.png", "backward_time.png"):
-    assert (workdir / name).read_bytes().startswith(PNG)
+  assert script.figures() >= {"loss", "backward_time"}
 
-  # As if it had been killed after the ninth of ten checkpoints.
-  (workdir / "checkpoint" / "30").rename(folder / "gone")
-  (workdir / "result.json").unlink()
-  again = run(user_env, folder, *flags)
-  assert again.returncode == 0, again.stderr
-  resumed = result_of(workdir)
+  script.resume(*flags)  # after the ninth of ten checkpoints
+  resumed = script.result()
   assert resumed["resumed_from"] == 27
   assert resumed["sample"] == result["sample"]
   assert resumed["test_perplexity"] == result["test_perplexity"]
-  assert [row["loss"] for row in rows_of(workdir)] == [
-    row["loss"] for row in rows
-  ]
-
-  other = run(user_env, folder, *flags, "--seed=1")
-  assert other.returncode == 1
-  assert "--seed=0 there, --seed=1 now" in other.stderr
+  losses = [row["loss"] for row in script.rows()]
+  assert losses == [row["loss"] for row in rows]
+  assert "--seed=0 there, --seed=1 now" in script.fails(*flags, "--seed=1")
 
 
 @pytest.mark.slow
-def test_a_corpus_of_words(user_env, folder):
+def test_a_corpus_of_words(script, folder):
   text = (folder / "text.txt").read_text()
   data = folder / "corpus"
   data.mkdir()
   for part in ("train", "valid", "test"):
     (data / f"wiki.{part}.tokens").write_text(text)
-  flags = "--data_dir={tmp}/corpus", "--level=word", *SMALL[1:]
-  done = run(user_env, folder, *flags, f"--workdir={folder / 'out'}")
-  assert done.returncode == 0, done.stderr
-  result = result_of(folder / "out")
+  script = script.at(folder / "out")
+  script.run(f"--data_dir={data}", "--level=word", *SMALL)
+  result = script.result()
   words = text.replace("\n", " <eos> ").split() + ["<eos>"]
   assert result["test_tokens"] == len(words)
   assert result["vocabulary"] == len({*words, "<unk>"})
@@ -175,14 +130,11 @@ def test_a_corpus_of_words(user_env, folder):
 
 
 @pytest.mark.slow
-def test_a_training_that_explodes_stops(user_env, folder):
-  workdir = folder / "out"
-  flags = *SMALL, "--learning_rate=1e30", f"--workdir={workdir}"
-  done = run(user_env, folder, *flags)
-  assert done.returncode == 1
-  assert "error: the loss of step" in done.stderr
-  assert "lower --learning_rate" in done.stderr
-  assert not (workdir / "result.json").exists()
+def test_a_training_that_explodes_stops(script, folder):
+  flags = f"--text={folder}/text.txt", *SMALL, "--learning_rate=1e30"
+  error = script.at(folder / "out").stops(*flags)
+  assert "error: the loss of step" in error
+  assert "lower --learning_rate" in error
 
 
 @pytest.mark.sampled(1)
@@ -196,7 +148,6 @@ def test_a_training_that_explodes_stops(user_env, folder):
     (["--clip=0"], "must be positive"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, folder, flags, message):
-  done = run(user_env, folder, *flags)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, folder, flags, message):
+  flags = [flag.format(tmp=folder) for flag in flags]
+  assert message in script.fails(*flags)

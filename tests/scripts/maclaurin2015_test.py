@@ -1,12 +1,6 @@
 """Runs scripts/maclaurin2015.py as a user would, and checks its pieces."""
 
-import csv
-import importlib
 import io
-import json
-import pathlib
-import subprocess
-import sys
 import zipfile
 
 import jax
@@ -14,36 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
-SCRIPT = SCRIPTS / "maclaurin2015.py"
-PNG = b"\x89PNG"
-
-
-@pytest.fixture
-def script(monkeypatch):
-  """Imports a module that scripts share."""
-  monkeypatch.syspath_prepend(str(SCRIPTS))
-  return importlib.import_module
-
-
-def run(env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPT), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def result_of(workdir):
-  return json.loads((workdir / "result.json").read_text())
-
-
-def rows_of(workdir):
-  with open(workdir / "metrics.csv", newline="") as file:
-    return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(
@@ -58,25 +22,23 @@ def rows_of(workdir):
   ],
 )
 @pytest.mark.slow
-def test_every_figure_is_made(user_env, tmp_path, flags, key, rows, images):
-  done = run(user_env, *flags, "--steps=3", f"--workdir={tmp_path}")
-  assert done.returncode == 0, done.stderr
+def test_every_figure_is_made(script, tmp_path, flags, key, rows, images):
+  script = script.at(tmp_path)
+  done = script.run(*flags, "--steps=3")
   assert done.stderr == ""
   assert "published | measured" in done.stdout
-  result = result_of(tmp_path)
+  result = script.result()
   assert np.isfinite(result[key])
   assert all(not isinstance(value, dict | list) for value in result.values())
-  assert len(rows_of(tmp_path)) == rows
-  found = list(tmp_path.glob("*.png"))
-  assert len(found) == images
-  assert all(path.read_bytes().startswith(PNG) for path in found)
+  assert len(script.rows()) == rows
+  assert len(script.figures()) == images
 
 
 @pytest.mark.slow
-def test_the_toy_has_the_stored_losses(user_env, tmp_path):
-  done = run(user_env, "--figure=1", f"--workdir={tmp_path}")
-  assert done.returncode == 0, done.stderr
-  result = result_of(tmp_path)
+def test_the_toy_has_the_stored_losses(script, tmp_path):
+  script = script.at(tmp_path)
+  script.run("--figure=1")
+  result = script.result()
   expected = {
     "loss_start": 630.42,
     "loss_before_last_step_0": 414.85,
@@ -89,38 +51,29 @@ def test_the_toy_has_the_stored_losses(user_env, tmp_path):
   for key, value in expected.items():
     assert result[key] == pytest.approx(value, abs=0.01)
     assert result[f"published_{key}"] == value
-  assert (tmp_path / "figure_1.png").read_bytes().startswith(PNG)
-  assert len(rows_of(tmp_path)) == 3 * 51
+  assert "figure_1" in script.figures()
+  assert len(script.rows()) == 3 * 51
 
 
 @pytest.mark.slow
-def test_meta_learning_descends(user_env, tmp_path):
+def test_meta_learning_descends(script, tmp_path):
   """With all of the paper's settings, on the digits."""
   for figure, loss, factor in (("8", "validation", 2), ("9", "validation", 2)):
-    workdir = tmp_path / figure
-    done = run(user_env, f"--figure={figure}", f"--workdir={workdir}")
-    assert done.returncode == 0, done.stderr
-    result = result_of(workdir)
+    script = script.at(tmp_path / figure)
+    script.run(f"--figure={figure}")
+    result = script.result()
     assert result[f"{loss}_after"] < result[f"{loss}_before"] / factor
 
 
 @pytest.mark.slow
-def test_sharing_goes_on_where_it_stopped(user_env, tmp_path):
+def test_sharing_goes_on_where_it_stopped(script, tmp_path):
   flags = "--figure=10", "--steps=5"
-  whole, broken = tmp_path / "whole", tmp_path / "broken"
-  for number, workdir in ((2, whole), (1, broken), (2, broken)):
-    done = run(
-      user_env, *flags, f"--meta_steps={number}", f"--workdir={workdir}"
-    )
-    assert done.returncode == 0, done.stderr
-  results = [result_of(workdir) for workdir in (whole, broken)]
-  for result in results:
-    del result["seconds"]
-  assert results[0] == results[1]
-  assert rows_of(whole) == rows_of(broken)
-  fewer = run(user_env, *flags, "--meta_steps=1", f"--workdir={whole}")
-  assert fewer.returncode == 1
-  assert "holds 2 meta iterations, more than --meta_steps=1" in fewer.stderr
+  whole, broken = (script.at(tmp_path / name) for name in ("whole", "broken"))
+  for number, script in ((2, whole), (1, broken), (2, broken)):
+    script.run(*flags, f"--meta_steps={number}")
+  assert broken.bits() == whole.bits()
+  error = whole.fails(*flags, "--meta_steps=1")
+  assert "holds 2 meta iterations, more than --meta_steps=1" in error
 
 
 @pytest.mark.sampled(1)
@@ -141,17 +94,15 @@ def test_sharing_goes_on_where_it_stopped(user_env, tmp_path):
     (["digits"], "flags begin --"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flags, message):
-  done = run(user_env, *flags)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flags, message):
+  assert message in script.fails(*flags)
 
 
-def test_early_adam_is_the_formula(script):
+def test_early_adam_is_the_formula(load):
   rng = np.random.default_rng(0)
   gradients = rng.normal(size=(6, 5)) * 1e-3
   x, m, v = np.zeros(5), np.zeros(5), np.zeros(5)
-  optimizer = script("schedules").early_adam(0.04)
+  optimizer = load("schedules").early_adam(0.04)
   params = jnp.zeros(5)
   state = optimizer.init(params)
   for i, g in enumerate(gradients):
@@ -182,9 +133,9 @@ def digits(count):
 
 
 @pytest.mark.slow
-def test_the_chaos_sweep_trains_as_numpy_does(script, x64):
+def test_the_chaos_sweep_trains_as_numpy_does(load, x64):
   images, labels = digits(500)
-  chaos = script("maclaurin_chaos").chaos_objective
+  chaos = load("maclaurin_chaos").chaos_objective
   objective = jax.jit(jax.value_and_grad(chaos(images, labels, 6, 0)))
   loss, derivative = objective(jnp.float64(0.7))
 
@@ -240,9 +191,9 @@ def test_the_chaos_sweep_trains_as_numpy_does(script, x64):
 
 
 def test_a_short_training_file_leaves_the_rest_to_the_test_file(
-  script, monkeypatch
+  load, monkeypatch
 ):
-  shared = script("maclaurin_shared")
+  shared = load("maclaurin_shared")
   label = np.arange(100, dtype=np.int32)
   image = lambda labels: np.ones((1, 2, 2), np.float32) * labels[:, None, None]
   data = shared.datasets.Data(
@@ -268,16 +219,16 @@ def test_a_short_training_file_leaves_the_rest_to_the_test_file(
   np.testing.assert_array_equal(short.test_images[:, 0, 0], short.test_labels)
 
 
-def test_figures_stop_at_what_is_not_finite(script):
-  check = script("maclaurin_shared").check_finite
+def test_figures_stop_at_what_is_not_finite(load):
+  check = load("maclaurin_shared").check_finite
   check("a loss", {"a": jnp.ones(2)}, "")
   with pytest.raises(FloatingPointError, match="a loss is not finite: lower"):
     check("a loss", {"a": jnp.ones(2), "b": jnp.array([0.0, np.nan])}, "lower")
 
 
-def test_padding_and_sharing_of_tasks(script):
-  sharing = script("maclaurin_sharing")
-  drawings = script("omniglot").Drawings
+def test_padding_and_sharing_of_tasks(load):
+  sharing = load("maclaurin_sharing")
+  drawings = load("omniglot").Drawings
   rng = np.random.default_rng(0)
   images = rng.random((2, 3, 4, 5))
   images[1, 2] = 0  # the second task has two characters only
@@ -303,9 +254,9 @@ def test_padding_and_sharing_of_tasks(script):
   np.testing.assert_allclose(sharing.transform(4, 0.5), 0.5 * np.eye(4) + 0.125)
 
 
-def test_partitions_deal_every_drawing_once(script):
-  sharing = script("maclaurin_sharing")
-  drawings = script("omniglot").Drawings
+def test_partitions_deal_every_drawing_once(load):
+  sharing = load("maclaurin_sharing")
+  drawings = load("omniglot").Drawings
   images = np.arange(2 * 3 * 15.0).reshape(2, 3, 15, 1) * np.ones(4)
   dealt = sharing.partition(
     np.random.default_rng(0), drawings(images, np.array([3, 3])), [12, 3]
@@ -334,8 +285,8 @@ def write_alphabets(path, names, characters=3, drawings=16):
           )
 
 
-def test_omniglot_is_read(script, tmp_path):
-  omniglot = script("omniglot")
+def test_omniglot_is_read(load, tmp_path):
+  omniglot = load("omniglot")
   names = ["A", "B", "C", "D", "E", "F"]
   write_alphabets(tmp_path / "images_background.zip", names)
   found, drawings = omniglot.load(str(tmp_path))
@@ -354,8 +305,8 @@ def test_omniglot_is_read(script, tmp_path):
     omniglot.load(str(tmp_path), ["A", "Z"])
 
 
-def test_omniglot_that_is_incomplete(script, tmp_path):
-  omniglot = script("omniglot")
+def test_omniglot_that_is_incomplete(load, tmp_path):
+  omniglot = load("omniglot")
   with pytest.raises(FileNotFoundError, match="holds no zip file"):
     omniglot.load(str(tmp_path))
   write_alphabets(tmp_path / "few.zip", "ABCDE", 1, 3)

@@ -1,51 +1,20 @@
 """The classifier's adjoints, and the script as users run it."""
 
-import csv
 import gzip
-import importlib.util
-import json
 import math
-import pathlib
 import struct
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
-PNG = b"\x89PNG"
 SMALL = "--hidden_sizes=2,3", "--batch_size=20", "--steps=20"
 
 
 @pytest.fixture(scope="module")
-def model():
-  path = SCRIPTS / "mdlstm_classifier.py"
-  spec = importlib.util.spec_from_file_location("script_classifier", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-def run(env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPTS / "mdrnn_digits.py"), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def result_of(workdir):
-  return json.loads((workdir / "result.json").read_text())
-
-
-def rows_of(workdir):
-  with open(workdir / "metrics.csv", newline="") as file:
-    return list(csv.DictReader(file))
+def model(load):
+  return load("mdlstm_classifier")
 
 
 def test_blocks_of_positions_become_one(model):
@@ -146,14 +115,12 @@ def test_logits_and_adjoints_are_those_of_plain_loops(model):
 
 
 @pytest.mark.slow
-def test_learns_resumes_and_writes(user_env, tmp_path):
-  workdir = tmp_path / "out"
-  flags = *SMALL, f"--workdir={workdir}"
-  done = run(user_env, *flags)
-  assert done.returncode == 0, done.stderr
+def test_learns_resumes_and_writes(script, tmp_path):
+  script = script.at(tmp_path)
+  done = script.run(*SMALL)
   assert done.stderr == ""  # no progress bar: it is not a terminal
   assert "reaches every cell" in done.stdout
-  result, rows = result_of(workdir), rows_of(workdir)
+  result, rows = script.result(), script.rows()
   assert [int(row["step"]) for row in rows] == list(range(20))
   assert float(rows[0]["loss"]) == pytest.approx(math.log(10), abs=0.3)
   assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
@@ -162,25 +129,18 @@ def test_learns_resumes_and_writes(user_env, tmp_path):
   # One of 300 test images is a third of a percent.
   right = 300 * result["test_accuracy"]
   assert right == pytest.approx(round(right), abs=1e-6)
-  for name in ("loss.png", "gradients.png"):
-    assert (workdir / name).read_bytes().startswith(PNG)
+  assert script.figures() >= {"loss", "gradients"}
 
-  # As if it had been killed after the ninth of ten checkpoints.
-  (workdir / "checkpoint" / "20").rename(tmp_path / "gone")
-  (workdir / "result.json").unlink()
-  again = run(user_env, *flags)
-  assert again.returncode == 0, again.stderr
-  resumed = result_of(workdir)
+  script.resume(*SMALL)  # after the ninth of ten checkpoints
+  resumed = script.result()
   assert resumed["resumed_from"] == 18
   for name in ("test_loss", "test_accuracy", "least_adjoint"):
     assert resumed[name] == result[name]
-  other = run(user_env, *flags, "--seed=1")
-  assert other.returncode == 1
-  assert "--seed=0 there, --seed=1 now" in other.stderr
+  assert "--seed=0 there, --seed=1 now" in script.fails(*SMALL, "--seed=1")
 
 
 @pytest.mark.slow
-def test_idx_files_of_an_odd_size(user_env, tmp_path):
+def test_idx_files_of_an_odd_size(script, tmp_path):
   rng = np.random.default_rng(0)
   for prefix, count in (("train", 40), ("t10k", 7)):
     labels = rng.integers(0, 3, count, np.uint8)
@@ -193,22 +153,18 @@ def test_idx_files_of_an_odd_size(user_env, tmp_path):
       )
       path = tmp_path / f"{prefix}-{name}-ubyte.gz"
       path.write_bytes(gzip.compress(header + array.tobytes()))
-  flags = "--dataset=mnist", f"--data_dir={tmp_path}", *SMALL
-  done = run(user_env, *flags, f"--workdir={tmp_path / 'out'}")
-  assert done.returncode == 0, done.stderr
-  result = result_of(tmp_path / "out")
+  script = script.at(tmp_path / "out")
+  script.run("--dataset=mnist", f"--data_dir={tmp_path}", *SMALL)
+  result = script.result()
   assert result["dataset"] == "mnist"
   right = 7 * result["test_accuracy"]
   assert right == pytest.approx(round(right), abs=1e-6)
 
 
 @pytest.mark.slow
-def test_a_training_that_explodes_stops(user_env, tmp_path):
-  flags = *SMALL, "--learning_rate=1e38", f"--workdir={tmp_path}"
-  done = run(user_env, *flags)
-  assert done.returncode == 1
-  assert "lower --learning_rate" in done.stderr
-  assert not (tmp_path / "result.json").exists()
+def test_a_training_that_explodes_stops(script, tmp_path):
+  flags = *SMALL, "--learning_rate=1e38"
+  assert "lower --learning_rate" in script.at(tmp_path).stops(*flags)
 
 
 @pytest.mark.sampled(1)
@@ -221,7 +177,5 @@ def test_a_training_that_explodes_stops(user_env, tmp_path):
     (["--dataset=mnist"], "needs --data_dir"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flags, message):
-  done = run(user_env, *flags)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flags, message):
+  assert message in script.fails(*flags)

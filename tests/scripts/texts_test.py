@@ -1,20 +1,12 @@
 """Texts read from files that the tests write."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "texts.py"
-
 
 @pytest.fixture(scope="module")
-def texts():
-  spec = importlib.util.spec_from_file_location("script_texts", SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def texts(load):
+  return load("texts")
 
 
 def decoded(corpus, part):

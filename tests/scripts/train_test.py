@@ -1,30 +1,8 @@
 """Runs scripts/train.py as a user would."""
 
-import csv
-import json
 import math
-import pathlib
-import subprocess
-import sys
 
 import pytest
-
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "train.py"
-PNG = b"\x89PNG"
-
-
-def run(user_env, *flags, **environment):
-  return subprocess.run(
-    [sys.executable, str(SCRIPT), *flags],
-    env={**user_env, **environment},
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def result_of(workdir):
-  return json.loads((workdir / "result.json").read_text())
 
 
 def check(result, steps, momentum=0.9):
@@ -41,42 +19,36 @@ def check(result, steps, momentum=0.9):
 
 
 @pytest.mark.slow
-def test_trains_rewinds_and_resumes(user_env, tmp_path):
-  flags = "--steps=40", f"--workdir={tmp_path}"
-  first = run(user_env, *flags)
-  assert first.returncode == 0, first.stderr
-  assert "receipt            OK" in first.stdout
-  result = result_of(tmp_path)
+def test_trains_rewinds_and_resumes(script, tmp_path):
+  script = script.at(tmp_path)
+  assert "receipt            OK" in script.run("--steps=40").stdout
+  result, rows = script.result(), script.rows()
   check(result, steps=40)
   assert not result["resumed"] and result["test_accuracy"] > 0.5
-  with open(tmp_path / "metrics.csv", newline="") as file:
-    rows = list(csv.DictReader(file))
   assert [int(row["step"]) for row in rows] == list(range(40))
   assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
   # Both start from the same weights, up to the grid.
   assert float(rows[0]["loss"]) == pytest.approx(float(rows[0]["optax_loss"]))
-  assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
+  assert "loss" in script.figures()
 
   # The same again skips the training.
   (tmp_path / "result.json").unlink()
-  second = run(user_env, *flags)
-  assert second.returncode == 0, second.stderr
-  resumed = result_of(tmp_path)
+  script.run("--steps=40")
+  resumed = script.result()
   check(resumed, steps=40)
   assert resumed["resumed"]
   for name in ("test_accuracy", "test_loss", "train_seconds_per_step"):
     assert resumed[name] == result[name]
 
   # Other flags, and another environment, are refused by name.
-  other = run(user_env, *flags, "--seed=1")
-  assert other.returncode == 1
-  assert "--seed=0 there, --seed=1 now" in other.stderr
-  xla_flags = user_env["XLA_FLAGS"] + " --xla_cpu_multi_thread_eigen=false"
-  moved = run(user_env, *flags, XLA_FLAGS=xla_flags)
-  assert moved.returncode == 1
-  assert "another environment" in moved.stderr
-  assert "xla_cpu_multi_thread_eigen" in moved.stderr
-  assert result_of(tmp_path) == resumed
+  error = script.fails("--steps=40", "--seed=1")
+  assert "--seed=0 there, --seed=1 now" in error
+  xla_flags = script.env["XLA_FLAGS"] + " --xla_cpu_multi_thread_eigen=false"
+  moved = script._replace(env={**script.env, "XLA_FLAGS": xla_flags})
+  error = moved.fails("--steps=40")
+  assert "another environment" in error
+  assert "xla_cpu_multi_thread_eigen" in error
+  assert script.result() == resumed
 
 
 @pytest.mark.slow
@@ -89,20 +61,19 @@ def test_trains_rewinds_and_resumes(user_env, tmp_path):
   ],
   ids=" ".join,
 )
-def test_models_and_types(user_env, tmp_path, flags):
-  done = run(user_env, "--steps=8", f"--workdir={tmp_path}", *flags)
-  assert done.returncode == 0, done.stderr
-  check(result_of(tmp_path), steps=8)
+def test_models_and_types(script, tmp_path, flags):
+  script = script.at(tmp_path)
+  script.run("--steps=8", *flags)
+  check(script.result(), steps=8)
 
 
 @pytest.mark.slow
-def test_a_memory_budget_is_kept(user_env, tmp_path):
+def test_a_memory_budget_is_kept(script, tmp_path):
   flags = "--steps=2000", "--momentum=0.5", "--memory_budget=1500000"
-  flags = *flags, f"--workdir={tmp_path}"
+  script = script.at(tmp_path)
   for _ in range(2):  # the checkpoint has the plan's segments too
-    done = run(user_env, *flags)
-    assert done.returncode == 0, done.stderr
-    result = result_of(tmp_path)
+    script.run(*flags)
+    result = script.result()
     check(result, steps=2000, momentum=0.5)
     assert "run again" in result["plan"]
     assert result["buffer_bytes"] < 1500000
@@ -110,23 +81,19 @@ def test_a_memory_budget_is_kept(user_env, tmp_path):
 
 
 @pytest.mark.slow
-def test_weight_decay_costs_bits(user_env, tmp_path):
-  flags = "--steps=8", "--weight_decay=0.1", f"--workdir={tmp_path}"
-  assert run(user_env, *flags).returncode == 0
-  result = result_of(tmp_path)
+def test_weight_decay_costs_bits(script, tmp_path):
+  script = script.at(tmp_path)
+  script.run("--steps=8", "--weight_decay=0.1")
+  result = script.result()
   assert result["receipt_ok"]
   bits = -math.log2(0.9) - math.log2(1 - 0.1 * 0.1)
   assert result["bits_bound"] == pytest.approx(bits, rel=1e-4)
 
 
 @pytest.mark.slow
-def test_a_loss_that_explodes_stops_the_run(user_env, tmp_path):
-  done = run(
-    user_env, "--steps=8", "--learning_rate=1e6", f"--workdir={tmp_path}"
-  )
-  assert done.returncode == 1
-  assert "error: the training failed" in done.stderr
-  assert not (tmp_path / "result.json").exists()
+def test_a_loss_that_explodes_stops_the_run(script, tmp_path):
+  error = script.at(tmp_path).stops("--steps=8", "--learning_rate=1e6")
+  assert "error: the training failed" in error
 
 
 @pytest.mark.sampled(1)
@@ -139,7 +106,5 @@ def test_a_loss_that_explodes_stops_the_run(user_env, tmp_path):
     ("digits", "flags begin --"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flag, message):
-  done = run(user_env, flag)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flag, message):
+  assert message in script.fails(flag)

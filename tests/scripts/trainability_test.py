@@ -1,15 +1,7 @@
 """The page of trainability, as users make it."""
 
-import csv
-import json
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "trainability.py"
-PNG = b"\x89PNG"
 MODULE = """
 import jax
 import jax.numpy as jnp
@@ -31,45 +23,33 @@ def factory(key):
 """
 
 
-def run(env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPT), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
 @pytest.mark.slow
-def test_every_system_has_its_rows(user_env, tmp_path):
-  done = run(user_env, "--steps=3", f"--workdir={tmp_path}")
-  assert not done.returncode, done.stderr
-  result = json.loads((tmp_path / "result.json").read_text())
-  assert result["false_claims"] == 1  # of D4
-  with open(tmp_path / "metrics.csv", newline="") as file:
-    rows = list(csv.DictReader(file))
+def test_every_system_has_its_rows(script, tmp_path):
+  script = script.at(tmp_path)
+  done = script.run("--steps=3")
+  assert script.result()["false_claims"] == 1  # of D4
+  rows = script.rows()
   systems = {row["system"] for row in rows}
   assert systems == {f"D{i}" for i in range(1, 11)} | {"B2"}
   for row in rows:
     assert (row["holds"] == "False") == (row["kind"] == "claim")
-  assert (tmp_path / "trainability.png").read_bytes()[:4] == PNG
+  assert "trainability" in script.figures()
   assert "often claimed" in done.stdout
 
 
 @pytest.mark.slow
-def test_a_users_module(user_env, tmp_path):
+def test_a_users_module(script, tmp_path):
   file = tmp_path / "mine.py"
   file.write_text(MODULE)
-  done = run(user_env, f"--module={file}:factory", f"--workdir={tmp_path}")
-  assert not done.returncode, done.stderr
+  script = script.at(tmp_path)
+  done = script.run(f"--module={file}:factory")
   assert "PROBLEM: dead Linear: the gradient is zero" in done.stdout
-  assert (tmp_path / "module.png").read_bytes()[:4] == PNG
-  assert json.loads((tmp_path / "result.json").read_text())["layers"] == 4
+  assert "module" in script.figures()
+  assert script.result()["layers"] == 4
 
 
 @pytest.mark.slow
-def test_wrong_flags_are_errors(user_env, tmp_path):
+def test_wrong_flags_are_errors(script, tmp_path):
   file = tmp_path / "mine.py"
   file.write_text("factory = lambda key: 3")
   for flag, message in (
@@ -78,5 +58,4 @@ def test_wrong_flags_are_errors(user_env, tmp_path):
     (f"--module={file}:other", "defines no function other"),
     (f"--module={file}:factory", "must return a Flax module"),
   ):
-    done = run(user_env, flag)
-    assert done.returncode == 1 and message in done.stderr, done.stderr
+    assert message in script.fails(flag)

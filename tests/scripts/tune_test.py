@@ -1,19 +1,7 @@
 """Runs scripts/tune.py as a user would, on problems of their own."""
 
-import csv
-import json
-import pathlib
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
-
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "tune.py"
-PNG = b"\x89PNG"
-# All that two runs of the same bits may differ in.
-VARIES = {"seconds", "seconds_per_meta_step", "resumed_from"}
 
 INIT = """
 import jax, jax.numpy as jnp, optax, revmom
@@ -60,33 +48,10 @@ def optimizer():
 """
 
 
-def command(*flags):
-  return [sys.executable, str(SCRIPT), *flags]
-
-
-def run(env, *flags):
-  return subprocess.run(
-    command(*flags), env=env, capture_output=True, text=True, timeout=280
-  )
-
-
 def problem(folder, text, name="mine.py"):
   path = folder / name
   path.write_text(text)
   return f"--problem={path}"
-
-
-def result_of(workdir):
-  return json.loads((workdir / "result.json").read_text())
-
-
-def rows_of(workdir):
-  with open(workdir / "metrics.csv", newline="") as file:
-    return list(csv.DictReader(file))
-
-
-def steady(record):
-  return {k: v for k, v in record.items() if k not in VARIES}
 
 
 def values_of(workdir):
@@ -105,14 +70,12 @@ def bowl_loss(log_rate, logit_momentum, steps):
 
 
 @pytest.mark.slow
-def test_follows_the_hypergradient(user_env, tmp_path):
-  workdir = tmp_path / "out"
+def test_follows_the_hypergradient(script, tmp_path):
+  script = script.at(tmp_path)
   flags = "--steps=10", "--meta_steps=3", "--meta_learning_rate=0.7"
-  path = problem(tmp_path, BOWL)
-  done = run(user_env, path, *flags, f"--workdir={workdir}")
-  assert done.returncode == 0, done.stderr
+  done = script.run(problem(tmp_path, BOWL), *flags)
   assert done.stderr == ""  # no progress bar: it is not a terminal
-  rows = rows_of(workdir)
+  rows = script.rows()
   start = np.array([np.log(0.3), np.log(0.9 / 0.1)])
   assert float(rows[0]["validation_loss"]) == pytest.approx(
     bowl_loss(*start, 10), rel=1e-5
@@ -132,7 +95,7 @@ def test_follows_the_hypergradient(user_env, tmp_path):
     1 / (1 + np.exp(-after[1])), rel=1e-4
   )
   # Momenta that the optimizer itself has no room for are given some.
-  result = result_of(workdir)
+  result = script.result()
   assert result["momentum_after"] < 0.7
   assert result["validation_loss_after"] < result["validation_loss_before"] / 2
   assert result["validation_loss_after"] == pytest.approx(
@@ -143,20 +106,18 @@ def test_follows_the_hypergradient(user_env, tmp_path):
     ),
     rel=1e-4,
   )
-  for name in ("validation_loss", "learning_rate", "momentum"):
-    assert (workdir / f"{name}.png").read_bytes().startswith(PNG)
+  assert script.figures() >= {"validation_loss", "learning_rate", "momentum"}
 
 
 @pytest.mark.slow
-def test_values_for_each_step_and_array(user_env, tmp_path):
+def test_values_for_each_step_and_array(script, tmp_path):
   schedule = """
 def optimizer():
   schedule = optax.linear_schedule(0.02, 0.01, 10)
   return revmom.sgd(schedule, 0.9, weight_decay=0.01)
 """
-  workdir = tmp_path / "out"
-  done = run(
-    user_env,
+  script = script.at(tmp_path)
+  script.run(
     problem(tmp_path, REGRESSION + schedule),
     "--steps=10",
     "--meta_steps=2",
@@ -164,10 +125,8 @@ def optimizer():
     "--per_step",
     "--per_array",
     "--nofresh_seeds",
-    f"--workdir={workdir}",
   )
-  assert done.returncode == 0, done.stderr
-  values = values_of(workdir)
+  values = values_of(tmp_path)
   assert set(values) == {
     f"{name}['{array}']"
     for name in ("learning_rate", "weight_decay")
@@ -181,115 +140,78 @@ def optimizer():
   assert np.all(distance > 0.05) and np.all(distance < 0.21)
   assert len(np.unique(values["weight_decay['b']"])) > 1
   # The same run each time: the steps lower its loss.
-  losses = [float(row["validation_loss"]) for row in rows_of(workdir)]
+  losses = [float(row["validation_loss"]) for row in script.rows()]
   assert losses[1] < losses[0]
-  assert result_of(workdir)["tuned_values"] == 40
+  assert script.result()["tuned_values"] == 40
 
 
 @pytest.mark.slow
-def test_one_step_of_one_array(user_env, tmp_path):
+def test_one_step_of_one_array(script, tmp_path):
   one = INIT.replace(', "b": jnp.zeros(())', "") + LOSS.replace(
     ' + params["b"]', ""
   )
-  workdir = tmp_path / "out"
-  done = run(
-    user_env,
-    problem(tmp_path, one + BATCHES + VALIDATION),
-    "--steps=1",
-    "--meta_steps=1",
-    "--tune=learning_rate",
-    "--per_array",
-    f"--workdir={workdir}",
-  )
-  assert done.returncode == 0, done.stderr
-  (rate,) = values_of(workdir).values()
+  script = script.at(tmp_path)
+  flags = "--steps=1", "--meta_steps=1", "--tune=learning_rate", "--per_array"
+  script.run(problem(tmp_path, one + BATCHES + VALIDATION), *flags)
+  (rate,) = values_of(tmp_path).values()
   assert rate.shape == ()
-  assert float(rows_of(workdir)[0]["learning_rate['w']"]) == pytest.approx(0.01)
+  assert float(script.rows()[0]["learning_rate['w']"]) == pytest.approx(0.01)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", ["--fresh_seeds", "--nofresh_seeds"])
-def test_two_halves_end_in_the_bits_of_one_run(user_env, tmp_path, seeds):
+def test_two_halves_end_in_the_bits_of_one_run(script, tmp_path, seeds):
   path = problem(tmp_path, REGRESSION)
   flags = path, "--steps=10", "--meta_learning_rate=0.3", seeds
-  whole, halves = tmp_path / "whole", tmp_path / "halves"
-  done = run(user_env, *flags, "--meta_steps=6", f"--workdir={whole}")
-  assert done.returncode == 0, done.stderr
+  whole, halves = (script.at(tmp_path / name) for name in ("whole", "halves"))
+  whole.run(*flags, "--meta_steps=6")
   for meta_steps in (3, 6):
-    flag = f"--meta_steps={meta_steps}"
-    done = run(user_env, *flags, flag, f"--workdir={halves}")
-    assert done.returncode == 0, done.stderr
-  result = result_of(halves)
-  assert result["resumed_from"] == 3
-  assert steady(result) == steady(result_of(whole))
-  assert [*map(steady, rows_of(halves))] == [*map(steady, rows_of(whole))]
-  values = values_of(halves)
-  for name, value in values_of(whole).items():
+    halves.run(*flags, f"--meta_steps={meta_steps}")
+  assert halves.result()["resumed_from"] == 3
+  assert halves.bits() == whole.bits()
+  values = values_of(halves.workdir)
+  for name, value in values_of(whole.workdir).items():
     np.testing.assert_array_equal(value, values[name], strict=True)
 
 
 @pytest.mark.slow
-def test_results_of_another_run_are_left_alone(user_env, tmp_path):
-  workdir = f"--workdir={tmp_path / 'out'}"
-  flags = problem(tmp_path, REGRESSION), "--steps=10", workdir
-  done = run(user_env, *flags, "--meta_steps=2")
-  assert done.returncode == 0, done.stderr
+def test_results_of_another_run_are_left_alone(script, tmp_path):
+  script = script.at(tmp_path)
+  flags = problem(tmp_path, REGRESSION), "--steps=10"
+  script.run(*flags, "--meta_steps=2")
   for more, message in [
     (("--meta_steps=2", "--per_step"), "--per_step=False there"),
     (("--meta_steps=1",), "2 meta iterations, more than --meta_steps=1"),
   ]:
-    done = run(user_env, *flags, *more)
-    assert done.returncode == 1
-    assert message in done.stderr
+    assert message in script.fails(*flags, *more)
   problem(tmp_path, REGRESSION + "\n# changed")
-  done = run(user_env, *flags, "--meta_steps=3")
-  assert done.returncode == 1
-  assert "another problem" in done.stderr
+  assert "another problem" in script.fails(*flags, "--meta_steps=3")
 
 
 @pytest.mark.slow
-def test_a_killed_run_loses_at_most_one_meta_iteration(user_env, tmp_path):
+def test_a_killed_run_loses_at_most_one_meta_iteration(script, tmp_path):
   path = problem(tmp_path, REGRESSION)
   flags = path, "--steps=10", "--meta_steps=40"
-  whole, broken = tmp_path / "whole", tmp_path / "broken"
-  done = run(user_env, *flags, f"--workdir={whole}")
-  assert done.returncode == 0, done.stderr
+  whole, broken = (script.at(tmp_path / name) for name in ("whole", "broken"))
+  whole.run(*flags)
 
-  process = subprocess.Popen(
-    command(*flags, f"--workdir={broken}"),
-    env=user_env,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  metrics = broken / "metrics.csv"
-  try:
-    deadline = time.monotonic() + 200
-    while not (metrics.exists() and len(rows_of(broken)) >= 3):
-      assert process.poll() is None, "the script ended before it was killed"
-      assert time.monotonic() < deadline, "the moment never came"
-      time.sleep(0.0005)
-  finally:
-    process.kill()
-    process.wait()
-  known = len(rows_of(broken))
-  assert not (broken / "result.json").exists()
-  done = run(user_env, *flags, f"--workdir={broken}")
-  assert done.returncode == 0, done.stderr
+  metrics = broken.workdir / "metrics.csv"
+  broken.kill_when(lambda: metrics.exists() and len(broken.rows()) >= 3, *flags)
+  known = len(broken.rows())
+  broken.run(*flags)
   # The table may lag by the row of a checkpoint just written.
-  assert known <= result_of(broken)["resumed_from"] <= known + 1
-  assert steady(result_of(broken)) == steady(result_of(whole))
-  assert [*map(steady, rows_of(broken))] == [*map(steady, rows_of(whole))]
+  assert known <= broken.result()["resumed_from"] <= known + 1
+  assert broken.bits() == whole.bits()
 
 
 @pytest.mark.slow
-def test_the_example_gets_better(user_env, tmp_path):
-  done = run(user_env, "--meta_steps=20", f"--workdir={tmp_path}")
-  assert done.returncode == 0, done.stderr
-  result = result_of(tmp_path)
+def test_the_example_gets_better(script, tmp_path):
+  script = script.at(tmp_path)
+  script.run("--meta_steps=20")
+  result, rows = script.result(), script.rows()
   for loss in ("validation_loss", "test_loss"):
     assert result[f"{loss}_after"] < result[f"{loss}_before"] / 3
   assert result["learning_rate_after"] > 2 * result["learning_rate_before"]
-  rows = rows_of(tmp_path)
   # It compiles once: all iterations but the first take a fraction of it.
   assert float(rows[1]["seconds"]) < float(rows[0]["seconds"]) / 2
 
@@ -315,21 +237,16 @@ def test_the_example_gets_better(user_env, tmp_path):
   ids=["start", "hypergradient", "later"],
 )
 def test_what_is_not_finite_stops_the_run(
-  user_env, tmp_path, text, rate, moment, reason
+  script, tmp_path, text, rate, moment, reason
 ):
-  workdir = tmp_path / "out"
-  done = run(
-    user_env,
+  error = script.at(tmp_path).stops(
     problem(tmp_path, REGRESSION + text),
     "--steps=10",
     "--meta_steps=3",
     f"--meta_learning_rate={rate}",
-    f"--workdir={workdir}",
   )
-  assert done.returncode == 1
-  assert f"error: {moment}" in done.stderr
-  assert reason in done.stderr
-  assert not (workdir / "result.json").exists()
+  assert f"error: {moment}" in error
+  assert reason in error
 
 
 @pytest.mark.sampled(1)
@@ -345,10 +262,8 @@ def test_what_is_not_finite_stops_the_run(
     (["example"], "flags begin --"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flags, message):
-  done = run(user_env, *flags)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flags, message):
+  assert message in script.fails(*flags)
 
 
 @pytest.mark.sampled(2)
@@ -389,10 +304,9 @@ def test_a_wrong_flag_is_named(user_env, flags, message):
   ],
 )
 def test_what_is_wrong_with_a_problem_is_one_line(
-  user_env, tmp_path, text, message
+  script, tmp_path, text, message
 ):
   path = problem(tmp_path, text)
-  done = run(user_env, path)
-  assert done.returncode == 1
-  assert message.replace("{path}", path) in done.stderr
-  assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+  error = script.fails(path)
+  assert message.replace("{path}", path) in error
+  assert error.startswith("error: ") and error.count("\n") == 1

@@ -1,17 +1,9 @@
 """The sounds, and the script as users run it."""
 
-import csv
-import importlib.util
-import json
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from scipy.io import wavfile
 
-SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
 SMALL = (
   "--dilations=1,2",
   "--residual=4",
@@ -22,31 +14,9 @@ SMALL = (
 )
 
 
-def module_of(name):
-  path = SCRIPTS / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(f"script_{name}", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 @pytest.fixture(scope="module")
-def clips():
-  return module_of("audio_clips")
-
-
-def run(env, *flags):
-  return subprocess.run(
-    [sys.executable, str(SCRIPTS / "wavenet_audio.py"), *flags],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=280,
-  )
-
-
-def result_of(workdir):
-  return json.loads((workdir / "result.json").read_text())
+def clips(load):
+  return load("audio_clips")
 
 
 def write_digits(folder, rate=8000, dtype=np.int16):
@@ -108,58 +78,46 @@ def test_strings_have_their_pitch_and_the_noise_its_bits(clips):
 
 
 @pytest.mark.slow
-def test_learns_resumes_and_writes(user_env, tmp_path):
-  workdir = tmp_path / "out"
-  flags = *SMALL, f"--workdir={workdir}"
-  done = run(user_env, *flags)
-  assert done.returncode == 0, done.stderr
+def test_learns_resumes_and_writes(script, tmp_path):
+  script = script.at(tmp_path)
+  done = script.run(*SMALL)
   assert done.stderr == ""  # no progress bar: it is not a terminal
   assert "bits a sample; unigram" in done.stdout
-  result = result_of(workdir)
+  result, rows = script.result(), script.rows()
   assert result["receptive_field"] == 5  # 1 + 1 + 1 + 2
   assert 0 < result["least_bits"] < result["unigram_bits"] < 8
   assert 0 < result["test_bits"] < 20
-  with open(workdir / "metrics.csv", newline="") as file:
-    rows = list(csv.DictReader(file))
   assert [int(row["step"]) for row in rows] == list(range(10))
   assert sum(bool(row["test_bits"]) for row in rows) == 5
   for name in ("generated.wav", "completed.wav"):
-    rate, samples = wavfile.read(workdir / name)
+    rate, samples = wavfile.read(tmp_path / name)
     assert rate == 8000 and samples.dtype == np.int16
     assert samples.shape == (10 * (160 + 800),)
     clips = samples.reshape(10, -1)
     assert clips[:, :160].std() > 0 and not clips[:, 160:].any()
-  for name in ("loss.png", "spectrogram.png"):
-    assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+  assert script.figures() >= {"loss", "spectrogram"}
 
-  # As if it had been killed after the fourth of five checkpoints.
-  (workdir / "checkpoint" / "10").rename(tmp_path / "gone")
-  generated = (workdir / "generated.wav").read_bytes()
-  (workdir / "result.json").unlink()
-  again = run(user_env, *flags)
-  assert again.returncode == 0, again.stderr
-  resumed = result_of(workdir)
+  generated = (tmp_path / "generated.wav").read_bytes()
+  script.resume(*SMALL)  # after the fourth of five checkpoints
+  resumed = script.result()
   assert resumed["resumed_from"] == 8
   assert resumed["test_bits"] == result["test_bits"]
-  assert (workdir / "generated.wav").read_bytes() == generated
-  other = run(user_env, *flags, "--seed=1")
-  assert other.returncode == 1
-  assert "--seed=0 there, --seed=1 now" in other.stderr
+  assert (tmp_path / "generated.wav").read_bytes() == generated
+  assert "--seed=0 there, --seed=1 now" in script.fails(*SMALL, "--seed=1")
 
 
 @pytest.mark.slow
-def test_wav_files(user_env, tmp_path):
+def test_wav_files(script, tmp_path):
   folder = write_digits(tmp_path / "digits")
-  workdir = tmp_path / "out"
-  flags = *SMALL, f"--data_dir={folder}", f"--workdir={workdir}"
-  done = run(user_env, *flags, "--conditional=mixture_of_logistics")
-  assert done.returncode == 0, done.stderr
+  script = script.at(tmp_path / "out")
+  flags = *SMALL, f"--data_dir={folder}"
+  done = script.run(*flags, "--conditional=mixture_of_logistics")
   assert "strings" not in done.stdout
-  result = result_of(workdir)
+  result = script.result()
   assert result["data"] == "digits" and "least_bits" not in result
   # White noise is as wide as its codes are many.
   assert 6.5 < result["unigram_bits"] < 8
-  _, completed = wavfile.read(workdir / "completed.wav")
+  _, completed = wavfile.read(script.workdir / "completed.wav")
   _, first = wavfile.read(folder / "0_ann_0.wav")
   # Its first half is given, up to companding.
   np.testing.assert_allclose(completed[:65], first[:65], rtol=0.03, atol=8)
@@ -190,7 +148,5 @@ def test_files_are_checked(clips, tmp_path):
     (["--conditional=gaussian"], "should be one of"),
   ],
 )
-def test_a_wrong_flag_is_named(user_env, flags, message):
-  done = run(user_env, *flags)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_a_wrong_flag_is_named(script, flags, message):
+  assert message in script.fails(*flags)
