@@ -1,6 +1,6 @@
 """Autoregressive models: sampling, training, and all of them in one table.
 
-python benchmarks/autoregressive.py          # 6 minutes; docs/benchmarks.md
+python benchmarks/autoregressive.py          # 4 minutes; docs/benchmarks.md
 python benchmarks/autoregressive.py --quick  # a minute; only prints
 
 Sampling with caches is measured beside the same network without them, and

@@ -1,7 +1,7 @@
 """Gradient flow, spectra and curvature: their cost, and that of others.
 
-python benchmarks/trainability.py          # 4 minutes; docs/benchmarks.md
-python benchmarks/trainability.py --quick  # a minute; only prints
+python benchmarks/trainability.py          # a minute; docs/benchmarks.md
+python benchmarks/trainability.py --quick  # less; only prints
 
 A report of all norms beside one gradient of the same network; singular values
 of all Jacobians, computed and estimated, by size; and the same figures by
@@ -260,7 +260,7 @@ def curvature(size: Size, rounds: int) -> dict[str, Any]:
         abs(theirs[1] - values.sum()) / np.abs(values).sum()
       ),
     },
-    "covered": low <= values.sum() <= high,
+    "covered": bool(low <= values.sum() <= high),
   }
 
 

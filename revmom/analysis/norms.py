@@ -64,23 +64,49 @@ def sums(tree: Any, leading: int = 0) -> jax.Array:
 def _sums(values: jax.Array, leading: int) -> jax.Array:
   wide = jnp.zeros(()).dtype  # float32, or float64 where that is on
   axes = tuple(range(leading, values.ndim))
+  plain = jnp.sum(values.astype(wide) ** 2, axes)
+  nonzero = _count(values != 0, axes, wide)
+  # Whatever left its type's range on the way is too small to be seen in these.
+  safe, none = _range(wide), jnp.zeros_like(plain)
+  seen = (plain > safe.least) & (plain < safe.most)
+  squares, not_finite = jax.lax.cond(
+    jnp.all(seen | (nonzero == 0)),
+    lambda values: ((none, plain, none), none),
+    lambda values: _careful_sums(values, axes, wide),
+    values,
+  )
+  count = np.prod(values.shape[leading:])
+  return jnp.stack(
+    [*squares, nonzero, not_finite, jnp.full_like(nonzero, count)], -1
+  )
+
+
+def _careful_sums(
+  values: jax.Array, axes: tuple[int, ...], wide: Any
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
+  """Squares by magnitude, and how many values are not finite."""
   safe = _range(wide)
   finite = jnp.isfinite(values)
   sizes = jnp.where(finite, jnp.abs(values).astype(wide), 0)
   small, big = sizes < safe.least, sizes > safe.most
-  add = lambda terms: jnp.sum(terms, axes, dtype=wide)
-  square = lambda where, factor: add(jnp.where(where, sizes * factor, 0) ** 2)
-  return jnp.stack(
-    [
-      square(small, safe.up),
-      square(~small & ~big, 1.0),
-      square(big, safe.down),
-      add(values != 0),
-      add(~finite),
-      jnp.full(values.shape[:leading], np.prod(values.shape[leading:]), wide),
-    ],
-    -1,
+  square = lambda where, factor: jnp.sum(
+    jnp.where(where, sizes * factor, 0) ** 2, axes, dtype=wide
   )
+  squares = (
+    square(small, safe.up),
+    square(~small & ~big, 1.0),
+    square(big, safe.down),
+  )
+  return squares, _count(~finite, axes, wide)
+
+
+def _count(where: jax.Array, axes: tuple[int, ...], wide: Any) -> jax.Array:
+  """How many are true; integers are added faster, floats go on beyond them."""
+  if not axes:
+    return where.astype(wide)
+  *others, last = axes
+  rows = jnp.sum(where, last, dtype=jnp.int32)
+  return jnp.sum(rows, tuple(others), dtype=wide)
 
 
 def norms(totals: jax.Array) -> Norms:
