@@ -1,5 +1,6 @@
 """Contenders timed in turn, in one process, and what they ran on."""
 
+import contextlib
 import math
 import os
 import platform
@@ -95,15 +96,19 @@ def ratio(times: list[float], reference: list[float]) -> Spread:
   return spread(a / b for a, b in zip(times, reference, strict=True))
 
 
+PACKAGES = (
+  *("jax", "jaxlib", "flax", "optax", "numpy"),
+  *("equinox", "dm-haiku", "distrax", "flowjax", "matfree", "torch"),
+)
+
+
 def environment() -> dict[str, Any]:
   """What numbers depend on."""
   device = jax.devices()[0]
   versions = {"python": platform.python_version()}
-  for package in ("jax", "jaxlib", "optax", "equinox", "numpy"):
-    try:
+  for package in PACKAGES:
+    with contextlib.suppress(metadata.PackageNotFoundError):
       versions[package] = metadata.version(package)
-    except metadata.PackageNotFoundError:
-      versions[package] = "not installed"
   load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
   return {
     "backend": device.platform,
