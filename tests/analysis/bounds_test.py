@@ -90,6 +90,7 @@ def recurrence(key, gain):
   )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seeds, st.floats(0.0625, 5, width=32))
 def test_recurrences_obey_powers_of_the_largest_singular_value(seed, gain):

@@ -69,6 +69,7 @@ def test_tanh_networks_and_their_theory():
   assert abs(gains.mean() - expected) < 4 * stderr + 1 / width
 
 
+@pytest.mark.slow
 def test_growth_is_that_of_plain_differences(x64):
   weights = gaussian(jax.random.key(0), 6, depth=4)
   network, x = stack(weights, jnp.tanh), jnp.eye(6)[:2]
@@ -94,6 +95,7 @@ def test_growth_beyond_what_floats_hold(gain):
   np.testing.assert_allclose(mean, np.log(gain), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_list_of_layers_of_different_shapes():
   def network(gain, x):
     images = gain * x
@@ -107,6 +109,7 @@ def test_a_list_of_layers_of_different_shapes():
   np.testing.assert_allclose(found.log_growth, 0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_edge_in_between():
   network = stack(jnp.broadcast_to(jnp.eye(3), (5, 3, 3)), lambda h: h)
   arguments = network, jnp.ones((2, 3)), jax.random.key(0)

@@ -116,6 +116,7 @@ def test_gradients_far_below_one_are_not_zero():
   assert flow.problems == []
 
 
+@pytest.mark.slow
 def test_taps_within_transformations(x64):
   weights = jax.random.normal(jax.random.key(0), (3, 4, 4))
   xs = jax.random.normal(jax.random.key(1), (5, 4))
@@ -137,6 +138,7 @@ def test_taps_within_transformations(x64):
   assert found.elements[0] == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "change, layer_name, what",
   [

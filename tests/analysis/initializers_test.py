@@ -69,6 +69,7 @@ def test_gates_are_orthogonal_each(num_gates):
   assert not np.allclose(weights[0], weights[1])
 
 
+@pytest.mark.slow
 def test_gates_of_a_cell():
   """An LSTM with open gates carries h back over time by orthogonal blocks."""
   params = lstm.init(jax.random.key(0), 3, 6)

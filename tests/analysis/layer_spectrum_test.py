@@ -30,6 +30,7 @@ def jacobians_of(layers, params, x):
   return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed, gain", [(0, 0.7), (1, 1.5)])
 def test_spectra_are_those_of_dense_svd(seed, gain):
   keys = jax.random.split(jax.random.key(seed), 2)
@@ -59,6 +60,7 @@ def test_spectra_are_those_of_dense_svd(seed, gain):
       )
 
 
+@pytest.mark.slow
 def test_layers_of_different_sizes():
   """The square roots of all eigenvalues of J^T J, zeros included."""
   keys = jax.random.split(jax.random.key(0), 4)

@@ -63,6 +63,7 @@ def test_nothing_and_nobody():
   assert binary_adder.add(np.zeros((0, 3)), np.zeros((0, 3))).shape == (0, 4)
 
 
+@pytest.mark.slow
 def test_batches_and_types():
   """Broadcast over leading axes; bools and floats are bits, too."""
   rng = np.random.default_rng(0)

@@ -315,7 +315,7 @@ def is_odd(_, structure):
 
 
 # Any two options are on and off in all four ways among them.
-@pytest.mark.sampled(12, rest="exhaustive")
+@pytest.mark.sampled(4, rest="exhaustive")
 @pytest.mark.parametrize(
   ("name", "structure"), [pair for pair in STRUCTURES if is_odd(*pair)]
 )
@@ -523,6 +523,7 @@ def check_second_derivatives(name, structure, **options):
     assert_close(jvp(given.cell.forward), plain_jvp)
 
 
+@pytest.mark.slow
 def test_second_derivatives(x64):
   check_second_derivatives("lstm", {}, lengths=jnp.array([T, 0, 2]))
 

@@ -67,6 +67,7 @@ def test_torch_and_back(cell, layer, ours, theirs):
   close(got, expected, 2e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   "cell, module",
   [

@@ -105,6 +105,7 @@ def test_backward_in_other_dimensions(x64, name):
       check_against_loop(name, (3, 2, 2)[:ndim], direction)
 
 
+@pytest.mark.slow
 def test_backward_against_finite_differences(x64):
   cell, params, xs, bars = problem("graves with peepholes", (2, 3))
   loss = jax.jit(lambda params, xs: jnp.sum(bars * cell.apply(params, xs)))
@@ -208,6 +209,7 @@ def test_sizes_equal_examples_alone(x64, name, schedule):
       assert not np.any(outputs[beyond]) and not np.any(xs_bar[beyond])
 
 
+@pytest.mark.slow
 def test_adjoints_beyond_sizes_are_zero():
   cell, params, xs, bars = problem("graves", (3, 3), jnp.float32)
   sizes = jnp.array([[2, 3], [0, 0]])
@@ -372,6 +374,7 @@ def test_bfloat16(name, schedule):
     assert error < 4 * float(jnp.finfo(jnp.bfloat16).eps)
 
 
+@pytest.mark.slow
 def test_memory_and_adjoints_are_wider_than_bfloat16():
   cell, params, xs, bars = problem("graves", (2, 2), jnp.bfloat16)
   outputs, residuals = cell.forward(params, xs)
@@ -397,6 +400,7 @@ def test_empty_and_tiny_grids(name, schedule):
     assert nonzero == (xs.size > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [mdrnn, mdlstm])
 def test_wrong_arguments(cell):
   params = cell.init(jax.random.key(0), D, H)

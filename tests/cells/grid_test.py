@@ -150,6 +150,7 @@ def test_masked_replaces_nan():
   np.testing.assert_array_equal(grid.masked(valid, values), [[0.0], [2.0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gates", [1, 5])
 def test_initial_weights(gates):
   inputs, recurrent = grid_weights.init(jax.random.key(0), 400, 8, 2, gates)
@@ -161,6 +162,7 @@ def test_initial_weights(gates):
     np.testing.assert_allclose(matrix @ matrix.T, jnp.eye(8) / 4, atol=1e-6)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("part", [1, 24, 4096])
 @pytest.mark.parametrize("direction", [(1, -1), (-1, 1)])
 def test_gradients_of_weights_in_parts(x64, monkeypatch, part, direction):

@@ -186,6 +186,7 @@ def test_forget_gates_start_with_a_sum_of_one():
     np.testing.assert_array_equal(bias.reshape(ndim + 3, H), expected)
 
 
+@pytest.mark.slow
 def test_number_of_weights():
   for cell in ("graves", "stable", "leaky"):
     params = mdlstm.init(jax.random.key(0), D, 5, cell=cell, bias=False)

@@ -35,6 +35,7 @@ def check(params, xs, expected):
     np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_one_dimension_is_the_plain_rnn(x64):
   params, xs = problem((6,))
   weights, (recurrent,), bias = map(np.asarray, params)

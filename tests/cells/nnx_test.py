@@ -222,6 +222,7 @@ def test_zoneout_and_dropout():
   assert not np.allclose(layer(xs), expected)
 
 
+@pytest.mark.slow
 def test_types():
   """Flax's `dtype` casts, and without it types must agree."""
   layer = layers.GRU(INPUTS, HIDDEN, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)

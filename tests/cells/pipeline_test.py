@@ -105,6 +105,7 @@ def test_corners(x64, direction):
   check("mdrnn", 2, (2, 3), direction, schedule="wavefront")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", ["mdrnn", *map(slow, ["graves with peepholes", "stable"])]
 )
@@ -219,6 +220,7 @@ def test_empty_grid(shape):
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_empty_batch():
   cell, layers, xs, bars = problem("mdrnn", 2, (2, 3), jnp.float32, batch=0)
   outputs, gradients = pullback(pipelined(cell), layers, xs, bars)

@@ -51,6 +51,7 @@ def torch_outputs(layer, xs, lengths):
   return results, gradients, xs.grad.numpy()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 @pytest.mark.parametrize(
   "cell, options",
@@ -145,6 +146,7 @@ def test_initial_carries_reach_their_cells():
   close(stack.apply(lstm.cell, params, xs, carries), expected, 1e-6)
 
 
+@pytest.mark.slow
 def test_batch_major_and_recompute_change_nothing_else():
   params = stack.init(gru.cell, jax.random.key(0), INPUTS, HIDDEN, 2)
   xs = jnp.asarray(inputs("float32"))

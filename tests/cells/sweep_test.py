@@ -276,6 +276,7 @@ def temporaries(function):
   return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory():
   history = STEPS * BATCH * UNITS * 4  # of one array of the carry
 

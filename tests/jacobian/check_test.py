@@ -109,6 +109,7 @@ def test_signs():
   assert failures(*arguments, log_det(1.0), vector)[0] == {"sign"}
 
 
+@pytest.mark.slow
 def test_wrong_sign_of_the_log_det():
   names, message = failures(
     coupling, coupling_inverse, lambda s: -coupling_log_det(s), halves
@@ -126,6 +127,7 @@ def test_dropped_factor():
   assert "0.5 times" in message
 
 
+@pytest.mark.slow
 def test_constant_off():
   names, message = failures(
     coupling, coupling_inverse, lambda s: coupling_log_det(s) + 1e-6, halves
@@ -143,6 +145,7 @@ def test_wrong_in_the_inverse_only():
   assert names == {"inverse_log_det"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "log_det",
   [

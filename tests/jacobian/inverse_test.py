@@ -494,6 +494,7 @@ def test_derivatives_have_no_nan(x64, f):
     np.testing.assert_allclose(transform(g)(f(x)), expected, 1e-9, 1e-11)
 
 
+@pytest.mark.slow
 def test_second_derivative_of_a_root(x64):
   g = inverse(lambda x: x + x**3)
   # g'' = -f'' / f'^3
@@ -589,6 +590,7 @@ def test_custom_inverse(x64):
   )
 
 
+@pytest.mark.slow
 def test_custom_inverse_with_arguments(x64):
   rotate = custom_inverse(
     lambda x, angle: {"r": jnp.cos(angle) * x, "i": jnp.sin(angle) * x[0]},

@@ -67,6 +67,7 @@ def all_events(levels, event):
   return np.array(list(values), np.int32).reshape(-1, *event)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   ("name", "conditional", "levels"),
   [
@@ -100,6 +101,7 @@ def test_it_is_a_distribution_and_samples_follow_it(name, conditional, levels):
   assert statistic < freedom + 5 * np.sqrt(2 * freedom)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cached_generation_draws_what_whole_passes_draw(name):
   """With classes, in two batch axes, and the density of each is finite."""

@@ -79,6 +79,7 @@ def with_params(name, dtype=jnp.float64):
   return forward, inverse, lambda key: jax.random.normal(key, shape, dtype)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
   "name",
   [

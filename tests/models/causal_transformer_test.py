@@ -99,6 +99,7 @@ def test_cached_outputs_are_those_of_a_forward_pass(dtype):
   np.testing.assert_allclose(cached, full, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_an_output_sees_all_tokens_before():
   model, params, x = example()
   x, encode = x[:1], model.conditional.encode

@@ -78,6 +78,7 @@ def backward_flops(loss, params):
   return cost(loss, params, context=False).backward.flops
 
 
+@pytest.mark.slow
 def test_the_backward_pass_is_linear_in_depth():
   """D8, in counted FLOPs: each layer more costs the same.
 
@@ -107,6 +108,7 @@ def test_the_backward_pass_is_linear_in_depth():
   assert np.diff(alone)[0] < np.diff(together)[0] < 2 * np.diff(alone)[0]
 
 
+@pytest.mark.slow
 def test_images_are_flattened():
   images = jnp.ones((BATCH, 2, 2, 3))
   shift = dense(activation=lambda x: x)
@@ -116,6 +118,7 @@ def test_images_are_flattened():
   assert net.apply(params, images).shape == (3, BATCH, 5)
 
 
+@pytest.mark.slow
 def test_the_module_is_the_function():
   net, params, x, _ = problem(3)
   rngs = nnx.Rngs(0)
@@ -130,6 +133,7 @@ def test_the_module_is_the_function():
     DeepSupervision(layers, [WIDTH], 2, rngs=rngs)
 
 
+@pytest.mark.slow
 def test_wrong_input():
   net, params, x, y = problem(2)
   with pytest.raises(ValueError, match=r"expected \[L, B, O\] and \[B, O\]"):

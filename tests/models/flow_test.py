@@ -42,6 +42,7 @@ def test_density_integrates_to_one_in_one_dimension():
   np.testing.assert_allclose(np.trapezoid(density, x[:, 0]), 1, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [real_nvp, nice])
 def test_density_integrates_to_one_in_two_dimensions(make):
   flow = make(num_layers=2, hidden=(6,))
@@ -83,6 +84,7 @@ def test_samples_follow_the_data_after_training():
   np.testing.assert_allclose(bent, 1.5, atol=0.4)
 
 
+@pytest.mark.slow
 def test_log_prob_is_by_change_of_variables():
   """An affine flow has the density of a Gaussian."""
   flow, x = Flow(linear()), jnp.array([[0.3, -1.2, 0.5]])

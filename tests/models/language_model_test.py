@@ -70,6 +70,7 @@ def test_probabilities_are_those_of_a_plain_loop(name, classes):
     np.testing.assert_allclose(whole[i], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cached_outputs_are_those_of_a_forward_pass(dtype):
   network = language_model(4, 6, num_classes=2)

@@ -79,6 +79,7 @@ def test_two_corners_see_all_pixels_before():
   np.testing.assert_array_equal(seen, expected_by_rules(before, 4, 5, 2, True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["rows", "pipelined"])
 def test_one_corner_sees_its_quadrant(schedule):
   quadrant = lambda i, j, k, l: k <= i and l <= j
@@ -162,6 +163,7 @@ def test_cached_outputs_are_those_of_a_forward_pass(name, dtype, layers):
   )
 
 
+@pytest.mark.slow
 @every
 def test_completions_are_those_without_a_cache(name):
   model, params, x = example(name)

@@ -271,6 +271,7 @@ def test_hypergradients_of_training(x64):
     np.testing.assert_allclose(gradient[which], (up - down) / 2e-6, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_second_derivatives(x64):
   model = Autoregressive(gated_pixelcnn((3,), 2), categorical(3))
   params = random_params(model.network, (2, 3, 1), 3)

@@ -27,6 +27,7 @@ def plain(params, images):
   return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [1, 2, 3])
 def test_equations(x64, kernel):
   images = jax.random.normal(jax.random.key(0), (2, 4, 5, 3))

@@ -6,6 +6,7 @@ import json
 import pytest
 
 
+@pytest.mark.slow
 def test_a_list_of_layers(script, tmp_path):
   script = script.at(tmp_path)
   done = script.run("--convnet=Conv3-64 / maxpool / FC-1024")

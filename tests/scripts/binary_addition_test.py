@@ -5,6 +5,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 def test_adds_and_explains(script, tmp_path):
   script = script.at(tmp_path)
   done = script.run("--a=0b1011", "--b=6", "--bits=3")
@@ -27,6 +28,7 @@ def test_adds_and_explains(script, tmp_path):
   assert "adder" in script.figures()
 
 
+@pytest.mark.slow
 def test_numbers_of_any_size(script, tmp_path):
   a, b = 3**12000, 7**5000  # 5725 and 4226 digits
   flags = f"--b={hex(b)}", "--bits=1", "--random_pairs=0"

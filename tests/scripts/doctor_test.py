@@ -76,6 +76,7 @@ def test_broken_releases_are_known(doctor, jaxlib, backend, flags, expected):
   assert found["jax#39103 reproduced"].ok
 
 
+@pytest.mark.slow
 def test_a_divergence_is_not_ok(doctor):
   """A gradient that depends on the call can't be recomputed."""
   import jax

@@ -70,6 +70,7 @@ def test_probabilities_are_those_of_a_plain_loop(model, hidden_size):
     np.testing.assert_allclose(losses[:, i], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sample_has_the_probabilities_of_the_model(model):
   params = model.init(jax.random.key(1), 3, 4, 4)
   keys = jax.random.split(jax.random.key(0), 4000)

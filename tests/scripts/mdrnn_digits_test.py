@@ -17,6 +17,7 @@ def model(load):
   return load("mdlstm_classifier")
 
 
+@pytest.mark.slow
 def test_blocks_of_positions_become_one(model):
   images = np.arange(2 * 3 * 5, dtype=np.float32).reshape(2, 3, 5)
   grid = np.asarray(model.positions(jnp.asarray(images)))

@@ -44,6 +44,7 @@ def final(loss_fn, mode):
   return jax.value_and_grad(objective)
 
 
+@pytest.mark.slow
 def test_hypergradients_and_their_memory():
   params, loss_fn, batches = problem()
   args = revmom.adamw(0.01), params, batches

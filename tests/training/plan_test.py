@@ -72,6 +72,7 @@ def test_plans_change_no_bit(unlimited, kwargs, depth):
   assert_same_bits(result, unlimited)
 
 
+@pytest.mark.slow
 def test_deep_plans_change_no_bit(unlimited, monkeypatch):
   """A depth of two is chosen for long runs only, so it is forced here."""
   deep = plans._split(STEPS, 3, "recompute", 2)

@@ -366,6 +366,7 @@ OUTSIDE = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_other_transformations_between(name):
   """The gradient of a compiled run, not only the compiled gradient."""
@@ -577,6 +578,7 @@ def test_parameter_of_another_shape_than_the_batch():
     revmom.train(cosine, revmom.sgd(0.1, 0.9), jnp.ones(3), cosine_batches())
 
 
+@pytest.mark.slow
 def test_clipped_gradients_of_a_transformer():
   """Norms of gradients that compilers like to fuse with what makes them."""
   rng = np.random.default_rng(0)
