@@ -62,6 +62,7 @@ def sums(tree: Any, leading: int = 0) -> jax.Array:
 
 
 def _sums(values: jax.Array, leading: int) -> jax.Array:
+  """One plain sum of squares where that is safe, and Blue's three where not."""
   wide = jnp.zeros(()).dtype  # float32, or float64 where that is on
   axes = tuple(range(leading, values.ndim))
   plain = jnp.sum(values.astype(wide) ** 2, axes)
