@@ -66,9 +66,6 @@ def draw(
     like: a carry; its arrays [B, H] give shapes and types.
   """
   states = jax.tree.leaves(like)
-  valid = None
-  if lengths is not None:
-    valid = times[:, None, None] < lengths[:, None].astype(times.dtype)
   held, kept = None, None
   if any(rates.zoneout):
     held = tuple(
@@ -81,7 +78,13 @@ def draw(
     candidate = states[-1]
     dropped = _uniform_below(rates.dropout, key, times, len(states), candidate)
     kept = (1 - dropped) / (1 - rates.dropout)
-  return Masks(valid, held, kept)
+  within = None if lengths is None else valid(lengths, times)
+  return Masks(within, held, kept)
+
+
+def valid(lengths: jax.Array, times: jax.Array) -> jax.Array:
+  """Which steps [T, B, 1] are within their sequences."""
+  return times[:, None, None] < lengths[:, None].astype(times.dtype)
 
 
 def _uniform_below(

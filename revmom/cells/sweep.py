@@ -9,7 +9,8 @@ takes `blocks` of steps, and does for a whole block at once
 
 What remains in the loops is one product with the recurrent weights, and on the
 way back the recurrence is linear.  What is kept for the backward pass is the
-state before each step and its gates, or the state alone.
+state after each step, which the output is part of, and its gates, or the state
+alone.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 
@@ -76,7 +78,7 @@ class Residuals(struct.PyTreeNode):
   """What the backward pass needs to know of a sweep; time-major."""
 
   inputs: jax.Array  # [T, B, D]
-  carries: Any  # before each step, of arrays [T, B, H]
+  carries: Any  # after each step, of arrays [T, B, H]
   gates: Any  # of each step, or None where they are computed again
   initial_carry: Any
   lengths: jax.Array | None
@@ -122,18 +124,25 @@ def forward(
       drive = _parts(equations, drive) if keep else drive
       new, gates = equations.step(params, drive, carry, _kept(masks))
       new = masking.hold(masks, carry, new)
-      output = _valid(masks, jax.tree.leaves(new)[0].astype(dtype))
       if not keep:
-        return new, (output, None, None)
+        return new, (jax.tree.leaves(new)[0].astype(dtype), None)
       gates = None if options.recompute else _cast(gates, dtype)
-      return new, (output, _cast(carry, dtype), gates)
+      return new, (_cast(new, dtype), gates)
 
-    return lax.scan(step, carry, (drive, masks), reverse=options.reverse)
+    return _scan(step, carry, (drive, masks), options.reverse)
 
-  steps = (jnp.arange(len(inputs)), inputs)
-  final, (outputs, carries, gates) = blocks.scan(
-    block, initial_carry, steps, inputs.shape[1], BLOCK_ROWS, options.reverse
+  times = jnp.arange(len(inputs))
+  final, (carries, gates) = blocks.scan(
+    block,
+    initial_carry,
+    (times, inputs),
+    inputs.shape[1],
+    BLOCK_ROWS,
+    options.reverse,
   )
+  outputs = jax.tree.leaves(carries)[0]
+  if lengths is not None:
+    outputs = jnp.where(masking.valid(lengths, times), outputs, 0)
   if not keep:
     return outputs, final, None
   residuals = Residuals(
@@ -194,6 +203,7 @@ def _block_adjoint(
   carry_bar, params_bar = so_far
   times, inputs, carries, gates, output_bars = steps
   wide = accumulator(output_bars.dtype)
+  carries = _before(residuals, times, carries)
   masks = masking.draw(
     options.rates,
     residuals.key,
@@ -231,6 +241,55 @@ def _block_adjoint(
   gate_bars = equations.gate_adjoints(local, states_bars) if adjoints else None
   input_bars = _valid(masks, input_bars.astype(inputs.dtype))
   return (carry_bar, params_bar), (input_bars, gate_bars)
+
+
+def _scan(
+  step: Callable[[Any, Any], tuple[Any, Any]],
+  carry: Any,
+  steps: Any,
+  reverse: bool,
+) -> tuple[Any, Any]:
+  """`lax.scan` that stacks at most two arrays: three or more [B, ...] as one.
+
+  XLA's CPU runtime makes tasks of the kernels of a loop if there are more than
+  eight of them, which takes longer than the kernels of a small layer.
+  """
+  results = jax.eval_shape(jax.vmap(step, (None, 0)), carry, steps)[1]
+  shapes, structure = jax.tree.flatten(results)
+  if len(shapes) <= 2:
+    return lax.scan(step, carry, steps, reverse=reverse)
+
+  def packed(carry: Any, now: Any) -> tuple[Any, jax.Array]:
+    carry, results = step(carry, now)
+    return carry, jnp.concatenate(jax.tree.leaves(results), -1)
+
+  carry, packs = lax.scan(packed, carry, steps, reverse=reverse)
+  ends = np.cumsum([shape.shape[-1] for shape in shapes])[:-1]
+  return carry, structure.unflatten(jnp.split(packs, ends, -1))
+
+
+def _before(residuals: Residuals, times: jax.Array, carries: Any) -> Any:
+  """The carries before some steps, from those after them."""
+  steps = len(residuals.inputs)
+  if not steps:
+    return carries
+  first, step = (-1, -1) if residuals.options.reverse else (0, 1)
+  last = times[first] - step  # the step before the first of these
+
+  def shifted(initial: jax.Array, all_: jax.Array, these: jax.Array) -> Any:
+    start = jnp.where(
+      (last < 0) | (last == steps),
+      initial.astype(all_.dtype),
+      lax.dynamic_index_in_dim(all_, last, keepdims=False),
+    )
+    parts = [start[None], these[:-1]]
+    if residuals.options.reverse:
+      parts = [these[1:], start[None]]
+    return jnp.concatenate(parts)
+
+  return jax.tree.map(
+    shifted, residuals.initial_carry, residuals.carries, carries
+  )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
