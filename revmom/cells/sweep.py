@@ -249,15 +249,17 @@ def _scan(
   steps: Any,
   reverse: bool,
 ) -> tuple[Any, Any]:
-  """`lax.scan` that stacks at most two arrays: three or more [B, ...] as one.
+  """`lax.scan` that collects results [B, ...] as one, if states are several.
 
   XLA's CPU runtime makes tasks of the kernels of a loop if there are more than
-  eight of them, which takes longer than the kernels of a small layer.
+  eight of them, which takes longer than the kernels of a small LSTM.  Loops of
+  cells with one array of state have fewer.
   """
-  results = jax.eval_shape(jax.vmap(step, (None, 0)), carry, steps)[1]
-  shapes, structure = jax.tree.flatten(results)
-  if len(shapes) <= 2:
+  if len(jax.tree.leaves(carry)) == 1:
     return lax.scan(step, carry, steps, reverse=reverse)
+  results = jax.eval_shape(jax.vmap(step, (None, 0)), carry, steps)[1]
+  shapes = jax.tree.leaves(results)
+  structure: Any = jax.tree.structure(results)
 
   def packed(carry: Any, now: Any) -> tuple[Any, jax.Array]:
     carry, results = step(carry, now)
