@@ -137,7 +137,7 @@ def forward(
     initial_carry,
     (times, inputs),
     inputs.shape[1],
-    BLOCK_ROWS,
+    _block_rows(inputs) if keep else BLOCK_ROWS,
     options.reverse,
   )
   outputs = jax.tree.leaves(carries)[0]
@@ -177,7 +177,7 @@ def backward(
     (_cast(carry_bar, accumulator(output_bars.dtype)), zeros),
     steps,
     output_bars.shape[1],
-    BLOCK_ROWS,
+    _block_rows(output_bars),
     not residuals.options.reverse,
   )
   carry_bar = jax.tree.map(
@@ -268,6 +268,12 @@ def _scan(
   carry, packs = lax.scan(packed, carry, steps, reverse=reverse)
   ends = np.cumsum([shape.shape[-1] for shape in shapes])[:-1]
   return carry, structure.unflatten(jnp.split(packs, ends, -1))
+
+
+def _block_rows(arrays: jax.Array) -> int:
+  """Rows of a block, at most half of all [T, B]: a whole would save nothing."""
+  steps, batch, _ = arrays.shape
+  return min(BLOCK_ROWS, max(BLOCK_ROWS // 2, steps * batch // 2))
 
 
 def _before(residuals: Residuals, times: jax.Array, carries: Any) -> Any:
