@@ -293,7 +293,7 @@ def test_memory():
   assert of_values < 3 * history  # outputs, a copy of them and a block
   kept, computed = temporaries(gradient(False)), temporaries(gradient(True))
   assert kept - computed > 3 * history  # of the four gates
-  # The carry before each step is kept once.
+  # The carry after each step is kept once.
   assert computed < of_values + 4 * history
 
 
