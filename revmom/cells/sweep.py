@@ -13,6 +13,7 @@ state after each step, which the output is part of, and its gates, or the state
 alone.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from revmom.cells.affine import accumulator, project, project_adjoint
 from revmom.cells.masks import Rates
 
 BLOCK_ROWS = 512  # steps times sequences in a block
+SMALL = 4096  # numbers that a step leaves
 
 Parts = tuple[jax.Array, ...]  # of x W + b
 
@@ -109,11 +111,16 @@ def forward(
 ) -> tuple[jax.Array, Any, Residuals | None]:
   """Outputs, the final carry and, to keep, what the backward pass needs."""
   dtype = inputs.dtype
+  # XLA's CPU compiler would copy products [T, 1, G], and again for the bias.
+  single = inputs.shape[1] == 1
+  products = params._replace(bias=None) if single else params
 
   def block(carry: Any, steps: tuple) -> tuple[Any, Any]:
     times, inputs = steps
     masks = masking.draw(options.rates, key, lengths, times, initial_carry)
-    drive: Any = _drive(params, _valid(masks, inputs))
+    drive: Any = _drive(products, _valid(masks, inputs))
+    if single:
+      drive = drive[:, 0]
     if not keep:
       # XLA's CPU compiler makes slow loops of a step that reads parts of an
       # array, unless there are gates to be written as well.
@@ -122,6 +129,8 @@ def forward(
     def step(carry: Any, now: tuple) -> tuple[Any, Any]:
       drive, masks = now
       drive = _parts(equations, drive) if keep else drive
+      if single:
+        drive = _biased(params, drive)
       new, gates = equations.step(params, drive, carry, _kept(masks))
       new = masking.hold(masks, carry, new)
       if not keep:
@@ -137,7 +146,7 @@ def forward(
     initial_carry,
     (times, inputs),
     inputs.shape[1],
-    _block_rows(inputs) if keep else BLOCK_ROWS,
+    _block_rows(options, inputs),
     options.reverse,
   )
   outputs = jax.tree.leaves(carries)[0]
@@ -177,7 +186,7 @@ def backward(
     (_cast(carry_bar, accumulator(output_bars.dtype)), zeros),
     steps,
     output_bars.shape[1],
-    _block_rows(output_bars),
+    _block_rows(residuals.options, output_bars),
     not residuals.options.reverse,
   )
   carry_bar = jax.tree.map(
@@ -249,16 +258,17 @@ def _scan(
   steps: Any,
   reverse: bool,
 ) -> tuple[Any, Any]:
-  """`lax.scan` that collects results [B, ...] as one, if states are several.
+  """`lax.scan` that collects small results [B, ...] as one array.
 
   XLA's CPU runtime makes tasks of the kernels of a loop if there are more than
-  eight of them, which takes longer than the kernels of a small LSTM.  Loops of
-  cells with one array of state have fewer.
+  eight of them, which takes longer than the kernels of a small LSTM.  Cells
+  whose state is one array have fewer.
   """
-  if len(jax.tree.leaves(carry)) == 1:
-    return lax.scan(step, carry, steps, reverse=reverse)
   results = jax.eval_shape(jax.vmap(step, (None, 0)), carry, steps)[1]
   shapes = jax.tree.leaves(results)
+  elements = sum(math.prod(shape.shape[1:]) for shape in shapes)
+  if len(jax.tree.leaves(carry)) == 1 or elements > SMALL:
+    return lax.scan(step, carry, steps, reverse=reverse)
   structure: Any = jax.tree.structure(results)
 
   def packed(carry: Any, now: Any) -> tuple[Any, jax.Array]:
@@ -270,8 +280,10 @@ def _scan(
   return carry, structure.unflatten(jnp.split(packs, ends, -1))
 
 
-def _block_rows(arrays: jax.Array) -> int:
-  """Rows of a block, at most half of all [T, B]: a whole would save nothing."""
+def _block_rows(options: Options, arrays: jax.Array) -> int:
+  """Rows of a block: at most half of all [T, B] where memory is to be saved."""
+  if not options.recompute:
+    return BLOCK_ROWS
   steps, batch, _ = arrays.shape
   return min(BLOCK_ROWS, max(BLOCK_ROWS // 2, steps * batch // 2))
 
@@ -354,6 +366,17 @@ def _drive(params: Any, inputs: jax.Array) -> jax.Array:
 
 def _parts(equations: Equations, drive: jax.Array) -> Parts:
   return tuple(jnp.split(drive, equations.parts, -1))
+
+
+def _biased(params: Any, drive: Parts) -> Parts:
+  """The parts [1, G] of x W + b from those of x W [G] of one sequence."""
+  if params.bias is None:
+    return tuple(part[None] for part in drive)
+  biases = jnp.split(params.bias, len(drive))
+  return tuple(
+    part[None] + bias.astype(part.dtype)
+    for part, bias in zip(drive, biases, strict=True)
+  )
 
 
 def _drive_adjoint(
