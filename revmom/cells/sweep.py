@@ -281,11 +281,11 @@ def _scan(
 
 
 def _block_rows(options: Options, arrays: jax.Array) -> int:
-  """Rows of a block: at most half of all [T, B] where memory is to be saved."""
+  """Rows of a block: a quarter of all [T, B] where memory is to be saved."""
   if not options.recompute:
     return BLOCK_ROWS
   steps, batch, _ = arrays.shape
-  return min(BLOCK_ROWS, max(BLOCK_ROWS // 2, steps * batch // 2))
+  return min(BLOCK_ROWS, max(BLOCK_ROWS // 4, steps * batch // 4))
 
 
 def _before(residuals: Residuals, times: jax.Array, carries: Any) -> Any:
