@@ -16,12 +16,12 @@ One minute on 2 CPU cores.  Expect 1.82 bits for each number of the digits' test
 images, where a model that knows how often each pixel has each value needs 2.42;
 the first command's samples take a millisecond each.  --compare takes 3 minutes.
 
-It prints bits for each number; nats an image of binary_mnist.  The third command
-takes 22 minutes and reaches 90.5 nats on test images, with 24,273 parameters, 5
-layers and 8334 training images that are each seen 23 times; independent pixels
-need 206.1.  The paper has 81.3 (PixelCNN of 9 layers) and 79.2 (PixelRNN of 7
-diagonal BiLSTMs), by networks that are larger and trained on more images for
-longer.
+It prints bits for each number; nats an image of binary_mnist.  The third
+command takes 22 minutes and reaches 90.5 nats on test images, with 24,273
+parameters, 5 layers and 8334 training images that are each seen 23 times;
+independent pixels need 206.1.  The paper has 81.3 (PixelCNN of 9 layers) and
+79.2 (PixelRNN of 7 diagonal BiLSTMs), by networks that are larger and trained
+on more images for longer.
 
 With --workdir it writes result.json, metrics.csv (loss by step), loss.png,
 samples.png, completions.png (the lower halves of test images drawn again) and
