@@ -5,12 +5,16 @@ What needs no state is done for a whole block at once, with some number of rows
 cache.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+_SMALL = 4096  # numbers that a step leaves, collected as one array
 
 
 def steps_of(steps: int, batch: int, rows: int) -> int:
@@ -55,3 +59,31 @@ def scan(
   return carry, jax.tree.map(
     lambda *parts: jnp.concatenate(parts), results, last
   )
+
+
+def scan_steps(
+  step: Callable[[Any, Any], tuple[Any, Any]],
+  carry: Any,
+  steps: Any,
+  reverse: bool,
+) -> tuple[Any, Any]:
+  """`lax.scan` that collects small results [B, ...] as one array.
+
+  XLA's CPU runtime makes tasks of the kernels of a loop if there are more than
+  eight of them, which takes longer than the kernels of a small LSTM.  Cells
+  whose state is one array have fewer.
+  """
+  results = jax.eval_shape(jax.vmap(step, (None, 0)), carry, steps)[1]
+  shapes = jax.tree.leaves(results)
+  elements = sum(math.prod(shape.shape[1:]) for shape in shapes)
+  if len(jax.tree.leaves(carry)) == 1 or elements > _SMALL:
+    return lax.scan(step, carry, steps, reverse=reverse)
+  structure: Any = jax.tree.structure(results)
+
+  def packed(carry: Any, now: Any) -> tuple[Any, jax.Array]:
+    carry, results = step(carry, now)
+    return carry, jnp.concatenate(jax.tree.leaves(results), -1)
+
+  carry, packs = lax.scan(packed, carry, steps, reverse=reverse)
+  ends = np.cumsum([shape.shape[-1] for shape in shapes])[:-1]
+  return carry, structure.unflatten(jnp.split(packs, ends, -1))

@@ -13,14 +13,12 @@ state after each step, which the output is part of, and its gates, or the state
 alone.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import lax
 
@@ -30,7 +28,6 @@ from revmom.cells.affine import accumulator, project, project_adjoint
 from revmom.cells.masks import Rates
 
 BLOCK_ROWS = 512  # steps times sequences in a block
-SMALL = 4096  # numbers that a step leaves
 
 Parts = tuple[jax.Array, ...]  # of x W + b
 
@@ -138,7 +135,7 @@ def forward(
       gates = None if options.recompute else _cast(gates, dtype)
       return new, (_cast(new, dtype), gates)
 
-    return _scan(step, carry, (drive, masks), options.reverse)
+    return blocks.scan_steps(step, carry, (drive, masks), options.reverse)
 
   times = jnp.arange(len(inputs))
   final, (carries, gates) = blocks.scan(
@@ -250,34 +247,6 @@ def _block_adjoint(
   gate_bars = equations.gate_adjoints(local, states_bars) if adjoints else None
   input_bars = _valid(masks, input_bars.astype(inputs.dtype))
   return (carry_bar, params_bar), (input_bars, gate_bars)
-
-
-def _scan(
-  step: Callable[[Any, Any], tuple[Any, Any]],
-  carry: Any,
-  steps: Any,
-  reverse: bool,
-) -> tuple[Any, Any]:
-  """`lax.scan` that collects small results [B, ...] as one array.
-
-  XLA's CPU runtime makes tasks of the kernels of a loop if there are more than
-  eight of them, which takes longer than the kernels of a small LSTM.  Cells
-  whose state is one array have fewer.
-  """
-  results = jax.eval_shape(jax.vmap(step, (None, 0)), carry, steps)[1]
-  shapes = jax.tree.leaves(results)
-  elements = sum(math.prod(shape.shape[1:]) for shape in shapes)
-  if len(jax.tree.leaves(carry)) == 1 or elements > SMALL:
-    return lax.scan(step, carry, steps, reverse=reverse)
-  structure: Any = jax.tree.structure(results)
-
-  def packed(carry: Any, now: Any) -> tuple[Any, jax.Array]:
-    carry, results = step(carry, now)
-    return carry, jnp.concatenate(jax.tree.leaves(results), -1)
-
-  carry, packs = lax.scan(packed, carry, steps, reverse=reverse)
-  ends = np.cumsum([shape.shape[-1] for shape in shapes])[:-1]
-  return carry, structure.unflatten(jnp.split(packs, ends, -1))
 
 
 def _block_rows(options: Options, arrays: jax.Array) -> int:

@@ -252,6 +252,19 @@ def scan_outputs(jaxpr, found):
 STEPS, BATCH, UNITS = 2048, 4, 8
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_states_and_gates_kept_apart_or_side_by_side(x64, monkeypatch, batch):
+  params = lstm.init(jax.random.key(0), 2, 4, dtype=jnp.float64)
+  arguments = params, draw(2, 5, batch, 2)
+  bars = (
+    draw(3, 5, batch, 4),
+    lstm.LSTMCarry(draw(4, batch, 4), draw(5, batch, 4)),
+  )
+  together = gradients(lstm.apply, arguments, bars)
+  monkeypatch.setattr(blocks, "_SMALL", 0)
+  close(gradients(lstm.apply, arguments, bars), together)
+
+
 def lstm_arguments() -> Any:
   params = jax.eval_shape(lambda: lstm.init(jax.random.key(0), 3, UNITS))
   xs = jax.ShapeDtypeStruct((STEPS, BATCH, 3), jnp.float32)
