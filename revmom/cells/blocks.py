@@ -73,10 +73,11 @@ def scan_steps(
   eight of them, which takes longer than the kernels of a small LSTM.  Cells
   whose state is one array have fewer.
   """
+  if len(jax.tree.leaves(carry)) == 1:
+    return lax.scan(step, carry, steps, reverse=reverse)
   results = jax.eval_shape(jax.vmap(step, (None, 0)), carry, steps)[1]
   shapes = jax.tree.leaves(results)
-  elements = sum(math.prod(shape.shape[1:]) for shape in shapes)
-  if len(jax.tree.leaves(carry)) == 1 or elements > _SMALL:
+  if sum(math.prod(shape.shape[1:]) for shape in shapes) > _SMALL:
     return lax.scan(step, carry, steps, reverse=reverse)
   structure: Any = jax.tree.structure(results)
 

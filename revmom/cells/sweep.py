@@ -110,12 +110,12 @@ def forward(
   dtype = inputs.dtype
   # XLA's CPU compiler would copy products [T, 1, G], and again for the bias.
   single = inputs.shape[1] == 1
-  products = params._replace(bias=None) if single else params
+  unbiased = params._replace(bias=None) if single else params
 
   def block(carry: Any, steps: tuple) -> tuple[Any, Any]:
     times, inputs = steps
     masks = masking.draw(options.rates, key, lengths, times, initial_carry)
-    drive: Any = _drive(products, _valid(masks, inputs))
+    drive: Any = _drive(unbiased, _valid(masks, inputs))
     if single:
       drive = drive[:, 0]
     if not keep:
