@@ -116,7 +116,7 @@ def bits(name: str, optimizer: Any, steps: int = 10_000) -> dict[str, Any]:
     for role, f in dynamics.forgetting(0).items()
   }
   kept = sum(
-    8 * (b.words.size * b.words.dtype.itemsize + 4 * b.remainder.size)
+    8 * (b.words.size * b.words.dtype.itemsize + 4 * b.number.size)
     for b in state.leaves[0].buffers.values()
   )
   return {

@@ -15,13 +15,16 @@ rounded to nearest.  Multiplying by b / b' is then only a change of the base,
     i' = round(N / b'),    r' = N - i' b',                              (1)
 
 which any b' undoes, without waste (the capacity grows by exactly
-log2(b'/b) bits) and without noise (the discarded fraction stays in r').
+log2(b'/b) bits) and without noise (the discarded fraction stays in r').  A
+step leaves N alone, but for what it adds.  The buffer holds N modulo the size
+of an integer, which with i determines r.
 The capacities approximate b_{t+1} = b_t / beta_t; each rounding error is
 carried to the next step.  What float32 leaves out makes the factor of a step
 differ from beta by some 2^-24 of it; reversals do not depend on it.
 
 When the next capacity would pass 2^30, the low 8 bits of every remainder are
-spilled to a row of `words`.  When that happens depends on the betas alone:
+spilled to a row of `words`, and N becomes i b' + r / 2^8 for the smaller
+capacity b' that is left.  When that happens depends on the betas alone:
 `schedule` computes all steps ahead, shapes are static, and nothing waits for
 the host.  With 64-bit integers the capacity stays below 2^62 and words have
 32 bits.
@@ -36,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from revmom.exact import fixed_point
 
@@ -91,6 +94,7 @@ class Schedule(NamedTuple):
 
   spill: jax.Array  # bool: move a word out before multiplying
   row: jax.Array  # int32: of `words`, where it goes
+  capacity: jax.Array  # of the remainder before that
   forward: Ratio
   inverse: Ratio
 
@@ -98,7 +102,7 @@ class Schedule(NamedTuple):
 class BitBuffer(NamedTuple):
   """What multiplications took out of an array of integers."""
 
-  remainder: jax.Array  # like the integers
+  number: jax.Array  # N, modulo the size of an integer, like the integers
   words: jax.Array  # [rows, *integers.shape], uint8 (uint32 for int64)
 
 
@@ -154,13 +158,13 @@ def schedule(forgetting: jax.Array, dtype: DTypeLike = jnp.int32) -> Schedule:
     spill, before, after, error = _next_capacity(
       capacity, error, forgotten, layout_
     )
-    carry = after, error, row + spill.astype(jnp.int32)
-    return carry, (spill, row, before, after)
+    now = spill, row, capacity, before, after
+    return (after, error, row + spill.astype(jnp.int32)), now
 
-  _, (spill, row, before, after) = lax.scan(step, start, forgetting)
-  return Schedule(
-    spill, row, _ratio(before, after, layout_), _ratio(after, before, layout_)
-  )
+  _, (spill, row, capacity, before, after) = lax.scan(step, start, forgetting)
+  forward = _ratio(before, after, layout_)
+  inverse = _ratio(after, before, layout_)
+  return Schedule(spill, row, capacity, forward, inverse)
 
 
 def _next_capacity(capacity, error, forgotten, layout_):
@@ -200,92 +204,128 @@ def _ratio(numerator, denominator, layout_) -> Ratio:
 
 def init(integers: jax.Array, rows: int) -> BitBuffer:
   """An empty buffer for an array of integers, sharded like it."""
+  number = integers * layout(integers.dtype).initial_capacity
+  return BitBuffer(number, empty_words(integers, rows))
+
+
+def empty_words(integers: jax.Array, rows: int) -> jax.Array:
+  """Words for an array of integers, zero."""
   words = jnp.zeros_like(integers, layout(integers.dtype).word_dtype)
-  words = jnp.broadcast_to(words, (rows, *integers.shape))
-  return BitBuffer(jnp.zeros_like(integers), words)
+  return jnp.broadcast_to(words, (rows, *integers.shape))
 
 
-def is_empty(buffer: BitBuffer) -> jax.Array:
-  """Whether nothing is left in the heads of the buffer."""
-  return jnp.all(buffer.remainder == 0)
+def is_empty(integers: jax.Array, buffer: BitBuffer) -> jax.Array:
+  """Whether nothing is left in the heads of a buffer, as before a run."""
+  capacity = layout(integers.dtype).initial_capacity
+  return jnp.all(remainder(integers, buffer.number, capacity) == 0)
 
 
-def rescale(
-  integers: jax.Array, remainder: jax.Array, ratio: Ratio
-) -> tuple[jax.Array, jax.Array]:
-  """Equation (1): the same number N on another base, N = i b + r = i' b' + r'.
+def remainder(
+  integers: jax.Array, number: jax.Array, capacity: ArrayLike
+) -> jax.Array:
+  """r = N - i b, of N modulo the size of an integer."""
+  return number - integers * capacity
+
+
+def rescale(integers: jax.Array, number: jax.Array, ratio: Ratio) -> jax.Array:
+  """Equation (1): the integers of the same number N on another base.
 
   `overflow` stays what it is.
   """
-  quotient = _quotient(integers, remainder, ratio)
-  return quotient, _rest(integers, remainder, quotient, ratio)
+  rest = remainder(integers, number, ratio.numerator)
+  nearest = _nearest(integers, rest, number, ratio)
+  return jnp.where(fixed_point.has_overflowed(integers), integers, nearest)
 
 
-def _rest(integers, remainder, quotient, ratio):
-  """r' = N - i' b', modulo the word size."""
-  whole = remainder + integers * ratio.numerator
-  return whole - quotient * ratio.denominator
+def _nearest(integers, rest, number, ratio, increments=0):
+  """round(N / b') for N = i b + rest + j b', `number` being N modulo.
 
-
-def _quotient(integers, remainder, ratio):
-  """i' = round(N / b').
-
-  It is estimated from limbs of i and b / b', with an error of at most one; the
-  remainder, computed modulo the word size, tells which way.
+  It is estimated from limbs of i and b / b', with an error of at most one: half
+  from the last digit of b / b', half from rounding the sum, and far less than
+  half from floats.  What N leaves beside it tells which way.
   """
   layout_ = layout(integers.dtype)
   limb, mask = layout_.limb, 2**layout_.limb - 1
-  scale = 2.0**limb / ratio.denominator.astype(layout_.float_dtype)
-  carry = jnp.round(remainder.astype(layout_.float_dtype) * scale)
+  real = lambda values: values.astype(layout_.float_dtype)
   high, low = integers >> limb, integers & mask
   ratio_high, ratio_low = ratio.fraction >> limb, ratio.fraction & mask
-  # low * ratio_low matters less than the error that is allowed.
-  middle = high * ratio_low + low * ratio_high
-  middle = middle + carry.astype(integers.dtype) + (1 << (limb - 1))
-  estimate = integers * ratio.whole + high * ratio_high + (middle >> limb)
-  rest = _rest(integers, remainder, estimate, ratio)
+  # Below 2^(limb + 2), where floats resolve a fraction of one.
+  small = real(high) * (real(ratio_low) * 2.0**-limb)
+  small = small + real(low) * (real(ratio.fraction) * 4.0**-limb)
+  small = small + real(rest) * (1 / real(ratio.denominator))
+  estimate = integers * ratio.whole + high * ratio_high + increments
+  estimate = estimate + _round_small(small, integers.dtype)
+  rest = number - estimate * ratio.denominator
   half = ratio.denominator >> 1
   one = jnp.ones((), integers.dtype)
-  quotient = jnp.where(
+  nearest = jnp.where(
     rest >= ratio.denominator - half, estimate + one, estimate
   )
-  quotient = jnp.where(rest < -half, estimate - one, quotient)
-  return jnp.where(fixed_point.has_overflowed(integers), integers, quotient)
+  return jnp.where(rest < -half, estimate - one, nearest)
+
+
+def _round_small(values: jax.Array, dtype: DTypeLike) -> jax.Array:
+  """The nearest integers of floats that leave two bits of their mantissa.
+
+  One sum and one difference, where a conversion would look for values that no
+  integer can hold.
+  """
+  mantissa = jnp.finfo(values.dtype).nmant
+  shift = jnp.asarray(1.5 * 2.0**mantissa, values.dtype)
+  bits = lambda array: lax.bitcast_convert_type(array, dtype)
+  return bits(values + shift) - bits(shift)
 
 
 @custom_vmap
-def _write_row(words, values, spill, row):
-  """words[row] = values, in the words' type, if spill.
+def _write_row(words, integers, number, step):
+  """The low words of all remainders, if step.spill; and a number >= 0 then.
 
   On CPU a branch that is not taken costs nothing; elsewhere it would make the
   host wait for `spill`, so that a row is written at every step.
   """
-
-  def write():
-    low = values.astype(words.dtype)
-    return lax.dynamic_update_index_in_dim(words, low, row, 0)
-
+  write = lambda: _rewrite_row(words, integers, number, step)
+  keep = lambda: (words, jnp.zeros_like(step.row))
   return lax.platform_dependent(
-    cpu=lambda: lax.cond(spill, write, lambda: words),
-    default=lambda: _rewrite_row(words, values, spill, row),
+    cpu=lambda: lax.cond(step.spill, write, keep), default=write
   )
 
 
-def _rewrite_row(words, values, spill, row):
-  kept = lax.dynamic_index_in_dim(words, row, keepdims=False)
-  values = jnp.where(spill, values.astype(words.dtype), kept)
-  return lax.dynamic_update_index_in_dim(words, values, row, 0)
+def _rewrite_row(words, integers, number, step):
+  # A narrow type takes the low bits.
+  low = remainder(integers, number, step.capacity).astype(words.dtype)
+  low = jnp.where(step.spill, low, _row(words, step))
+  return lax.dynamic_update_index_in_dim(words, low, step.row, 0), step.row
 
 
 @_write_row.def_vmap
-def _write_rows(axis_size, batched, words, values, spill, row):
+def _write_rows(axis_size, batched, words, integers, number, step):
   """A batched branch would copy all words at every step; rewrite a row."""
-  words_batched, _, spill_batched, _ = batched
+  words_batched, *others_batched = batched
   if not words_batched:
     words = jnp.broadcast_to(words, (axis_size, *words.shape))
-  axes = [0, *(0 if b else None for b in batched[1:])]
-  write = _rewrite_row if spill_batched else _write_row.fun
-  return jax.vmap(write, axes)(words, values, spill, row), True
+  axes = jax.tree.map(lambda own: 0 if own else None, tuple(others_batched))
+  write = _rewrite_row if others_batched[2].spill else _write_row.fun
+  args = words, integers, number, step
+  return jax.vmap(write, (0, *axes))(*args), (True, True)
+
+
+def _spill(integers, buffer: BitBuffer, step: Schedule) -> BitBuffer:
+  """Moves the low word of every remainder to a row, if there is one."""
+  number, words = buffer
+  shifted = remainder(integers, number, step.capacity)
+  shifted = shifted >> layout(number.dtype).word
+  shifted = shifted + integers * step.forward.numerator
+  number = jnp.where(step.spill, shifted, number)
+  if words.shape[0]:
+    words, written = _write_row(words, integers, buffer.number, step)
+    # Zero, but not to a compiler: had it the choice, it would overwrite the
+    # number before the row is written, and copy it first.
+    number = number ^ (written >> 31).astype(number.dtype)
+  return BitBuffer(number, words)
+
+
+def _row(words: jax.Array, step: Schedule) -> jax.Array:
+  return lax.dynamic_index_in_dim(words, step.row, keepdims=False)
 
 
 def multiply_add(
@@ -293,37 +333,28 @@ def multiply_add(
   buffer: BitBuffer,
   step: Schedule,
   increments: jax.Array,
-  parts: jax.Array | None = None,
+  parts: ArrayLike = 0,
 ) -> tuple[jax.Array, BitBuffer]:
   """i <- round(beta i) + j, keeping in the buffer what rounding takes away.
 
   The remainder is the low digit of N, so that an increment may be finer than
-  the grid: with `parts` N grows by j b' + parts.
+  the grid: N grows by j b' + parts.
 
   Args:
     integers: any shape, int32 or int64; `overflow` stays what it is.
     buffer: of the same shape.
     step: one step and group of a `schedule`, all scalars.
     increments: j, of the same shape and type.
-    parts: of `step.forward.denominator`, at most that many; or None.
+    parts: of `step.forward.denominator`, at most that many.
   """
-  remainder, words = buffer
-  if words.shape[0]:  # a narrow type takes the low bits
-    words = _write_row(words, remainder, step.spill, step.row)
-  remainder = spilled(remainder, step)
-  if parts is not None:
-    remainder = remainder + parts
+  number, words = _spill(integers, buffer, step)
   ratio = step.forward
-  total = fixed_point.add(_quotient(integers, remainder, ratio), increments)
-  # Not from the quotient, which compilers would compute a second time for it.
-  remainder = _rest(integers, remainder, total - increments, ratio)
-  return total, BitBuffer(remainder, words)
-
-
-def spilled(remainder: jax.Array, step: Schedule) -> jax.Array:
-  """The remainder without the word that is spilled before multiplying."""
-  word = layout(remainder.dtype).word
-  return jnp.where(step.spill, remainder >> word, remainder)
+  number = number + increments * ratio.denominator + parts
+  # Not from the parts: compilers would compute them once more.
+  rest = remainder(integers, number, ratio.numerator)
+  rest = rest - increments * ratio.denominator
+  total = _nearest(integers, rest, number, ratio, increments)
+  return fixed_point.mark(total, integers), BitBuffer(number, words)
 
 
 def subtract_divide(
@@ -331,34 +362,32 @@ def subtract_divide(
   buffer: BitBuffer,
   step: Schedule,
   increments: jax.Array,
-  parts: jax.Array | None = None,
+  parts: ArrayLike = 0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Undoes `multiply_add`; returns the integers and the remainder.
+  """Undoes `multiply_add`; returns the integers and the number.
 
   `overflow` stays what it is.  `words` is only read: see `erase`.
   """
-  remainder, words = buffer
-  if parts is not None:
-    remainder = remainder - parts
-  word = layout(integers.dtype).word
+  number, words = buffer
+  number = number - increments * step.inverse.numerator - parts
   difference = fixed_point.subtract(integers, increments)
-  quotient, remainder = rescale(difference, remainder, step.inverse)
-  if words.shape[0]:
-    remainder = lax.cond(
-      step.spill,
-      lambda: (remainder << word) | _row(words, step).astype(remainder.dtype),
-      lambda: remainder,
+  quotient = rescale(difference, number, step.inverse)
+  if not words.shape[0]:
+    return quotient, number
+
+  def restored():
+    rest = remainder(quotient, number, step.inverse.denominator)
+    rest = (rest << layout(rest.dtype).word) | _row(words, step).astype(
+      rest.dtype
     )
-  return quotient, remainder
+    return quotient * step.capacity + rest
 
-
-def _row(words: jax.Array, step: Schedule) -> jax.Array:
-  return lax.dynamic_index_in_dim(words, step.row, keepdims=False)
+  return quotient, lax.cond(step.spill, restored, lambda: number)
 
 
 def erase(words: jax.Array, step: Schedule) -> jax.Array:
   """Zeroes the row that `multiply_add` wrote in this step, if it wrote one."""
   if not words.shape[0]:
     return words
-  zeros = jnp.zeros(words.shape[1:], words.dtype)
-  return _write_row(words, zeros, step.spill, step.row)
+  zeros = jnp.zeros(words.shape[1:], step.capacity.dtype)
+  return _write_row(words, zeros, zeros, step)[0]

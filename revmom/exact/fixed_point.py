@@ -10,6 +10,7 @@ memory of its own and no communication between devices.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 
@@ -78,8 +79,9 @@ def to_fine(
     positive: make at least one part of what is positive.
 
   Returns:
-    Integers (i, f) of the type of `base`, for i + f / base; |f| <= base / 2
-    where i has not overflowed.
+    Integers (i, f) of the type of `base`, for i + f / base; |f| <= base / 2.
+    Where i is too large or not a number it is the largest or the smallest
+    integer, and any sum with it leaves the grid.
 
   >>> to_fine(jnp.array([0.8, -0.8]), 2, jnp.array(100))
   (Array([ 3, -3], dtype=int32), Array([ 20, -20], dtype=int32))
@@ -90,7 +92,28 @@ def to_fine(
   if positive:
     tiny = (scaled > 0) & (whole == 0)
     parts = jnp.where(tiny, jnp.maximum(parts, 1), parts)
-  return to_fixed(values, fraction_bits, base.dtype), parts.astype(base.dtype)
+  return _saturated(whole, base.dtype), parts.astype(base.dtype)
+
+
+def _saturated(whole: jax.Array, dtype: DTypeLike) -> jax.Array:
+  """As integers, an extreme one for what is too large or not a number.
+
+  One operand all along: compilers compute that where they need it, instead of
+  once for all in a program of its own.
+  """
+  signed, unsigned = (
+    (jnp.int64, jnp.uint64)
+    if whole.dtype.itemsize == 8
+    else (jnp.int32, jnp.uint32)
+  )
+  # Of either sign, the bits of a NaN are more than those of infinity.
+  for kind, infinity in (signed, jnp.inf), (unsigned, -jnp.inf):
+    as_bits = lambda values: lax.bitcast_convert_type(values, kind)  # noqa: B023
+    bits = jnp.minimum(
+      as_bits(whole), as_bits(jnp.asarray(infinity, whole.dtype))
+    )
+    whole = lax.bitcast_convert_type(bits, whole.dtype)
+  return whole.astype(dtype)  # saturates
 
 
 def from_fine(
@@ -142,7 +165,7 @@ def add(integers: jax.Array, increments: jax.Array) -> jax.Array:
   >>> add(jnp.array([1, 2**29]), jnp.array([2, 2**29]))
   Array([          3, -2147483648], dtype=int32)
   """
-  return _mark(integers + increments, integers)
+  return mark(integers + increments, integers)
 
 
 def subtract(integers: jax.Array, increments: jax.Array) -> jax.Array:
@@ -151,14 +174,15 @@ def subtract(integers: jax.Array, increments: jax.Array) -> jax.Array:
   >>> subtract(jnp.array([3, overflow(jnp.int32)]), jnp.array([2, 2**29]))
   Array([          1, -2147483648], dtype=int32)
   """
-  return _mark(integers - increments, integers)
+  return mark(integers - increments, integers)
 
 
-def _mark(result: jax.Array, integers: jax.Array) -> jax.Array:
-  """`overflow` where the result or one of its terms is not on the grid.
+def mark(result: jax.Array, integers: jax.Array) -> jax.Array:
+  """`overflow` where a sum or one of its terms is not on the grid.
 
   Where only the increment is `overflow`, which is half a turn, the result
-  wraps around to a place outside of the grid and needs no test of its own.
+  wraps around to a place outside of the grid and needs no test of its own; so
+  it does where the increment is the largest integer.
   """
   outside = (
     has_overflowed(integers)

@@ -19,6 +19,8 @@ FIRST_MOMENT, SECOND_MOMENT = "first_moment", "second_moment"
 class Adam(ReversibleOptimizer, kw_only=True):
   """Adam; build it with `adam` or `adamw`."""
 
+  elementwise = True
+
   b1: Any
   b2: Any
   eps: Any

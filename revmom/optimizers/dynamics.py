@@ -21,12 +21,13 @@ from revmom.exact.bit_buffer import BitBuffer, Schedule
 from revmom.exact.fence import fence
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep
+from revmom.optimizers.packing import Packing
 
 PARAMS, AVERAGE = "params", "average"
 
 
 class Leaf(NamedTuple):
-  """The integers of one parameter array."""
+  """The integers of one parameter array, or of some that are packed."""
 
   params: jax.Array
   slots: dict[str, jax.Array]
@@ -52,7 +53,7 @@ def with_words(leaves: list[Leaf], rows: list[dict[str, int]]) -> list[Leaf]:
   for leaf, own in zip(leaves, rows, strict=True):
     buffers = {
       role: buffer._replace(
-        words=bit_buffer.init(buffer.remainder, own[role]).words
+        words=bit_buffer.empty_words(buffer.number, own[role])
       )
       for role, buffer in leaf.buffers.items()
     }
@@ -94,7 +95,7 @@ class Spills(NamedTuple):
     return total
 
   def state_bytes(self, sizes: list[int]) -> int:
-    """Bytes of integers and remainders."""
+    """Bytes of integers and numbers."""
     arrays = [
       roles + len(self.bounds[part])
       for roles, (part, _) in zip(self.roles, self.groups, strict=True)
@@ -110,6 +111,7 @@ class Dynamics(struct.PyTreeNode):
   hyperparameters: tuple[dict[str, tuple], ...]
   equations: tuple = struct.field(pytree_node=False)  # the parts, emptied
   part: tuple[int, ...] = struct.field(pytree_node=False)  # of each leaf
+  packing: Packing = struct.field(pytree_node=False)  # of arrays in leaves
   steps: int = struct.field(pytree_node=False)
 
   @property
@@ -236,7 +238,8 @@ class Dynamics(struct.PyTreeNode):
       zero = jnp.zeros_like(start)
       slots = {role: zero for role in bits if role != PARAMS}
       multiplied = spills.schedules[part]
-      buffers = {role: bit_buffer.init(zero, 0) for role in multiplied}
+      begun = {PARAMS: start, **slots}
+      buffers = {role: bit_buffer.init(begun[role], 0) for role in multiplied}
       leaves.append(Leaf(start, slots, buffers))
     return with_words(leaves, spills.rows(length))
 
@@ -378,8 +381,7 @@ def value_after(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
   bits = dict(equations.fraction_bits)[role]
   if role not in equations.fine:
     return fixed_point.from_fixed(leaf.of(role), bits, dtype)
-  remainder, base = leaf.buffers[role].remainder, now[role].forward.denominator
-  return fixed_point.from_fine(leaf.of(role), remainder, base, bits, dtype)
+  return _fine_value(leaf, role, now[role].forward.denominator, bits, dtype)
 
 
 def value_before(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
@@ -387,9 +389,13 @@ def value_before(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
   bits = dict(equations.fraction_bits)[role]
   if role not in equations.fine:
     return fixed_point.from_fixed(leaf.of(role), bits, dtype)
-  remainder = bit_buffer.spilled(leaf.buffers[role].remainder, now[role])
-  base = now[role].forward.numerator
-  return fixed_point.from_fine(leaf.of(role), remainder, base, bits, dtype)
+  return _fine_value(leaf, role, now[role].capacity, bits, dtype)
+
+
+def _fine_value(leaf: Leaf, role, capacity, bits, dtype) -> jax.Array:
+  integers, number = leaf.of(role), leaf.buffers[role].number
+  parts = bit_buffer.remainder(integers, number, capacity)
+  return fixed_point.from_fine(integers, parts, capacity, bits, dtype)
 
 
 def _round(equations, role, increment, now) -> tuple:
@@ -397,7 +403,7 @@ def _round(equations, role, increment, now) -> tuple:
   bits = dict(equations.fraction_bits)[role]
   if role not in equations.fine:
     integers = fixed_point.to_fixed(increment, bits, equations.integer)
-    return integers, None
+    return integers, 0
   return fixed_point.to_fine(
     increment,
     bits,
@@ -421,10 +427,10 @@ def _retreat(equations, role, leaf: Leaf, increment, now) -> Leaf:
   if role not in now:
     return leaf.put(role, fixed_point.subtract(leaf.of(role), increment), None)
   buffer = leaf.buffers[role]
-  integers, remainder = bit_buffer.subtract_divide(
+  integers, number = bit_buffer.subtract_divide(
     leaf.of(role), buffer, now[role], increment, parts
   )
-  return leaf.put(role, integers, buffer._replace(remainder=remainder))
+  return leaf.put(role, integers, buffer._replace(number=number))
 
 
 def _widen(values: Any) -> jax.Array:

@@ -118,6 +118,12 @@ def _check_shape(name: str, value: jax.Array, shapes: list) -> None:
       )
 
 
+def is_uniform(values: Sequence) -> bool:
+  """Whether all elements of all leaves have the same value at a step."""
+  shape = jnp.shape(getattr(values[0], "values", values[0]))
+  return len(values) == 1 and len(shape) == isinstance(values[0], PerStep)
+
+
 def at(values: Sequence, leaf: int, step: ArrayLike, dtype: DTypeLike) -> Any:
   """The value for one leaf at one step."""
   value = values[leaf if len(values) > 1 else 0]

@@ -16,8 +16,9 @@ An optimizer states phi, u and the factors; all else is derived here.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from jax import lax
 
 from revmom.exact import bit_buffer, compensated, fixed_point
 from revmom.exact.bit_buffer import Schedule
-from revmom.optimizers import hyperparameters
+from revmom.optimizers import hyperparameters, packing
 from revmom.optimizers.dynamics import (
   AVERAGE,
   PARAMS,
@@ -37,6 +38,7 @@ from revmom.optimizers.dynamics import (
   clip,
   compute_dtype,
 )
+from revmom.optimizers.packing import Packing
 
 DEFAULT_STEPS = 1000
 
@@ -45,11 +47,17 @@ class State(struct.PyTreeNode):
   """Everything needed to go on with a run, or back to its start."""
 
   count: jax.Array  # int32 []: steps taken
-  leaves: list[Leaf]  # one for every parameter array
+  leaves: list[Leaf]  # of the parameter arrays, small ones packed
   schedules: list[dict[str, Schedule]]  # of each part; role -> [steps, groups]
   steps: int = struct.field(pytree_node=False)  # that the buffers can hold
   structure: Any = struct.field(pytree_node=False)  # of the parameters
   dtypes: tuple = struct.field(pytree_node=False)
+  packing: Packing = struct.field(pytree_node=False)
+
+  @property
+  def compute_dtypes(self) -> list[Any]:
+    """Of the float views of the leaves."""
+    return [compute_dtype(d) for d in self.packing.first(self.dtypes)]
 
 
 class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
@@ -78,7 +86,11 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       where their low bits are to stay hidden in the state; None shows all.
     forgetting_varies: whether factors depend on the step even where no
       hyperparameter does.
+    elementwise: whether phi and u of an element depend on nothing but its own
+      gradient and slots, so that small arrays may be packed into one.
   """
+
+  elementwise: ClassVar[bool] = False
 
   learning_rate: Any = None
   weight_decay: Any = None
@@ -177,13 +189,21 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     dynamics = self.resolve(params, steps)
     spills = dynamics.spills()
     arrays, structure = jax.tree.flatten(params)
+    dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
+    packed = dynamics.packing.pack(
+      [
+        jnp.asarray(array, compute_dtype(dtype))
+        for array, dtype in zip(arrays, dtypes, strict=True)
+      ]
+    )
     return State(
       count=jnp.zeros((), jnp.int32),
-      leaves=dynamics.begin(arrays, spills, steps),
+      leaves=dynamics.begin(packed, spills, steps),
       schedules=spills.schedules,
       steps=steps,
       structure=structure,
-      dtypes=tuple(jnp.asarray(array).dtype for array in arrays),
+      dtypes=dtypes,
+      packing=dynamics.packing,
     )
 
   def forward(self, state: State, grad_fn: Callable[[Any], Any]) -> State:
@@ -229,10 +249,10 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
         leaf,
         step,
         dynamics.now(state.schedules, i, step),
-        compute_dtype(dtype),
+        dtype,
       )
       for i, (leaf, dtype) in enumerate(
-        zip(state.leaves, state.dtypes, strict=True)
+        zip(state.leaves, state.compute_dtypes, strict=True)
       )
     ]
     return state.replace(count=step, leaves=leaves)
@@ -258,8 +278,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     which and what to do.
     """
     dynamics = self.resolve_for(state)
-    dtypes = [compute_dtype(dtype) for dtype in state.dtypes]
-    views = dynamics.views(state.leaves, dtypes)
+    views = dynamics.views(state.leaves, state.compute_dtypes)
     return _shown(state, views)
 
   def average_params(self, state: State) -> Any:
@@ -277,8 +296,9 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       raise ValueError(
         "this optimizer keeps no average; use revmom.averaged(optimizer, rho)."
       )
-    dtypes = [compute_dtype(dtype) for dtype in state.dtypes]
-    raw = dynamics.averages(state.leaves, dtypes, state.schedules, state.count)
+    raw = dynamics.averages(
+      state.leaves, state.compute_dtypes, state.schedules, state.count
+    )
     weights = dynamics.average_weights(state.count)
     return _shown(
       state, [a / w.astype(a.dtype) for a, w in zip(raw, weights, strict=True)]
@@ -290,12 +310,12 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     For heavy-ball momentum without decay this is k D log(beta), D being the
     number of parameters: the update is a shear and contributes nothing.
     """
-    sizes = [leaf.params.size for leaf in state.leaves]
-    factors = self.log_factors(state)
     dtype = jnp.result_type(float)
     total = compensated.zero(dtype)
-    for size, factor in zip(sizes, factors, strict=True):
-      total = total.plus(factor.astype(dtype).times(size))
+    for shape, factor in zip(
+      state.packing.shapes, self.log_factors(state), strict=True
+    ):
+      total = total.plus(factor.astype(dtype).times(math.prod(shape)))
     return total.total
 
   def log_factors(self, state: State) -> list[compensated.Sum]:
@@ -304,7 +324,8 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     `log_det` is the sum of these times the sizes of the arrays; the sums are
     in twice the precision of the integers' floats.
     """
-    return self.resolve_for(state).log_factors(state.count)
+    factors = self.resolve_for(state).log_factors(state.count)
+    return state.packing.each(factors)
 
   def check(self, state: State) -> None:
     """Raises if any value left its grid in any step up to this state.
@@ -314,17 +335,23 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     """
     names = [
       jax.tree_util.keystr(path) or "params"
-      for path, _ in jax.tree.leaves_with_path(
-        jax.tree.unflatten(state.structure, state.leaves),
-        is_leaf=lambda node: isinstance(node, Leaf),
-      )
+      for path, _ in jax.tree.leaves_with_path(like_params(state))
     ]
-    dynamics = self.resolve_for(state)
-    for i, (name, leaf) in enumerate(zip(names, state.leaves, strict=True)):
-      count = int(jnp.sum(overflowed(leaf)))
-      if count:
-        equations = dynamics.equations[dynamics.part[i]]
-        raise ValueError(_overflow_message(equations, name, leaf, count, state))
+    known = self.resolve_for(state)
+    for leaf, group, part in zip(
+      state.leaves, state.packing.groups, known.part, strict=True
+    ):
+      equations = known.equations[part]
+      flags = {
+        role: state.packing.split(
+          fixed_point.has_overflowed(leaf.of(role)), group
+        )
+        for role in equations.roles
+      }
+      for i in group:
+        own = {role: np.asarray(flag[i]) for role, flag in flags.items()}
+        if any(flag.any() for flag in own.values()):
+          raise ValueError(_overflow_message(equations, names[i], own, state))
 
   # Machinery shared with the drivers of whole runs.
 
@@ -341,7 +368,9 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     """The length of the hyperparameters' step axis, if one has it."""
     return hyperparameters.num_steps(self.hyperparameters())
 
-  def resolve(self, params: Any, steps: int) -> Dynamics:
+  def resolve(
+    self, params: Any, steps: int, packing: Packing | None = None
+  ) -> Dynamics:
     """The dynamics of a run; hyperparameters differentiate through it."""
     parts, shared = self.parts(params)
     hypers = [optimizer.hyperparameters() for optimizer, _ in parts]
@@ -361,7 +390,10 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     for number, (_, leaves) in enumerate(parts):
       for leaf in leaves:
         part[leaf] = number
-    return Dynamics(values, tuple(equations), tuple(part), steps)
+    if packing is None:
+      packing = _packing(params, equations, values, part)
+    part = tuple(packing.first(part))
+    return Dynamics(values, tuple(equations), part, packing, steps)
 
   def parts(self, params: Any) -> tuple[list[tuple[Any, list[int]]], dict]:
     """(optimizer, its leaves) of each part, and what concerns all leaves."""
@@ -371,8 +403,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
 
   def resolve_for(self, state: State) -> Dynamics:
     """The dynamics of the run that a state belongs to."""
-    params = [leaf.params for leaf in state.leaves]
-    return self.resolve(state.structure.unflatten(params), state.steps)
+    return self.resolve(like_params(state), state.steps, state.packing)
 
   def check_params(self, params: Any) -> None:
     """Raises ValueError for parameters that can't live on the grid."""
@@ -408,29 +439,68 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     self, dynamics: Dynamics, state: State, grad_fn: Callable[[Any], Any]
   ) -> list[jax.Array]:
     """The gradients that a step consumes: checked, transformed, flat."""
-    dtypes = [compute_dtype(dtype) for dtype in state.dtypes]
-    views = dynamics.views(state.leaves, dtypes)
-    casts = [v.astype(d) for v, d in zip(views, state.dtypes, strict=True)]
-    params = state.structure.unflatten(lax.optimization_barrier(casts))
+    views = dynamics.views(state.leaves, state.compute_dtypes)
+    params = lax.optimization_barrier(as_params(state, views))
     gradients = lax.optimization_barrier(grad_fn(params))
     check_like("gradients", gradients, params)
     widen = lambda array: array.astype(compute_dtype(array.dtype))
     gradients = self.transform(
       jax.tree.map(widen, gradients), jax.tree.map(widen, params)
     )
-    clipped = clip(jax.tree.leaves(gradients), dynamics.thresholds(state.count))
+    packed = state.packing.pack(jax.tree.leaves(gradients))
+    clipped = clip(packed, dynamics.thresholds(state.count))
     return lax.optimization_barrier(clipped)
+
+
+def _packing(
+  params: Any, equations: list, values: tuple, part: list
+) -> Packing:
+  """Of arrays whose elements all obey the same equations."""
+  uniform = all(
+    hyperparameters.is_uniform(value)
+    for own in values
+    for value in own.values()
+  )
+  arrays = jax.tree.leaves(params)
+  kinds = [
+    (number, compute_dtype(jnp.result_type(array)))
+    if uniform and equations[number].elementwise
+    else None
+    for array, number in zip(arrays, part, strict=True)
+  ]
+  return packing.make(arrays, kinds)
+
+
+def like_params(state: State) -> Any:
+  """Shapes and types of the parameters of a state."""
+  return state.structure.unflatten(
+    [
+      jax.ShapeDtypeStruct(shape, dtype)
+      for shape, dtype in zip(state.packing.shapes, state.dtypes, strict=True)
+    ]
+  )
+
+
+def as_params(state: State, views: list[jax.Array]) -> Any:
+  """Floats of the leaves of a state as parameters of their own types."""
+  return state.structure.unflatten(
+    [
+      view.astype(dtype)
+      for view, dtype in zip(
+        state.packing.unpack(views), state.dtypes, strict=True
+      )
+    ]
+  )
 
 
 def _shown(state: State, views: list[jax.Array]) -> Any:
   """Floats as parameters of a state, NaN where it left a grid."""
-  return state.structure.unflatten(
+  return as_params(
+    state,
     [
-      jnp.where(overflowed(leaf), jnp.nan, view).astype(dtype)
-      for leaf, view, dtype in zip(
-        state.leaves, views, state.dtypes, strict=True
-      )
-    ]
+      jnp.where(overflowed(leaf), jnp.nan, view)
+      for leaf, view in zip(state.leaves, views, strict=True)
+    ],
   )
 
 
@@ -469,16 +539,17 @@ def _erase(leaf: Leaf, now: dict[str, Schedule]) -> Leaf:
   return leaf._replace(buffers=buffers)
 
 
-def _overflow_message(equations, name, leaf, count, state) -> str:
+def _overflow_message(equations, name, flags, state) -> str:
+  outside = np.any(list(flags.values()), axis=0)
   guilty = [
     f"{role} (fraction bits {bits}, so at most "
     f"{fixed_point.largest(bits, equations.integer):g})"
     for role, bits in equations.fraction_bits
-    if bool(jnp.any(fixed_point.has_overflowed(leaf.of(role))))
+    if flags[role].any()
   ]
   return (
-    f"{count} of {leaf.params.size} elements of the parameter array {name}, "
-    f"shape {leaf.params.shape}, left the grid of {' and '.join(guilty)} "
+    f"{outside.sum()} of {outside.size} elements of the parameter array "
+    f"{name}, shape {outside.shape}, left the grid of {' and '.join(guilty)} "
     "within the run: a value or gradient was NaN or too large, more than "
     f"the {state.steps} steps of `init` were taken, more were undone than "
     "taken, or the factors were smaller than the floors "

@@ -20,6 +20,8 @@ SQUARES, VELOCITY = "squares", "velocity"
 class RMSProp(ReversibleOptimizer, kw_only=True):
   """RMSProp with momentum; build it with `rmsprop`."""
 
+  elementwise = True
+
   decay: Any
   momentum: Any
   eps: Any
@@ -54,6 +56,8 @@ class RMSProp(ReversibleOptimizer, kw_only=True):
 
 class Adagrad(ReversibleOptimizer, kw_only=True):
   """Adagrad with momentum; build it with `adagrad`."""
+
+  elementwise = True
 
   momentum: Any
   initial_accumulator_value: Any

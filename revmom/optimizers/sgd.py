@@ -19,6 +19,8 @@ FORMS = ("heavy_ball", "ema", "trace")
 class SGD(ReversibleOptimizer, kw_only=True):
   """Momentum SGD; build it with `sgd`."""
 
+  elementwise = True
+
   momentum: Any
   form: str = struct.field(pytree_node=False, default="heavy_ball")
 

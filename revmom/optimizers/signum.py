@@ -19,6 +19,8 @@ MOMENTUM = "momentum"
 class Signum(ReversibleOptimizer, kw_only=True):
   """Signum; build it with `signum`."""
 
+  elementwise = True
+
   momentum: Any
   fine: tuple[str, ...] = struct.field(pytree_node=False, default=(MOMENTUM,))
 

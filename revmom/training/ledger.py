@@ -12,6 +12,7 @@ and the numbers of elements stay integers.  Variances add up, as the directions
 of each estimate are its own; bounds of biases add up too.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -150,7 +151,7 @@ def add_run(
   >>> print(f"{total(book).value:.4f} = {optimizer.log_det(state):.4f}")
   -9.4824 = -9.4824
   """
-  sizes = tuple(int(leaf.params.size) for leaf in state.leaves)
+  sizes = tuple(math.prod(shape) for shape in state.packing.shapes)
   if sizes != ledger.sizes:
     raise ValueError(
       f"the state has parameter arrays of sizes {sizes}, the ledger of "

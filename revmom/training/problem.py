@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.optimizers.dynamics import compute_dtype
+from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import ReversibleOptimizer
 from revmom.training import run as runs
 from revmom.training import second_order
@@ -54,6 +55,7 @@ def pose(
   checksum_every: int,
   mode: str,
   optimizer: ReversibleOptimizer,
+  packing: Packing,
 ) -> tuple[runs.Problem, Pieces]:
   """The static problem of a run, and the arrays it depends on."""
   second_order.check_mode(mode)
@@ -96,7 +98,7 @@ def pose(
     merge=lambda others, chosen: others,
     transform=transform,
     evaluate=evaluate,
-    dtypes=tuple(compute_dtype(dtype) for dtype in dtypes),
+    dtypes=tuple(compute_dtype(dtype) for dtype in packing.first(dtypes)),
     checksum_every=checksum_every,
   )
   return problem, Pieces(shared, source.stacked)

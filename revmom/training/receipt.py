@@ -69,12 +69,10 @@ def checksum(leaves: list[Leaf]) -> jax.Array:
   """A hash of all integers, uint32 []; sums, so that sharding can't matter."""
   total = jnp.zeros((), jnp.uint32)
   for number, leaf in enumerate(leaves):
-    remainders = [
-      buffer.remainder for _, buffer in sorted(leaf.buffers.items())
-    ]
+    numbers = [buffer.number for _, buffer in sorted(leaf.buffers.items())]
     slots = [z for _, z in sorted(leaf.slots.items())]
     mixed = jnp.full((), 2 * number + 1, jnp.uint32)
-    for integers in [leaf.params, *slots, *remainders]:
+    for integers in [leaf.params, *slots, *numbers]:
       folded = integers.astype(jnp.uint32)
       if integers.dtype == jnp.int64:
         folded = folded ^ (integers >> 32).astype(jnp.uint32)
@@ -104,11 +102,15 @@ def of_reversal(
       for leaf, first in zip(back.leaves, initial, strict=True)
     ]
   slots = [z for leaf in back.leaves for z in leaf.slots.values()]
-  buffers = [b for leaf in back.leaves for b in leaf.buffers.values()]
+  empty = [
+    bit_buffer.is_empty(leaf.of(role), buffer)
+    for leaf in back.leaves
+    for role, buffer in leaf.buffers.items()
+  ]
   return Receipt(
     params_restored=every(restored),
     slots_restored=every([jnp.all(z == 0) for z in slots]),
-    buffers_empty=every([bit_buffer.is_empty(buffer) for buffer in buffers]),
+    buffers_empty=every(empty),
     in_range=every([~jnp.any(overflowed(leaf)) for leaf in final]),
     diverged_at=back.diverged_at,
   )

@@ -7,6 +7,7 @@ for it (docs/design.md).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +49,7 @@ class Problem(NamedTuple):
   merge: Callable[[Any, Any], Any]  # (others, differentiated ones) -> others
   transform: Callable[[list, list], list]  # (gradients, views) -> gradients
   evaluate: Callable  # second_order.forward_over_reverse or the other
-  dtypes: tuple  # of the views
+  dtypes: tuple  # of the floats of leaves
   checksum_every: int
 
 
@@ -62,7 +63,18 @@ class Inputs(NamedTuple):
 
 
 def _views(problem: Problem, dynamics: Dynamics, leaves: list[Leaf]) -> list:
-  return lax.optimization_barrier(dynamics.views(leaves, problem.dtypes))
+  """The parameters as floats: a loss never sees that some are packed."""
+  packed = dynamics.views(leaves, problem.dtypes)
+  return lax.optimization_barrier(dynamics.packing.unpack(packed))
+
+
+def _consumed(
+  problem: Problem, dynamics: Dynamics, gradients: list, views: list, limits
+) -> list:
+  """The gradients that a step consumes: transformed, packed, clipped."""
+  return clip(
+    dynamics.packing.pack(problem.transform(gradients, views)), limits
+  )
 
 
 def _item(stacked: list[jax.Array], step: jax.Array) -> list[jax.Array]:
@@ -128,8 +140,8 @@ def forward_steps(
       views, (shared, _item(stacked, t)), t
     )
     gradients = lax.optimization_barrier(gradients)
-    gradients = clip(
-      problem.transform(gradients, views), dynamics.thresholds(t)
+    gradients = _consumed(
+      problem, dynamics, gradients, views, dynamics.thresholds(t)
     )
     gradients = lax.optimization_barrier(gradients)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
@@ -275,12 +287,10 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
       views, problem.merge(others, chosen), t
     )
     _, raw, loss_pullback = problem.evaluate(loss, views, chosen)
-
-  def consumed(raw, views, thresholds):
-    return clip(problem.transform(raw, views), thresholds)
-
   raw = lax.optimization_barrier(raw)
-  gradients, consumed_pullback = jax.vjp(consumed, raw, views, thresholds)
+  gradients, consumed_pullback = jax.vjp(
+    partial(_consumed, problem, dynamics), raw, views, thresholds
+  )
   gradients = lax.optimization_barrier(gradients)
   before = [
     dynamics.undo_increments(i, leaf, gradient, t, now[i])
@@ -298,7 +308,9 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
       hyperparameters=accumulate_thresholds(
         adjoint.hyperparameters, thresholds_bar, t
       ),
-      params=tree_sum(adjoint.params, views_bar, params_bar),
+      params=tree_sum(
+        adjoint.params, dynamics.packing.pack(tree_sum(views_bar, params_bar))
+      ),
       shared=tree_sum(adjoint.shared, chosen_bar[0]),
       stacked=[
         total.at[t].set(bar)

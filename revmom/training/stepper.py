@@ -5,8 +5,11 @@ from typing import Any
 
 import jax
 
-from revmom.optimizers.dynamics import compute_dtype
-from revmom.optimizers.reversible import ReversibleOptimizer, State
+from revmom.optimizers.reversible import (
+  ReversibleOptimizer,
+  State,
+  as_params,
+)
 
 
 class Stepper:
@@ -78,11 +81,7 @@ class Stepper:
 
   def _float_params(self, state: State) -> Any:
     dynamics = self.optimizer.resolve_for(state)
-    dtypes = [compute_dtype(dtype) for dtype in state.dtypes]
-    views = dynamics.views(state.leaves, dtypes)
-    return state.structure.unflatten(
-      [view.astype(d) for view, d in zip(views, state.dtypes, strict=True)]
-    )
+    return as_params(state, dynamics.views(state.leaves, state.compute_dtypes))
 
   def _consume(self, state: State, gradients: Any) -> State:
     consumed = self.optimizer.gradients(

@@ -8,8 +8,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import with_words
-from revmom.optimizers.reversible import ReversibleOptimizer, State
+from revmom.optimizers.dynamics import compute_dtype, with_words
+from revmom.optimizers.reversible import (
+  ReversibleOptimizer,
+  State,
+  as_params,
+  like_params,
+)
 from revmom.training import plan as plans
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
@@ -106,6 +111,7 @@ def train(
   """
   optimizer.check_params(params)
   steps = run_length(optimizer, batches, num_steps)
+  dynamics = optimizer.resolve(params, steps)
   problem, pieces = pose(
     loss_fn,
     params,
@@ -114,46 +120,48 @@ def train(
     checksum_every,
     second_order_mode,
     optimizer,
+    dynamics.packing,
   )
-  dynamics = optimizer.resolve(params, steps)
   spills = dynamics.spills()
   structure: Any
   arrays, structure = jax.tree.flatten(params)
-  plan = plans.make(steps, _costs(arrays, spills), memory_budget, words)
+  dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
+  packed = dynamics.packing.pack(
+    [
+      jnp.asarray(array, compute_dtype(dtype))
+      for array, dtype in zip(arrays, dtypes, strict=True)
+    ]
+  )
+  plan = plans.make(steps, _costs(packed, spills), memory_budget, words)
   views, averages, losses, extra = differentiable(
     problem, plan, dynamics, spills
   )(
     dynamics.hyperparameters,
     (spills.schedules, spills.valid),
-    [
-      jnp.asarray(a).astype(d)
-      for a, d in zip(arrays, problem.dtypes, strict=True)
-    ],
+    packed,
     pieces.shared,
     pieces.stacked,
   )
-  dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
   state = RunState(
     count=jnp.asarray(steps, jnp.int32),
     schedules=spills.schedules,
     steps=steps,
     structure=structure,
     dtypes=dtypes,
+    packing=dynamics.packing,
     plan=plan,
     checksum_every=checksum_every,
     fingerprint=receipts.fingerprint(),
     **extra,
   )
-  cast = lambda views: structure.unflatten(
-    [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
-  )
   average = None
   if averages:
     weights = dynamics.average_weights(jnp.asarray(steps))
-    average = cast(
-      [a / w.astype(a.dtype) for a, w in zip(averages, weights, strict=True)]
+    average = as_params(
+      state,
+      [a / w.astype(a.dtype) for a, w in zip(averages, weights, strict=True)],
     )
-  run = Run(cast(views), losses, state, average)
+  run = Run(as_params(state, views), losses, state, average)
   if hyperparameters.concrete(run.losses) is not None:
     optimizer.check(state)
   return run
@@ -191,23 +199,18 @@ def rewind(
       "the run was made in another environment, whose gradients may differ in "
       "their last bits: " + "; ".join(changed)
     )
-  params = state.structure.unflatten(
-    [
-      jax.ShapeDtypeStruct(leaf.params.shape, dtype)
-      for leaf, dtype in zip(state.leaves, state.dtypes, strict=True)
-    ]
-  )
   run_length(optimizer, batches, state.steps)
   problem, pieces = pose(
     loss_fn,
-    params,
+    like_params(state),
     batches,
     args,
     state.checksum_every,
     "reverse_over_reverse",
     optimizer,
+    state.packing,
   )
-  dynamics = optimizer.resolve(params, state.steps)
+  dynamics = optimizer.resolve_for(state)
   spills = dynamics.spills()._replace(schedules=state.schedules)
   inputs = runs.Inputs(dynamics, spills, pieces.shared, pieces.stacked)
   back = runs.backward(
@@ -229,6 +232,7 @@ def rewind(
     steps=state.steps,
     structure=state.structure,
     dtypes=state.dtypes,
+    packing=state.packing,
   )
   return Rewound(optimizer.params(start), start, receipt)
 

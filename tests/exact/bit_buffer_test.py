@@ -87,21 +87,22 @@ def rows(elements):
 _rescale = jax.jit(bit_buffer.rescale)
 
 
+def wrapped(numbers, bits):
+  """Modulo the word size, as signed integers."""
+  half = 2 ** (bits - 1)
+  return integers([(n + half) % (2 * half) - half for n in numbers], bits)
+
+
 def check_rescale(drawn, bits):
-  i, r, before, after = (list(column) for column in zip(*drawn, strict=True))
-  product, remainder = _rescale(
-    integers(i, bits), integers(r, bits), ratio(before, after, bits)
-  )
-  for n, product_, remainder_ in zip(
-    drawn, ints(product), ints(remainder), strict=True
-  ):
+  i, _, before, after = (list(column) for column in zip(*drawn, strict=True))
+  number = wrapped([i_ * b + r for i_, r, b, _ in drawn], bits)
+  product = _rescale(integers(i, bits), number, ratio(before, after, bits))
+  for n, product_ in zip(drawn, ints(product), strict=True):
     i_, r_, b, c = n
-    assert i_ * b + r_ == product_ * c + remainder_
-    assert -(c >> 1) <= remainder_ < c - (c >> 1)
+    assert -(c >> 1) <= i_ * b + r_ - product_ * c < c - (c >> 1)
     assert abs(product_ - Fraction(i_ * b, c)) <= 1
-  back = _rescale(product, remainder, ratio(after, before, bits))
-  assert ints(back[0]) == i
-  assert ints(back[1]) == r
+  back = _rescale(product, number, ratio(after, before, bits))
+  assert ints(back) == i
 
 
 @quick
@@ -159,7 +160,7 @@ def forward_walk(start, increments, schedule, row_count):
   def step(carry, inputs):
     now, increment = inputs
     value, buffer = multiply_add(*carry, now, increment)
-    return (value, buffer), (value, buffer.remainder)
+    return (value, buffer), (value, buffer.number)
 
   carry = start, bit_buffer.init(start, row_count)
   return lax.scan(step, carry, (schedule, increments))
@@ -169,10 +170,10 @@ def inverse_walk(end, increments, schedule):
   def step(carry, inputs):
     value, buffer = carry
     now, increment = inputs
-    visited = value, buffer.remainder
-    value, remainder = subtract_divide(value, buffer, now, increment)
+    visited = value, buffer.number
+    value, number = subtract_divide(value, buffer, now, increment)
     words = erase(buffer.words, now)
-    return (value, bit_buffer.BitBuffer(remainder, words)), visited
+    return (value, bit_buffer.BitBuffer(number, words)), visited
 
   return lax.scan(step, end, (schedule, increments), reverse=True)
 
@@ -191,13 +192,13 @@ def check_walk(start, increments, forgetting, bits):
   schedule, end, visited, back, _ = there_and_back(
     integers(start, bits), integers(increments, bits), forgetting, WALK
   )
-  spill, row, forward, inverse = jax.tree.map(ints, schedule)
+  spill, row, full, forward, inverse = jax.tree.map(ints, schedule)
   values, remainders = list(start), [0] * SIZE
   words = [[0] * SIZE for _ in range(WALK)]
   capacity, next_row = 2 ** (2 * LIMB[bits] - word), 0
   for t in range(WALK):
     before, after = forward.numerator[t], forward.denominator[t]
-    assert row[t] == next_row
+    assert row[t] == next_row and full[t] == capacity
     if spill[t]:
       # The remainder of half a capacity still fits, and the next one does.
       assert before << word > capacity
@@ -218,11 +219,14 @@ def check_walk(start, increments, forgetting, bits):
       )
       values[k] += increments[t][k]
     assert ints(visited[0][t]) == values
-    assert ints(visited[1][t]) == remainders
+    number = [
+      value * after + r for value, r in zip(values, remainders, strict=True)
+    ]
+    assert ints(visited[1][t]) == ints(wrapped(number, bits))
     capacity = after
   assert ints(end[1].words) == sum(words, [])
   assert ints(back[0]) == list(start)
-  assert not any(ints(back[1].remainder)) and not any(ints(back[1].words))
+  assert bool(bit_buffer.is_empty(*back)) and not any(ints(back[1].words))
 
 
 @st.composite
@@ -291,7 +295,7 @@ def check_long_round_trip(bits):
   for there, here in zip(visited, revisited, strict=True):
     np.testing.assert_array_equal(there, here)
   np.testing.assert_array_equal(back[0], start)
-  assert bool(bit_buffer.is_empty(back[1]))
+  assert bool(bit_buffer.is_empty(*back))
   assert not np.any(back[1].words)
   assert np.any(end[1].words)
   # A group writes no row beyond those that it is said to need.
@@ -452,7 +456,7 @@ def test_vmap_over_betas():
 
   end, back = jax.jit(jax.vmap(round_trip))(value, forgetting)
   np.testing.assert_array_equal(back[0], value)
-  assert not any(np.any(leaf) for leaf in jax.tree.leaves(back[1]))
+  assert bool(bit_buffer.is_empty(*back)) and not np.any(back[1].words)
   alone = jax.jit(round_trip)(value[1], forgetting[1])[0]
   np.testing.assert_array_equal(end[0][1], alone[0])
   np.testing.assert_array_equal(end[1].words[1], alone[1].words)
@@ -480,13 +484,13 @@ def finer_numbers(draw, bits):
 @jax.jit
 def _there_and_back(i, r, forward, inverse, j, parts):
   never, row = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-  step = bit_buffer.Schedule(never, row, forward, inverse)
-  total, buffer = bit_buffer.multiply_add(
-    i, bit_buffer.init(i, 0)._replace(remainder=r), step, j, parts
-  )
-  return (total, buffer.remainder), bit_buffer.subtract_divide(
-    total, buffer, step, j, parts
-  )
+  capacity = forward.numerator
+  step = bit_buffer.Schedule(never, row, capacity, forward, inverse)
+  full = bit_buffer.init(i, 0)._replace(number=i * capacity + r)
+  total, buffer = bit_buffer.multiply_add(i, full, step, j, parts)
+  back, number = bit_buffer.subtract_divide(total, buffer, step, j, parts)
+  head = bit_buffer.remainder(total, buffer.number, forward.denominator)
+  return (total, head), (back, bit_buffer.remainder(back, number, capacity))
 
 
 def check_finer(drawn, bits):
