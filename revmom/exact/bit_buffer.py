@@ -233,35 +233,34 @@ def rescale(integers: jax.Array, number: jax.Array, ratio: Ratio) -> jax.Array:
   `overflow` stays what it is.
   """
   rest = remainder(integers, number, ratio.numerator)
-  nearest = _nearest(integers, rest, number, ratio)
+  whole = integers * ratio.whole
+  nearest = _nearest(integers, rest, number, ratio, ratio.fraction, whole)
   return jnp.where(fixed_point.has_overflowed(integers), integers, nearest)
 
 
-def _nearest(integers, rest, number, ratio, increments=0):
+def _nearest(integers, rest, number, ratio, fraction, summand):
   """round(N / b') for N = i b + rest + j b', `number` being N modulo.
 
-  It is estimated from limbs of i and b / b', with an error of at most one: half
-  from the last digit of b / b', half from rounding the sum, and far less than
-  half from floats.  What N leaves beside it tells which way.
+  It is estimated as the product of i and `fraction`, in limbs, plus `summand`
+  (j, and what `fraction` leaves out of b / b'), with an error of at most one:
+  half from the last digit of the fraction, half from rounding the sum, and far
+  less than half from floats.  What N leaves beside it tells which way.
   """
   layout_ = layout(integers.dtype)
   limb, mask = layout_.limb, 2**layout_.limb - 1
   real = lambda values: values.astype(layout_.float_dtype)
   high, low = integers >> limb, integers & mask
-  ratio_high, ratio_low = ratio.fraction >> limb, ratio.fraction & mask
   # Below 2^(limb + 2), where floats resolve a fraction of one.
-  small = real(high) * (real(ratio_low) * 2.0**-limb)
-  small = small + real(low) * (real(ratio.fraction) * 4.0**-limb)
+  small = real(high) * (real(fraction & mask) * 2.0**-limb)
+  small = small + real(low) * (real(fraction) * 4.0**-limb)
   small = small + real(rest) * (1 / real(ratio.denominator))
-  estimate = integers * ratio.whole + high * ratio_high + increments
+  estimate = high * (fraction >> limb) + summand
   estimate = estimate + _round_small(small, integers.dtype)
-  rest = number - estimate * ratio.denominator
+  beside = number - estimate * ratio.denominator
   half = ratio.denominator >> 1
-  one = jnp.ones((), integers.dtype)
-  nearest = jnp.where(
-    rest >= ratio.denominator - half, estimate + one, estimate
-  )
-  return jnp.where(rest < -half, estimate - one, nearest)
+  above = beside >= ratio.denominator - half
+  below = beside < -half
+  return estimate + above.astype(number.dtype) - below.astype(number.dtype)
 
 
 def _round_small(values: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -310,18 +309,16 @@ def _write_rows(axis_size, batched, words, integers, number, step):
 
 
 def _spill(integers, buffer: BitBuffer, step: Schedule) -> BitBuffer:
-  """Moves the low word of every remainder to a row, if there is one."""
+  """Moves the low word of every remainder to a row."""
   number, words = buffer
+  words, written = _write_row(words, integers, number, step)
+  # Zero, but not to a compiler: had it the choice, it would overwrite the
+  # number before the row is written, and copy it first.
+  zero = (written >> 31).astype(number.dtype)
   shifted = remainder(integers, number, step.capacity)
   shifted = shifted >> layout(number.dtype).word
   shifted = shifted + integers * step.forward.numerator
-  number = jnp.where(step.spill, shifted, number)
-  if words.shape[0]:
-    words, written = _write_row(words, integers, buffer.number, step)
-    # Zero, but not to a compiler: had it the choice, it would overwrite the
-    # number before the row is written, and copy it first.
-    number = number ^ (written >> 31).astype(number.dtype)
-  return BitBuffer(number, words)
+  return BitBuffer(jnp.where(step.spill, shifted, number) ^ zero, words)
 
 
 def _row(words: jax.Array, step: Schedule) -> jax.Array:
@@ -347,13 +344,17 @@ def multiply_add(
     increments: j, of the same shape and type.
     parts: of `step.forward.denominator`, at most that many.
   """
-  number, words = _spill(integers, buffer, step)
+  if buffer.words.shape[0]:  # else no step spills
+    buffer = _spill(integers, buffer, step)
+  number, words = buffer
   ratio = step.forward
   number = number + increments * ratio.denominator + parts
   # Not from the parts: compilers would compute them once more.
   rest = remainder(integers, number, ratio.numerator)
   rest = rest - increments * ratio.denominator
-  total = _nearest(integers, rest, number, ratio, increments)
+  # At most one, b being at most b'.
+  fraction = (ratio.whole << 2 * layout(number.dtype).limb) + ratio.fraction
+  total = _nearest(integers, rest, number, ratio, fraction, increments)
   return fixed_point.mark(total, integers), BitBuffer(number, words)
 
 

@@ -66,32 +66,44 @@ def to_fixed(
   return jnp.where(inside, rounded, jnp.asarray(overflow(dtype), dtype))
 
 
+def to_increment(
+  values: jax.Array, fraction_bits: int, dtype: DTypeLike = jnp.int32
+) -> jax.Array:
+  """Rounds floats to the grid, for `add` and `subtract`.
+
+  What is too large, or not a number, becomes half a turn or one less, and any
+  sum with it leaves the grid.
+
+  >>> to_increment(jnp.array([0.75, -0.75, jnp.nan]), 2)
+  Array([         3,         -3, 2147483647], dtype=int32)
+  """
+  scaled = values * jnp.asarray(2.0**fraction_bits, values.dtype)
+  return _saturated(jnp.round(scaled), dtype)
+
+
 def to_fine(
   values: jax.Array, fraction_bits: int, base: jax.Array, positive: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-  """Rounds floats to a grid that is `base` times finer.
+  """Rounds floats to a grid that is `base` times finer, like `to_increment`.
 
   Args:
     values: floats of any shape that no compiler can see a product in: see
       `fence`.
     fraction_bits: of the coarse grid.
     base: parts of a unit of the coarse grid, int32 or int64 [].
-    positive: make at least one part of what is positive.
+    positive: round parts up, so that nothing positive becomes zero.
 
   Returns:
-    Integers (i, f) of the type of `base`, for i + f / base; |f| <= base / 2.
-    Where i is too large or not a number it is the largest or the smallest
-    integer, and any sum with it leaves the grid.
+    Integers (i, f) of the type of `base`, for i + f / base; |f| <= base / 2
+    (and one part more where it is rounded up).
 
   >>> to_fine(jnp.array([0.8, -0.8]), 2, jnp.array(100))
   (Array([ 3, -3], dtype=int32), Array([ 20, -20], dtype=int32))
   """
   scaled = values * jnp.asarray(2.0**fraction_bits, values.dtype)
   whole = jnp.round(scaled)
-  parts = jnp.round((scaled - whole) * base.astype(values.dtype))
-  if positive:
-    tiny = (scaled > 0) & (whole == 0)
-    parts = jnp.where(tiny, jnp.maximum(parts, 1), parts)
+  parts = (scaled - whole) * base.astype(values.dtype)
+  parts = jnp.ceil(parts) if positive else jnp.round(parts)
   return _saturated(whole, base.dtype), parts.astype(base.dtype)
 
 
@@ -106,14 +118,13 @@ def _saturated(whole: jax.Array, dtype: DTypeLike) -> jax.Array:
     if whole.dtype.itemsize == 8
     else (jnp.int32, jnp.uint32)
   )
-  # Of either sign, the bits of a NaN are more than those of infinity.
-  for kind, infinity in (signed, jnp.inf), (unsigned, -jnp.inf):
-    as_bits = lambda values: lax.bitcast_convert_type(values, kind)  # noqa: B023
-    bits = jnp.minimum(
-      as_bits(whole), as_bits(jnp.asarray(infinity, whole.dtype))
-    )
+  extreme = 2.0 ** (jnp.iinfo(dtype).bits - 1)
+  # The bits of a NaN are more than those of any number of the same sign.
+  for kind, bound in (signed, extreme), (unsigned, -extreme):
+    limits = lax.bitcast_convert_type(jnp.asarray(bound, whole.dtype), kind)
+    bits = jnp.minimum(lax.bitcast_convert_type(whole, kind), limits)
     whole = lax.bitcast_convert_type(bits, whole.dtype)
-  return whole.astype(dtype)  # saturates
+  return whole.astype(dtype)
 
 
 def from_fine(
@@ -180,13 +191,11 @@ def subtract(integers: jax.Array, increments: jax.Array) -> jax.Array:
 def mark(result: jax.Array, integers: jax.Array) -> jax.Array:
   """`overflow` where a sum or one of its terms is not on the grid.
 
-  Where only the increment is `overflow`, which is half a turn, the result
-  wraps around to a place outside of the grid and needs no test of its own; so
-  it does where the increment is the largest integer.
+  Where only the increment is `overflow`, which is half a turn, or one less,
+  the result wraps around to a place outside of the grid and needs no test of
+  its own.
   """
-  outside = (
-    has_overflowed(integers)
-    | has_overflowed(result)
-    | (result > limit(result.dtype))
+  outside = has_overflowed(jnp.minimum(integers, result)) | (
+    result > limit(result.dtype)
   )
   return jnp.where(outside, jnp.asarray(overflow(result.dtype)), result)

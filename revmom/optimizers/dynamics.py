@@ -402,8 +402,7 @@ def _round(equations, role, increment, now) -> tuple:
   """The increment as integers, and their parts if its role is fine."""
   bits = dict(equations.fraction_bits)[role]
   if role not in equations.fine:
-    integers = fixed_point.to_fixed(increment, bits, equations.integer)
-    return integers, 0
+    return fixed_point.to_increment(increment, bits, equations.integer), 0
   return fixed_point.to_fine(
     increment,
     bits,

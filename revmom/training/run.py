@@ -169,8 +169,10 @@ def forward(
 
   def segment(leaves, first):
     before = leaves
-    if streams:
-      leaves = with_words(leaves, inputs.spills.rows(plan.length))
+    rows = inputs.spills.rows(plan.length)
+    if not streams:  # one row for all, which nothing reads
+      rows = [{role: min(1, n) for role, n in own.items()} for own in rows]
+    leaves = with_words(leaves, rows)
     leaves, logs = forward_steps(problem, inputs, leaves, first, plan.length)
     kept = before
     if streams:

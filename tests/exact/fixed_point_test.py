@@ -183,6 +183,32 @@ def test_largest_is_the_last_float_inside():
   assert ints(outside) == [LOWEST[32]] * 2
 
 
+def check_no_sum_with(bad, dtype, integer, bits):
+  """Increments that no integer can be leave the grid, from anywhere on it."""
+  corners = [0, 1, -1, 127, -127, 2**10, -(2**10), LIMIT[bits], -LIMIT[bits]]
+  start = integers(corners, bits)
+  bad = jnp.full(len(corners), bad, dtype)
+  alone = fixed_point.to_increment(bad, 20, integer)
+  whole, _ = fixed_point.to_fine(bad, 20, jnp.asarray(2**22, integer))
+  np.testing.assert_array_equal(whole, alone)
+  for change in fixed_point.add, fixed_point.subtract:
+    assert ints(change(start, alone)) == [LOWEST[bits]] * len(corners)
+
+
+BAD = [np.nan, -np.nan, np.inf, -np.inf, 1e38, -1e38]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_increments_without_an_integer_overflow(bad):
+  check_no_sum_with(bad, "float32", "int32", 32)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_increments_without_an_integer_overflow_int64(x64, dtype, bad):
+  check_no_sum_with(bad, dtype, "int64", 64)
+
+
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("base", [2**15, 4_194_304, 2**30 - 7])
 def test_fine_grids(positive, base):

@@ -1,0 +1,171 @@
+"""Packed arrays come apart as they were, and change no bit of a run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+import revmom
+from revmom.optimizers import packing
+
+STEPS = 40
+shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(shapes, st.sampled_from("ab")), max_size=6))
+def test_unpack_undoes_pack(drawn):
+  arrays = [
+    jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape) + 100 * i
+    for i, (shape, _) in enumerate(drawn)
+  ]
+  kinds = [kind for _, kind in drawn]
+  packed = packing.make(arrays, kinds)
+  assert len(packed.groups) == len(set(kinds))
+  back = packed.unpack(packed.pack(arrays))
+  for got, array in zip(back, arrays, strict=True):
+    np.testing.assert_array_equal(got, array)
+  batched = packed.unpack([jnp.stack([a, 2 * a]) for a in packed.pack(arrays)])
+  for got, array in zip(batched, arrays, strict=True):
+    np.testing.assert_array_equal(got, jnp.stack([array, 2 * array]))
+
+
+def test_what_is_large_or_of_another_kind_stays_alone():
+  arrays = [np.zeros(s) for s in (3, packing.LARGEST + 1, (2, 2), 5, 7)]
+  packed = packing.make(arrays, ["a", "a", "b", "a", None])
+  assert packed.groups == ((0, 3), (1,), (2,), (4,))
+  assert packed.each("wxyz") == ["w", "x", "y", "w", "z"]
+  assert packed.first("abcde") == ["a", "b", "c", "e"]
+
+
+def test_what_is_spread_over_devices_stays_alone():
+  mesh = jax.make_mesh((8,), ("data",))
+  whole = jnp.zeros(16)
+  split = jax.device_put(whole, NamedSharding(mesh, PartitionSpec("data")))
+  both = jax.device_put(whole, NamedSharding(mesh, PartitionSpec()))
+  packed = packing.make([whole, split, both, split], ["a"] * 4)
+  assert packed.groups == ((0, 2), (1,), (3,))
+
+
+PARAMS = {
+  "w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),
+  "b": np.array([0.5, -0.25, 0.125], np.float32),
+  "half": np.array([[1.0, -2.0]], jnp.bfloat16),
+  "scale": np.float32(0.7),
+}
+
+
+def loss_fn(params, batch):
+  hidden = jnp.tanh(batch @ params["w"] + params["b"]) * params["scale"]
+  half = jnp.sin(params["half"].astype(jnp.float32))
+  return jnp.mean(hidden**2) + jnp.sum(half**2)
+
+
+def batches(steps=STEPS):
+  return jax.random.normal(jax.random.key(0), (steps, 5, 4))
+
+
+def groups_of(optimizer, params=PARAMS):
+  return optimizer.resolve(params, STEPS).packing.groups
+
+
+RATE = 0.05
+PACKED = {
+  "sgd": revmom.sgd(RATE, 0.9, weight_decay=0.1),
+  "adamw": revmom.adamw(RATE),
+  "rmsprop": revmom.rmsprop(RATE),
+  "adagrad": revmom.adagrad(RATE),
+  "signum": revmom.signum(1e-3),
+  "averaged": revmom.averaged(revmom.adam(RATE), 0.9),
+}
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name == "sgd" else pytest.param(name, marks=pytest.mark.slow)
+    for name in PACKED
+  ],
+)
+def test_packing_changes_no_bit(name, monkeypatch):
+  def run():
+    jax.clear_caches()
+    run = revmom.train(loss_fn, PACKED[name], PARAMS, batches())
+    back = revmom.rewind(loss_fn, PACKED[name], run.state, batches())
+    assert bool(back.receipt.ok)
+    return run, back.params
+
+  packed, start = run()
+  assert len(packed.state.leaves) == 1
+  monkeypatch.setattr(packing, "LARGEST", -1)
+  alone, other_start = run()
+  assert len(alone.state.leaves) == len(PARAMS)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    (packed.params, packed.average, start),
+    (alone.params, alone.average, other_start),
+  )
+
+
+@pytest.mark.slow
+def test_packing_changes_no_gradient(monkeypatch):
+  """Beyond the rounding of sums whose order differs, such as a norm's."""
+  optimizer = revmom.adamw(RATE, clip=0.3)
+
+  def gradients():
+    jax.clear_caches()
+
+    def objective(optimizer, params, data):
+      run = revmom.train(loss_fn, optimizer, params, data)
+      return loss_fn(run.params, data[0]) + jnp.sum(run.losses)
+
+    params = {name: jnp.asarray(value) for name, value in PARAMS.items()}
+    return jax.grad(objective, (0, 1, 2))(optimizer, params, batches())
+
+  packed = gradients()
+  monkeypatch.setattr(packing, "LARGEST", -1)
+  alone = gradients()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a, float), np.asarray(b, float), rtol=2e-4, atol=1e-5
+    ),
+    packed,
+    alone,
+  )
+
+
+def test_only_what_obeys_the_same_equations_is_packed():
+  assert len(groups_of(PACKED["sgd"])) == 1
+  per_leaf = {"w": RATE, "b": 0.1, "half": 0.2, "scale": 0.3}
+  assert len(groups_of(revmom.sgd(per_leaf, 0.9))) == 4
+  assert len(groups_of(revmom.sgd(RATE, 0.9, clip=per_leaf))) == 4
+  per_element = np.full((1, 3), RATE)
+  vector = {"a": np.zeros(3, np.float32), "b": np.ones(3, np.float32)}
+  assert len(groups_of(revmom.sgd(per_element, 0.9), vector)) == 2
+  assert len(groups_of(revmom.sgd(np.full(STEPS, RATE), 0.9), vector)) == 1
+  matrices = {"a": np.eye(3), "b": np.eye(2), "c": np.ones(2), "d": np.ones(3)}
+  assert groups_of(revmom.muon(RATE), matrices) == ((0,), (1,), (2, 3))
+  parts = revmom.partition(
+    {"slow": revmom.sgd(0.1, 0.9), "fast": revmom.sgd(1.0, 0.9)},
+    lambda params: {"a": "slow", "b": "fast", "c": "slow", "d": "fast"},
+  )
+  assert groups_of(parts, matrices) == ((0, 2), (1, 3))
+
+
+def test_an_overflow_is_found_in_its_own_array():
+  optimizer = revmom.sgd(0.1, 0.9)
+  params = {"a": jnp.zeros(2), "b": jnp.zeros((2, 2)), "c": jnp.zeros(3)}
+  state = optimizer.init(params, num_steps=2)
+  assert len(state.leaves) == 1
+  bad = {**params, "b": jnp.array([[0.0, 0.0], [jnp.nan, 0.0]])}
+  state = optimizer.forward(state, lambda _: bad)
+  with pytest.raises(
+    ValueError, match=r"1 of 4 elements of the parameter array \['b'\], shape"
+  ):
+    optimizer.check(state)
+  shown = optimizer.params(state)
+  assert not any(bool(jnp.isnan(shown[name]).any()) for name in "ac")
+  assert int(jnp.isnan(shown["b"]).sum()) == 1
