@@ -392,8 +392,8 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
         part[leaf] = number
     if packing is None:
       packing = _packing(params, equations, values, part)
-    part = tuple(packing.first(part))
-    return Dynamics(values, tuple(equations), part, packing, steps)
+    packed = tuple(packing.first(part))
+    return Dynamics(values, tuple(equations), packed, packing, steps)
 
   def parts(self, params: Any) -> tuple[list[tuple[Any, list[int]]], dict]:
     """(optimizer, its leaves) of each part, and what concerns all leaves."""
