@@ -15,9 +15,10 @@ rounded to nearest.  Multiplying by b / b' is then only a change of the base,
     i' = round(N / b'),    r' = N - i' b',                              (1)
 
 which any b' undoes, without waste (the capacity grows by exactly
-log2(b'/b) bits) and without noise (the discarded fraction stays in r').  A
-step leaves N alone, but for what it adds.  The buffer holds N modulo the size
-of an integer, which with i determines r.
+log2(b'/b) bits) and without noise (the discarded fraction stays in r').  N
+itself stays, so the buffer holds N, modulo the size of an integer; with i it
+determines r.
+
 The capacities approximate b_{t+1} = b_t / beta_t; each rounding error is
 carried to the next step.  What float32 leaves out makes the factor of a step
 differ from beta by some 2^-24 of it; reversals do not depend on it.
@@ -352,7 +353,7 @@ def multiply_add(
   # Not from the parts: compilers would compute them once more.
   rest = remainder(integers, number, ratio.numerator)
   rest = rest - increments * ratio.denominator
-  # At most one, b being at most b'.
+  # Never much more than one, as capacities grow.
   fraction = (ratio.whole << 2 * layout(number.dtype).limb) + ratio.fraction
   total = _nearest(integers, rest, number, ratio, fraction, increments)
   return fixed_point.mark(total, integers), BitBuffer(number, words)
@@ -378,9 +379,8 @@ def subtract_divide(
 
   def restored():
     rest = remainder(quotient, number, step.inverse.denominator)
-    rest = (rest << layout(rest.dtype).word) | _row(words, step).astype(
-      rest.dtype
-    )
+    low = _row(words, step).astype(rest.dtype)
+    rest = (rest << layout(rest.dtype).word) | low
     return quotient * step.capacity + rest
 
   return quotient, lax.cond(step.spill, restored, lambda: number)

@@ -12,10 +12,11 @@ from revmom.optimizers.irreversible import (
 )
 from revmom.optimizers.muon import Muon, muon
 from revmom.optimizers.partition import Partition, averaged, partition
-from revmom.optimizers.reversible import ReversibleOptimizer, State
+from revmom.optimizers.reversible import ReversibleOptimizer
 from revmom.optimizers.rmsprop import Adagrad, RMSProp, adagrad, rmsprop
 from revmom.optimizers.sgd import SGD, sgd
 from revmom.optimizers.signum import Signum, signum
+from revmom.optimizers.state import State
 
 __all__ = [
   "SGD",

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import PARAMS
-from revmom.optimizers.reversible import ReversibleOptimizer, State
+from revmom.optimizers.leaf import PARAMS
+from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.state import State
 
 
 class ReversibleTransformation(optax.GradientTransformationExtraArgs):

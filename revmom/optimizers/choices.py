@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import PARAMS
+from revmom.optimizers.leaf import PARAMS
 
 
 def choices(

@@ -17,48 +17,20 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from revmom.exact import bit_buffer, compensated, fixed_point
-from revmom.exact.bit_buffer import BitBuffer, Schedule
+from revmom.exact.bit_buffer import Schedule
 from revmom.exact.fence import fence
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep
+from revmom.optimizers.leaf import (
+  AVERAGE,
+  PARAMS,
+  Leaf,
+  advance,
+  retreat,
+  value_after,
+  with_words,
+)
 from revmom.optimizers.packing import Packing
-
-PARAMS, AVERAGE = "params", "average"
-
-
-class Leaf(NamedTuple):
-  """The integers of one parameter array, or of some that are packed."""
-
-  params: jax.Array
-  slots: dict[str, jax.Array]
-  buffers: dict[str, BitBuffer]  # of the roles that are multiplied
-
-  def of(self, role: str) -> jax.Array:
-    """The integers of a role."""
-    return self.params if role == PARAMS else self.slots[role]
-
-  def put(
-    self, role: str, integers: jax.Array, buffer: BitBuffer | None
-  ) -> "Leaf":
-    """The leaf with other integers of a role."""
-    buffers = self.buffers if buffer is None else {**self.buffers, role: buffer}
-    if role == PARAMS:
-      return Leaf(integers, self.slots, buffers)
-    return Leaf(self.params, {**self.slots, role: integers}, buffers)
-
-
-def with_words(leaves: list[Leaf], rows: list[dict[str, int]]) -> list[Leaf]:
-  """The leaves with empty words; rows of each leaf, see `Spills.rows`."""
-  renewed = []
-  for leaf, own in zip(leaves, rows, strict=True):
-    buffers = {
-      role: buffer._replace(
-        words=bit_buffer.empty_words(buffer.number, own[role])
-      )
-      for role, buffer in leaf.buffers.items()
-    }
-    renewed.append(leaf._replace(buffers=buffers))
-  return renewed
 
 
 class Spills(NamedTuple):
@@ -224,8 +196,13 @@ class Dynamics(struct.PyTreeNode):
     pick = lambda a: lax.dynamic_index_in_dim(a, step, keepdims=False)[column]
     return jax.tree.map(pick, schedules[part])
 
+  def pack(self, arrays: Sequence[Any]) -> list[jax.Array]:
+    """The parameters as the floats of leaves."""
+    wide = [jnp.asarray(a, compute_dtype(jnp.result_type(a))) for a in arrays]
+    return self.packing.pack(wide)
+
   def begin(self, params: list, spills: Spills, length: int) -> list[Leaf]:
-    """The integers of the parameters, slots at zero, buffers empty.
+    """The integers of packed parameters, slots at zero, buffers empty.
 
     The buffers have words for `length` steps.  If a traced factor is beyond
     its bound all integers are `overflow`.
@@ -233,7 +210,7 @@ class Dynamics(struct.PyTreeNode):
     leaves = []
     for values, part in zip(params, self.part, strict=True):
       bits = dict(self.equations[part].fraction_bits)
-      start = fixed_point.to_fixed(_widen(values), bits[PARAMS], self.integer)
+      start = fixed_point.to_fixed(values, bits[PARAMS], self.integer)
       start = jnp.where(spills.valid, start, fixed_point.overflow(self.integer))
       zero = jnp.zeros_like(start)
       slots = {role: zero for role in bits if role != PARAMS}
@@ -253,7 +230,7 @@ class Dynamics(struct.PyTreeNode):
       equations = self.at(i, step, gradient.dtype)
       for role in equations.roles:
         increment = self._increment(equations, role, leaf, gradient, step, now)
-        leaf = _advance(equations, role, leaf, increment, now)
+        leaf = advance(equations, role, leaf, increment, now)
       advanced.append(leaf)
     return advanced
 
@@ -275,7 +252,7 @@ class Dynamics(struct.PyTreeNode):
       increment = self._increment(
         equations, role, leaf, gradient, step, now, dtype
       )
-      leaf = _retreat(equations, role, leaf, increment, now)
+      leaf = retreat(equations, role, leaf, increment, now)
     return leaf
 
   def _increment(
@@ -374,67 +351,6 @@ def clip(gradients: list[jax.Array], thresholds: list[jax.Array]) -> list:
     factor = jnp.where(large, threshold / jnp.where(large, norm, 1), 1)
     clipped += [gradient * factor.astype(gradient.dtype) for gradient in group]
   return clipped
-
-
-def value_after(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
-  """A role as floats, after the step that `now` belongs to."""
-  bits = dict(equations.fraction_bits)[role]
-  if role not in equations.fine:
-    return fixed_point.from_fixed(leaf.of(role), bits, dtype)
-  return _fine_value(leaf, role, now[role].forward.denominator, bits, dtype)
-
-
-def value_before(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
-  """A role as floats, before the step that `now` belongs to."""
-  bits = dict(equations.fraction_bits)[role]
-  if role not in equations.fine:
-    return fixed_point.from_fixed(leaf.of(role), bits, dtype)
-  return _fine_value(leaf, role, now[role].capacity, bits, dtype)
-
-
-def _fine_value(leaf: Leaf, role, capacity, bits, dtype) -> jax.Array:
-  integers, number = leaf.of(role), leaf.buffers[role].number
-  parts = bit_buffer.remainder(integers, number, capacity)
-  return fixed_point.from_fine(integers, parts, capacity, bits, dtype)
-
-
-def _round(equations, role, increment, now) -> tuple:
-  """The increment as integers, and their parts if its role is fine."""
-  bits = dict(equations.fraction_bits)[role]
-  if role not in equations.fine:
-    return fixed_point.to_increment(increment, bits, equations.integer), 0
-  return fixed_point.to_fine(
-    increment,
-    bits,
-    now[role].forward.denominator,
-    positive=role in equations.nonnegative,
-  )
-
-
-def _advance(equations, role, leaf: Leaf, increment, now) -> Leaf:
-  increment, parts = _round(equations, role, increment, now)
-  if role not in now:
-    return leaf.put(role, fixed_point.add(leaf.of(role), increment), None)
-  integers, buffer = bit_buffer.multiply_add(
-    leaf.of(role), leaf.buffers[role], now[role], increment, parts
-  )
-  return leaf.put(role, integers, buffer)
-
-
-def _retreat(equations, role, leaf: Leaf, increment, now) -> Leaf:
-  increment, parts = _round(equations, role, increment, now)
-  if role not in now:
-    return leaf.put(role, fixed_point.subtract(leaf.of(role), increment), None)
-  buffer = leaf.buffers[role]
-  integers, number = bit_buffer.subtract_divide(
-    leaf.of(role), buffer, now[role], increment, parts
-  )
-  return leaf.put(role, integers, buffer._replace(number=number))
-
-
-def _widen(values: Any) -> jax.Array:
-  values = jnp.asarray(values)
-  return values.astype(compute_dtype(values.dtype))
 
 
 def compute_dtype(dtype: DTypeLike) -> DTypeLike:

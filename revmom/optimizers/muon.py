@@ -9,8 +9,8 @@ from flax import struct
 
 from revmom.optimizers.adam import adam, weight
 from revmom.optimizers.choices import check_factor, choices, floor
-from revmom.optimizers.dynamics import PARAMS
 from revmom.optimizers.hyperparameters import wrap
+from revmom.optimizers.leaf import PARAMS
 from revmom.optimizers.partition import Partition, partition
 from revmom.optimizers.reversible import ReversibleOptimizer
 

@@ -7,8 +7,8 @@ import jax
 from flax import struct
 
 from revmom.optimizers.choices import check_factor, floor
-from revmom.optimizers.dynamics import AVERAGE, PARAMS
 from revmom.optimizers.hyperparameters import wrap
+from revmom.optimizers.leaf import AVERAGE, PARAMS
 from revmom.optimizers.reversible import ReversibleOptimizer
 
 

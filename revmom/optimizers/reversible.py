@@ -30,34 +30,12 @@ from jax import lax
 from revmom.exact import bit_buffer, compensated, fixed_point
 from revmom.exact.bit_buffer import Schedule
 from revmom.optimizers import hyperparameters, packing
-from revmom.optimizers.dynamics import (
-  AVERAGE,
-  PARAMS,
-  Dynamics,
-  Leaf,
-  clip,
-  compute_dtype,
-)
+from revmom.optimizers.dynamics import Dynamics, clip, compute_dtype
+from revmom.optimizers.leaf import AVERAGE, PARAMS, Leaf
 from revmom.optimizers.packing import Packing
+from revmom.optimizers.state import State, check_in_range
 
 DEFAULT_STEPS = 1000
-
-
-class State(struct.PyTreeNode):
-  """Everything needed to go on with a run, or back to its start."""
-
-  count: jax.Array  # int32 []: steps taken
-  leaves: list[Leaf]  # of the parameter arrays, small ones packed
-  schedules: list[dict[str, Schedule]]  # of each part; role -> [steps, groups]
-  steps: int = struct.field(pytree_node=False)  # that the buffers can hold
-  structure: Any = struct.field(pytree_node=False)  # of the parameters
-  dtypes: tuple = struct.field(pytree_node=False)
-  packing: Packing = struct.field(pytree_node=False)
-
-  @property
-  def compute_dtypes(self) -> list[Any]:
-    """Of the float views of the leaves."""
-    return [compute_dtype(d) for d in self.packing.first(self.dtypes)]
 
 
 class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
@@ -190,15 +168,9 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     spills = dynamics.spills()
     arrays, structure = jax.tree.flatten(params)
     dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
-    packed = dynamics.packing.pack(
-      [
-        jnp.asarray(array, compute_dtype(dtype))
-        for array, dtype in zip(arrays, dtypes, strict=True)
-      ]
-    )
     return State(
       count=jnp.zeros((), jnp.int32),
-      leaves=dynamics.begin(packed, spills, steps),
+      leaves=dynamics.begin(dynamics.pack(arrays), spills, steps),
       schedules=spills.schedules,
       steps=steps,
       structure=structure,
@@ -279,7 +251,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     """
     dynamics = self.resolve_for(state)
     views = dynamics.views(state.leaves, state.compute_dtypes)
-    return _shown(state, views)
+    return state.shown(views)
 
   def average_params(self, state: State) -> Any:
     """The average of the parameters after each step, see `averaged`.
@@ -300,8 +272,8 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       state.leaves, state.compute_dtypes, state.schedules, state.count
     )
     weights = dynamics.average_weights(state.count)
-    return _shown(
-      state, [a / w.astype(a.dtype) for a, w in zip(raw, weights, strict=True)]
+    return state.shown(
+      [a / w.astype(a.dtype) for a, w in zip(raw, weights, strict=True)]
     )
 
   def log_det(self, state: State) -> jax.Array:
@@ -333,25 +305,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     Raises:
       ValueError: naming the parameter array, its shape and the remedy.
     """
-    names = [
-      jax.tree_util.keystr(path) or "params"
-      for path, _ in jax.tree.leaves_with_path(like_params(state))
-    ]
-    known = self.resolve_for(state)
-    for leaf, group, part in zip(
-      state.leaves, state.packing.groups, known.part, strict=True
-    ):
-      equations = known.equations[part]
-      flags = {
-        role: state.packing.split(
-          fixed_point.has_overflowed(leaf.of(role)), group
-        )
-        for role in equations.roles
-      }
-      for i in group:
-        own = {role: np.asarray(flag[i]) for role, flag in flags.items()}
-        if any(flag.any() for flag in own.values()):
-          raise ValueError(_overflow_message(equations, names[i], own, state))
+    check_in_range(state, self.resolve_for(state))
 
   # Machinery shared with the drivers of whole runs.
 
@@ -403,7 +357,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
 
   def resolve_for(self, state: State) -> Dynamics:
     """The dynamics of the run that a state belongs to."""
-    return self.resolve(like_params(state), state.steps, state.packing)
+    return self.resolve(state.like_params(), state.steps, state.packing)
 
   def check_params(self, params: Any) -> None:
     """Raises ValueError for parameters that can't live on the grid."""
@@ -440,7 +394,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
   ) -> list[jax.Array]:
     """The gradients that a step consumes: checked, transformed, flat."""
     views = dynamics.views(state.leaves, state.compute_dtypes)
-    params = lax.optimization_barrier(as_params(state, views))
+    params = lax.optimization_barrier(state.as_params(views))
     gradients = lax.optimization_barrier(grad_fn(params))
     check_like("gradients", gradients, params)
     widen = lambda array: array.astype(compute_dtype(array.dtype))
@@ -471,47 +425,6 @@ def _packing(
   return packing.make(arrays, kinds)
 
 
-def like_params(state: State) -> Any:
-  """Shapes and types of the parameters of a state."""
-  return state.structure.unflatten(
-    [
-      jax.ShapeDtypeStruct(shape, dtype)
-      for shape, dtype in zip(state.packing.shapes, state.dtypes, strict=True)
-    ]
-  )
-
-
-def as_params(state: State, views: list[jax.Array]) -> Any:
-  """Floats of the leaves of a state as parameters of their own types."""
-  return state.structure.unflatten(
-    [
-      view.astype(dtype)
-      for view, dtype in zip(
-        state.packing.unpack(views), state.dtypes, strict=True
-      )
-    ]
-  )
-
-
-def _shown(state: State, views: list[jax.Array]) -> Any:
-  """Floats as parameters of a state, NaN where it left a grid."""
-  return as_params(
-    state,
-    [
-      jnp.where(overflowed(leaf), jnp.nan, view)
-      for leaf, view in zip(state.leaves, views, strict=True)
-    ],
-  )
-
-
-def overflowed(leaf: Leaf) -> jax.Array:
-  """Where any role of a parameter array has left its grid."""
-  flags = fixed_point.has_overflowed(leaf.params)
-  for integers in leaf.slots.values():
-    flags = flags | fixed_point.has_overflowed(integers)
-  return flags
-
-
 def check_like(name: str, tree: Any, params: Any) -> None:
   """Raises ValueError unless a tree is shaped like the parameters."""
   expected: Any = jax.tree.structure(params)
@@ -537,23 +450,3 @@ def _erase(leaf: Leaf, now: dict[str, Schedule]) -> Leaf:
     for role, buffer in leaf.buffers.items()
   }
   return leaf._replace(buffers=buffers)
-
-
-def _overflow_message(equations, name, flags, state) -> str:
-  outside = np.any(list(flags.values()), axis=0)
-  guilty = [
-    f"{role} (fraction bits {bits}, so at most "
-    f"{fixed_point.largest(bits, equations.integer):g})"
-    for role, bits in equations.fraction_bits
-    if flags[role].any()
-  ]
-  return (
-    f"{outside.sum()} of {outside.size} elements of the parameter array "
-    f"{name}, shape {outside.shape}, left the grid of {' and '.join(guilty)} "
-    "within the run: a value or gradient was NaN or too large, more than "
-    f"the {state.steps} steps of `init` were taken, more were undone than "
-    "taken, or the factors were smaller than the floors "
-    f"{dict(equations.floors)}.  Lower the learning "
-    "rate, clip the gradients, give a role fewer fraction bits, or set "
-    "`num_steps` or `floors`."
-  )

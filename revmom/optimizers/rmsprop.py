@@ -10,8 +10,8 @@ from flax import struct
 
 from revmom.optimizers.adam import safe_sqrt
 from revmom.optimizers.choices import check_factor, choices, floor
-from revmom.optimizers.dynamics import PARAMS
 from revmom.optimizers.hyperparameters import wrap
+from revmom.optimizers.leaf import PARAMS
 from revmom.optimizers.reversible import ReversibleOptimizer
 
 SQUARES, VELOCITY = "squares", "velocity"

@@ -9,8 +9,8 @@ import optax
 from flax import struct
 
 from revmom.optimizers.choices import check_factor, choices, floor
-from revmom.optimizers.dynamics import PARAMS
 from revmom.optimizers.hyperparameters import wrap
+from revmom.optimizers.leaf import PARAMS
 from revmom.optimizers.reversible import ReversibleOptimizer
 
 MOMENTUM = "momentum"

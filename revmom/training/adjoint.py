@@ -15,13 +15,8 @@ from typing import Any, NamedTuple
 import jax
 
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import (
-  PARAMS,
-  Dynamics,
-  Leaf,
-  value_after,
-  value_before,
-)
+from revmom.optimizers.dynamics import Dynamics
+from revmom.optimizers.leaf import PARAMS, Leaf, value_after, value_before
 
 
 class Adjoint(NamedTuple):

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax.custom_derivatives import SymbolicZero
 
-from revmom.optimizers.dynamics import AVERAGE, Dynamics, Spills
-from revmom.optimizers.reversible import overflowed
+from revmom.optimizers.dynamics import Dynamics, Spills
+from revmom.optimizers.leaf import AVERAGE
+from revmom.optimizers.state import overflowed
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
 from revmom.training.adjoint import Adjoint

@@ -35,7 +35,8 @@ from revmom.jacobian.estimate import (
   standard_error,
 )
 from revmom.jacobian.trace import Estimator
-from revmom.optimizers.reversible import ReversibleOptimizer, State
+from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.state import State
 
 
 class Total(NamedTuple):

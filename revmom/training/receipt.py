@@ -10,8 +10,8 @@ from absl import logging
 from jax import lax
 
 from revmom.exact import bit_buffer
-from revmom.optimizers.dynamics import Leaf
-from revmom.optimizers.reversible import overflowed
+from revmom.optimizers.leaf import Leaf
+from revmom.optimizers.state import overflowed
 
 
 class Receipt(NamedTuple):

@@ -15,13 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact.bit_buffer import Schedule
-from revmom.optimizers.dynamics import (
-  Dynamics,
-  Leaf,
-  Spills,
-  clip,
-  with_words,
-)
+from revmom.optimizers.dynamics import Dynamics, Spills, clip
+from revmom.optimizers.leaf import Leaf, with_words
 from revmom.training import receipt
 from revmom.training.adjoint import (
   Adjoint,

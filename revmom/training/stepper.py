@@ -5,11 +5,8 @@ from typing import Any
 
 import jax
 
-from revmom.optimizers.reversible import (
-  ReversibleOptimizer,
-  State,
-  as_params,
-)
+from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.state import State
 
 
 class Stepper:
@@ -81,7 +78,7 @@ class Stepper:
 
   def _float_params(self, state: State) -> Any:
     dynamics = self.optimizer.resolve_for(state)
-    return as_params(state, dynamics.views(state.leaves, state.compute_dtypes))
+    return state.as_params(dynamics.views(state.leaves, state.compute_dtypes))
 
   def _consume(self, state: State, gradients: Any) -> State:
     consumed = self.optimizer.gradients(

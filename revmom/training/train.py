@@ -8,13 +8,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import compute_dtype, with_words
-from revmom.optimizers.reversible import (
-  ReversibleOptimizer,
-  State,
-  as_params,
-  like_params,
-)
+from revmom.optimizers.leaf import with_words
+from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.state import State
 from revmom.training import plan as plans
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
@@ -126,12 +122,7 @@ def train(
   structure: Any
   arrays, structure = jax.tree.flatten(params)
   dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
-  packed = dynamics.packing.pack(
-    [
-      jnp.asarray(array, compute_dtype(dtype))
-      for array, dtype in zip(arrays, dtypes, strict=True)
-    ]
-  )
+  packed = dynamics.pack(arrays)
   plan = plans.make(steps, _costs(packed, spills), memory_budget, words)
   views, averages, losses, extra = differentiable(
     problem, plan, dynamics, spills
@@ -157,11 +148,10 @@ def train(
   average = None
   if averages:
     weights = dynamics.average_weights(jnp.asarray(steps))
-    average = as_params(
-      state,
-      [a / w.astype(a.dtype) for a, w in zip(averages, weights, strict=True)],
+    average = state.as_params(
+      [a / w.astype(a.dtype) for a, w in zip(averages, weights, strict=True)]
     )
-  run = Run(as_params(state, views), losses, state, average)
+  run = Run(state.as_params(views), losses, state, average)
   if hyperparameters.concrete(run.losses) is not None:
     optimizer.check(state)
   return run
@@ -202,7 +192,7 @@ def rewind(
   run_length(optimizer, batches, state.steps)
   problem, pieces = pose(
     loss_fn,
-    like_params(state),
+    state.like_params(),
     batches,
     args,
     state.checksum_every,

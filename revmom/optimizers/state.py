@@ -1,0 +1,114 @@
+"""The state of a run, and what can be seen of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from revmom.exact import fixed_point
+from revmom.exact.bit_buffer import Schedule
+from revmom.optimizers.dynamics import Dynamics, compute_dtype
+from revmom.optimizers.leaf import Leaf
+from revmom.optimizers.packing import Packing
+
+
+class State(struct.PyTreeNode):
+  """Everything needed to go on with a run, or back to its start."""
+
+  count: jax.Array  # int32 []: steps taken
+  leaves: list[Leaf]  # of the parameter arrays, small ones packed
+  schedules: list[dict[str, Schedule]]  # of each part; role -> [steps, groups]
+  steps: int = struct.field(pytree_node=False)  # that the buffers can hold
+  structure: Any = struct.field(pytree_node=False)  # of the parameters
+  dtypes: tuple = struct.field(pytree_node=False)
+  packing: Packing = struct.field(pytree_node=False)
+
+  @property
+  def compute_dtypes(self) -> list[Any]:
+    """Of the float views of the leaves."""
+    return [compute_dtype(d) for d in self.packing.first(self.dtypes)]
+
+  def like_params(self) -> Any:
+    """Shapes and types of the parameters."""
+    return self.structure.unflatten(
+      [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in zip(self.packing.shapes, self.dtypes, strict=True)
+      ]
+    )
+
+  def as_params(self, views: list[jax.Array]) -> Any:
+    """Floats of the leaves as parameters of their own types."""
+    return self.structure.unflatten(
+      [
+        view.astype(dtype)
+        for view, dtype in zip(
+          self.packing.unpack(views), self.dtypes, strict=True
+        )
+      ]
+    )
+
+  def shown(self, views: list[jax.Array]) -> Any:
+    """The same, NaN where a grid was left."""
+    return self.as_params(
+      [
+        jnp.where(overflowed(leaf), jnp.nan, view)
+        for leaf, view in zip(self.leaves, views, strict=True)
+      ]
+    )
+
+
+def overflowed(leaf: Leaf) -> jax.Array:
+  """Where any role of a parameter array has left its grid."""
+  flags = fixed_point.has_overflowed(leaf.params)
+  for integers in leaf.slots.values():
+    flags = flags | fixed_point.has_overflowed(integers)
+  return flags
+
+
+def check_in_range(state: State, dynamics: Dynamics) -> None:
+  """Raises if any value of a known state has left its grid.
+
+  Raises:
+    ValueError: naming the parameter array, its shape and the remedy.
+  """
+  names = [
+    jax.tree_util.keystr(path) or "params"
+    for path, _ in jax.tree.leaves_with_path(state.like_params())
+  ]
+  for leaf, group, part in zip(
+    state.leaves, state.packing.groups, dynamics.part, strict=True
+  ):
+    equations = dynamics.equations[part]
+    flags = {
+      role: state.packing.split(
+        fixed_point.has_overflowed(leaf.of(role)), group
+      )
+      for role in equations.roles
+    }
+    for i in group:
+      own = {role: np.asarray(flag[i]) for role, flag in flags.items()}
+      if any(flag.any() for flag in own.values()):
+        raise ValueError(_overflow_message(equations, names[i], own, state))
+
+
+def _overflow_message(equations, name, flags, state) -> str:
+  outside = np.any(list(flags.values()), axis=0)
+  guilty = [
+    f"{role} (fraction bits {bits}, so at most "
+    f"{fixed_point.largest(bits, equations.integer):g})"
+    for role, bits in equations.fraction_bits
+    if flags[role].any()
+  ]
+  return (
+    f"{outside.sum()} of {outside.size} elements of the parameter array "
+    f"{name}, shape {outside.shape}, left the grid of {' and '.join(guilty)} "
+    "within the run: a value or gradient was NaN or too large, more than "
+    f"the {state.steps} steps of `init` were taken, more were undone than "
+    "taken, or the factors were smaller than the floors "
+    f"{dict(equations.floors)}.  Lower the learning "
+    "rate, clip the gradients, give a role fewer fraction bits, or set "
+    "`num_steps` or `floors`."
+  )
