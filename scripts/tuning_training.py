@@ -29,8 +29,8 @@ def smallest_factors(problem: Problem, config: Config) -> Callable:
     optimizer = optimizer_of(problem, config, tuned)
     dynamics = optimizer.resolve(problem.params, config.steps)
     most: dict[str, Any] = {}
-    for i in range(len(problem.arrays)):
-      for role, forgotten in dynamics.forgetting(i).items():
+    for leaf in range(len(dynamics.part)):
+      for role, forgotten in dynamics.forgetting(leaf).items():
         most[role] = jnp.maximum(most.get(role, 0.0), jnp.max(forgotten))
     return most
 

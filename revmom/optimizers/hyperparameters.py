@@ -120,8 +120,12 @@ def _check_shape(name: str, value: jax.Array, shapes: list) -> None:
 
 def is_uniform(values: Sequence) -> bool:
   """Whether all elements of all leaves have the same value at a step."""
-  shape = jnp.shape(getattr(values[0], "values", values[0]))
-  return len(values) == 1 and len(shape) == isinstance(values[0], PerStep)
+  if len(values) != 1:
+    return False
+  (value,) = values
+  if isinstance(value, PerStep):
+    return value.values.ndim == 1
+  return value.ndim == 0
 
 
 def at(values: Sequence, leaf: int, step: ArrayLike, dtype: DTypeLike) -> Any:
