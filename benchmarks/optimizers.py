@@ -2,7 +2,7 @@
 
   python benchmarks/optimizers.py
 
-takes about 7 minutes on 2 idle cores, needs 3 GiB of memory, and
+takes about 9 minutes on 2 idle cores, needs 3 GiB of memory, and
 `pip install "revmom[benchmarks]"` for equinox.  It writes
 benchmarks/results/optimizers.json and tables of docs/benchmarks.md.  `--quick`
 is a smoke run that prints its tables only.
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     "environment": interleaved.environment(),
     "bits": [bits(name, optimizer) for name, (optimizer, _) in PAIRS.items()],
     "forward": [
-      forward(mlp, 20 if quick else 300, 2 if quick else 15),
+      forward(mlp, 20 if quick else 300, 2 if quick else 30),
       forward(conv, 2 if quick else 30, rounds),
     ],
     "hypergradient": [
