@@ -83,6 +83,32 @@ PACKED = {
 }
 
 
+def steps_with_given_gradients(optimizer):
+  """Params, averages and log-determinant after steps, and the way back."""
+  state = start = optimizer.init(PARAMS, num_steps=STEPS)
+  noise = lambda t: jax.tree.map(
+    lambda p: jax.random.normal(
+      jax.random.fold_in(jax.random.key(1), t), jnp.shape(p), jnp.float32
+    ).astype(p.dtype),
+    PARAMS,
+  )
+
+  @jax.jit
+  def there_and_back(state):
+    forward = lambda s, t: (optimizer.forward(s, lambda _: noise(t)), None)
+    inverse = lambda s, t: (optimizer.inverse(s, lambda _: noise(t)), None)
+    end, _ = jax.lax.scan(forward, state, jnp.arange(STEPS))
+    back, _ = jax.lax.scan(inverse, end, jnp.arange(STEPS), reverse=True)
+    return end, back
+
+  end, back = there_and_back(state)
+  jax.tree.map(np.testing.assert_array_equal, back, start)
+  average = ()
+  if optimizer.average is not None:
+    average = optimizer.average_params(end)
+  return optimizer.params(end), average, optimizer.log_det(end), len(end.leaves)
+
+
 @pytest.mark.parametrize(
   "name",
   [
@@ -91,22 +117,24 @@ PACKED = {
   ],
 )
 def test_packing_changes_no_bit(name, monkeypatch):
-  def run():
-    jax.clear_caches()
-    run = revmom.train(loss_fn, PACKED[name], PARAMS, batches())
-    back = revmom.rewind(loss_fn, PACKED[name], run.state, batches())
-    assert bool(back.receipt.ok)
-    return run, back.params
-
-  packed, start = run()
-  assert len(packed.state.leaves) == 1
+  *packed, leaves = steps_with_given_gradients(PACKED[name])
+  assert leaves == 1
   monkeypatch.setattr(packing, "LARGEST", -1)
-  alone, other_start = run()
-  assert len(alone.state.leaves) == len(PARAMS)
+  *alone, leaves = steps_with_given_gradients(PACKED[name])
+  assert leaves == len(PARAMS)
+  jax.tree.map(np.testing.assert_array_equal, packed, alone)
+
+
+def test_a_packed_run_comes_back():
+  run = revmom.train(loss_fn, PACKED["adamw"], PARAMS, batches())
+  assert len(run.state.leaves) == 1
+  back = revmom.rewind(loss_fn, PACKED["adamw"], run.state, batches())
+  assert bool(back.receipt.ok)
+  snapped = PACKED["adamw"].init(PARAMS)
   jax.tree.map(
     np.testing.assert_array_equal,
-    (packed.params, packed.average, start),
-    (alone.params, alone.average, other_start),
+    back.params,
+    PACKED["adamw"].params(snapped),
   )
 
 
