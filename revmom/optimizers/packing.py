@@ -83,7 +83,7 @@ def make(arrays: Sequence[Any], kinds: Sequence[Hashable]) -> Packing:
   """
   groups: dict[Hashable, list[int]] = {}
   for i, (array, kind) in enumerate(zip(arrays, kinds, strict=True)):
-    alone = kind is None or np.size(array) > LARGEST or _is_split(array)
+    alone = kind is None or np.size(array) > LARGEST or _may_be_split(array)
     groups.setdefault((i,) if alone else ("packed", kind), []).append(i)
   return Packing(
     tuple(tuple(group) for group in groups.values()),
@@ -91,10 +91,14 @@ def make(arrays: Sequence[Any], kinds: Sequence[Hashable]) -> Packing:
   )
 
 
-def _is_split(array: Any) -> bool:
-  """Whether an array is known to be spread over devices."""
+def _may_be_split(array: Any) -> bool:
+  """Whether an array may be spread over devices.
+
+  Packed with others it would be spread in another way, forward and back maybe
+  not alike, and gradients would not be computed from the same parts again.
+  Inside `jit` nothing tells how an array is spread.
+  """
   if isinstance(array, jax.core.Tracer):
-    sharding = jax.typeof(array).sharding
-  else:
-    sharding = getattr(array, "sharding", None)
-  return sharding is not None and not sharding.is_fully_replicated
+    return jax.device_count() > 1
+  sharding = getattr(array, "sharding", None)
+  return sharding is not None and len(sharding.device_set) > 1

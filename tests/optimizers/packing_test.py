@@ -41,13 +41,18 @@ def test_what_is_large_or_of_another_kind_stays_alone():
   assert packed.first("abcde") == ["a", "b", "c", "e"]
 
 
-def test_what_is_spread_over_devices_stays_alone():
+def test_what_may_be_spread_over_devices_stays_alone():
   mesh = jax.make_mesh((8,), ("data",))
   whole = jnp.zeros(16)
   split = jax.device_put(whole, NamedSharding(mesh, PartitionSpec("data")))
   both = jax.device_put(whole, NamedSharding(mesh, PartitionSpec()))
-  packed = packing.make([whole, split, both, split], ["a"] * 4)
+  packed = packing.make([whole, split, whole, both], ["a"] * 4)
   assert packed.groups == ((0, 2), (1,), (3,))
+  # Inside jit nobody knows, unless there is one device only.
+  groups = []
+  traced = lambda *arrays: groups.append(packing.make(arrays, "aa").groups)
+  jax.eval_shape(traced, whole, whole)
+  assert groups == [((0,), (1,))]
 
 
 PARAMS = {
