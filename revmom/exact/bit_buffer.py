@@ -95,9 +95,12 @@ class Schedule(NamedTuple):
 
   spill: jax.Array  # bool: move a word out before multiplying
   row: jax.Array  # int32: of `words`, where it goes
-  capacity: jax.Array  # of the remainder before that
-  forward: Ratio
-  inverse: Ratio
+  full: jax.Array  # the capacity before that
+  before: jax.Array  # the capacity before multiplying
+  after: jax.Array  # and after
+  factor: jax.Array  # before / after, times 2^(2 limb), at most one
+  whole: jax.Array  # of after / before
+  fraction: jax.Array  # likewise, times 2^(2 limb)
 
 
 class BitBuffer(NamedTuple):
@@ -162,10 +165,13 @@ def schedule(forgetting: jax.Array, dtype: DTypeLike = jnp.int32) -> Schedule:
     now = spill, row, capacity, before, after
     return (after, error, row + spill.astype(jnp.int32)), now
 
-  _, (spill, row, capacity, before, after) = lax.scan(step, start, forgetting)
-  forward = _ratio(before, after, layout_)
-  inverse = _ratio(after, before, layout_)
-  return Schedule(spill, row, capacity, forward, inverse)
+  _, (spill, row, full, before, after) = lax.scan(step, start, forgetting)
+  product = _ratio(before, after, layout_)
+  factor = (product.whole << 2 * layout_.limb) + product.fraction
+  quotient = _ratio(after, before, layout_)
+  return Schedule(
+    spill, row, full, before, after, factor, quotient.whole, quotient.fraction
+  )
 
 
 def _next_capacity(capacity, error, forgotten, layout_):
@@ -235,11 +241,13 @@ def rescale(integers: jax.Array, number: jax.Array, ratio: Ratio) -> jax.Array:
   """
   rest = remainder(integers, number, ratio.numerator)
   whole = integers * ratio.whole
-  nearest = _nearest(integers, rest, number, ratio, ratio.fraction, whole)
+  nearest = _nearest(
+    integers, rest, number, ratio.denominator, ratio.fraction, whole
+  )
   return jnp.where(fixed_point.has_overflowed(integers), integers, nearest)
 
 
-def _nearest(integers, rest, number, ratio, fraction, summand):
+def _nearest(integers, rest, number, capacity, fraction, summand):
   """round(N / b') for N = i b + rest + j b', `number` being N modulo.
 
   It is estimated as the product of i and `fraction`, in limbs, plus `summand`
@@ -254,12 +262,12 @@ def _nearest(integers, rest, number, ratio, fraction, summand):
   # Below 2^(limb + 2), where floats resolve a fraction of one.
   small = real(high) * (real(fraction & mask) * 2.0**-limb)
   small = small + real(low) * (real(fraction) * 4.0**-limb)
-  small = small + real(rest) * (1 / real(ratio.denominator))
+  small = small + real(rest) * (1 / real(capacity))
   estimate = high * (fraction >> limb) + summand
   estimate = estimate + _round_small(small, integers.dtype)
-  beside = number - estimate * ratio.denominator
-  half = ratio.denominator >> 1
-  above = beside >= ratio.denominator - half
+  beside = number - estimate * capacity
+  half = capacity >> 1
+  above = beside >= capacity - half
   below = beside < -half
   return estimate + above.astype(number.dtype) - below.astype(number.dtype)
 
@@ -292,7 +300,7 @@ def _write_row(words, integers, number, step):
 
 def _rewrite_row(words, integers, number, step):
   # A narrow type takes the low bits.
-  low = remainder(integers, number, step.capacity).astype(words.dtype)
+  low = remainder(integers, number, step.full).astype(words.dtype)
   low = jnp.where(step.spill, low, _row(words, step))
   return lax.dynamic_update_index_in_dim(words, low, step.row, 0), step.row
 
@@ -316,9 +324,9 @@ def _spill(integers, buffer: BitBuffer, step: Schedule) -> BitBuffer:
   # Zero, but not to a compiler: had it the choice, it would overwrite the
   # number before the row is written, and copy it first.
   zero = (written >> 31).astype(number.dtype)
-  shifted = remainder(integers, number, step.capacity)
+  shifted = remainder(integers, number, step.full)
   shifted = shifted >> layout(number.dtype).word
-  shifted = shifted + integers * step.forward.numerator
+  shifted = shifted + integers * step.before
   return BitBuffer(jnp.where(step.spill, shifted, number) ^ zero, words)
 
 
@@ -343,19 +351,15 @@ def multiply_add(
     buffer: of the same shape.
     step: one step and group of a `schedule`, all scalars.
     increments: j, of the same shape and type.
-    parts: of `step.forward.denominator`, at most that many.
+    parts: of `step.after`, at most that many.
   """
   if buffer.words.shape[0]:  # else no step spills
     buffer = _spill(integers, buffer, step)
   number, words = buffer
-  ratio = step.forward
-  number = number + increments * ratio.denominator + parts
+  number = number + increments * step.after + parts
   # Not from the parts: compilers would compute them once more.
-  rest = remainder(integers, number, ratio.numerator)
-  rest = rest - increments * ratio.denominator
-  # Never much more than one, as capacities grow.
-  fraction = (ratio.whole << 2 * layout(number.dtype).limb) + ratio.fraction
-  total = _nearest(integers, rest, number, ratio, fraction, increments)
+  rest = remainder(integers, number, step.before) - increments * step.after
+  total = _nearest(integers, rest, number, step.after, step.factor, increments)
   return fixed_point.mark(total, integers), BitBuffer(number, words)
 
 
@@ -371,24 +375,22 @@ def subtract_divide(
   `overflow` stays what it is.  `words` is only read: see `erase`.
   """
   number, words = buffer
-  number = number - increments * step.inverse.numerator - parts
+  number = number - increments * step.after - parts
   difference = fixed_point.subtract(integers, increments)
-  quotient = rescale(difference, number, step.inverse)
+  ratio = Ratio(step.after, step.before, step.whole, step.fraction)
+  quotient = rescale(difference, number, ratio)
   if not words.shape[0]:
     return quotient, number
-
-  def restored():
-    rest = remainder(quotient, number, step.inverse.denominator)
-    low = _row(words, step).astype(rest.dtype)
-    rest = (rest << layout(rest.dtype).word) | low
-    return quotient * step.capacity + rest
-
-  return quotient, lax.cond(step.spill, restored, lambda: number)
+  rest = remainder(quotient, number, step.before)
+  low = _row(words, step).astype(rest.dtype)
+  rest = (rest << layout(rest.dtype).word) | low
+  restored = quotient * step.full + rest
+  return quotient, jnp.where(step.spill, restored, number)
 
 
 def erase(words: jax.Array, step: Schedule) -> jax.Array:
   """Zeroes the row that `multiply_add` wrote in this step, if it wrote one."""
   if not words.shape[0]:
     return words
-  zeros = jnp.zeros(words.shape[1:], step.capacity.dtype)
+  zeros = jnp.zeros(words.shape[1:], step.full.dtype)
   return _write_row(words, zeros, zeros, step)[0]

@@ -50,7 +50,7 @@ def value_after(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
   bits = dict(equations.fraction_bits)[role]
   if role not in equations.fine:
     return fixed_point.from_fixed(leaf.of(role), bits, dtype)
-  return _fine_value(leaf, role, now[role].forward.denominator, bits, dtype)
+  return _fine_value(leaf, role, now[role].after, bits, dtype)
 
 
 def value_before(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
@@ -58,7 +58,7 @@ def value_before(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
   bits = dict(equations.fraction_bits)[role]
   if role not in equations.fine:
     return fixed_point.from_fixed(leaf.of(role), bits, dtype)
-  return _fine_value(leaf, role, now[role].capacity, bits, dtype)
+  return _fine_value(leaf, role, now[role].full, bits, dtype)
 
 
 def _fine_value(leaf: Leaf, role, capacity, bits, dtype) -> jax.Array:
@@ -75,7 +75,7 @@ def _round(equations, role, increment, now) -> tuple:
   return fixed_point.to_fine(
     increment,
     bits,
-    now[role].forward.denominator,
+    now[role].after,
     positive=role in equations.nonnegative,
   )
 

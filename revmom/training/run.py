@@ -249,14 +249,15 @@ def backward_steps(
   words = _words(state.leaves)
   schedules = _rebased(inputs.spills.schedules, start)
 
-  def step(state, t):
+  def step(carry, _):
+    state, t = carry
     state = state._replace(leaves=_put_words(state.leaves, words))
     state = _undo(problem, inputs, state, t, schedules, reference)
-    return state._replace(leaves=_bare(state.leaves)), None
+    return (state._replace(leaves=_bare(state.leaves)), t - 1), None
 
   state = state._replace(leaves=_bare(state.leaves))
-  steps = start + jnp.arange(length, dtype=jnp.int32)
-  return lax.scan(step, state, steps, reverse=True)[0]
+  last = jnp.asarray(start + length - 1, jnp.int32)
+  return lax.scan(step, (state, last), length=length)[0][0]
 
 
 def _undo(problem, inputs, state, t, schedules, reference) -> Backward:

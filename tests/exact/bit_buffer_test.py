@@ -192,12 +192,14 @@ def check_walk(start, increments, forgetting, bits):
   schedule, end, visited, back, _ = there_and_back(
     integers(start, bits), integers(increments, bits), forgetting, WALK
   )
-  spill, row, full, forward, inverse = jax.tree.map(ints, schedule)
+  spill, row, full, befores, afters, factor, whole, fraction = jax.tree.map(
+    ints, schedule
+  )
   values, remainders = list(start), [0] * SIZE
   words = [[0] * SIZE for _ in range(WALK)]
   capacity, next_row = 2 ** (2 * LIMB[bits] - word), 0
   for t in range(WALK):
-    before, after = forward.numerator[t], forward.denominator[t]
+    before, after = befores[t], afters[t]
     assert row[t] == next_row and full[t] == capacity
     if spill[t]:
       # The remainder of half a capacity still fits, and the next one does.
@@ -208,10 +210,11 @@ def check_walk(start, increments, forgetting, bits):
     else:
       assert before == capacity
     assert before <= after <= 2 ** (2 * LIMB[bits])
-    for which, n, d in (forward, before, after), (inverse, after, before):
-      exact = ratio([n], [d], bits)
-      got = [which.numerator, which.denominator, which.whole, which.fraction]
-      assert [column[t] for column in got] == [ints(e)[0] for e in exact]
+    exact = ratio([before], [after], bits)
+    one = 2 ** (2 * LIMB[bits])
+    assert factor[t] == ints(exact.whole)[0] * one + ints(exact.fraction)[0]
+    exact = ratio([after], [before], bits)
+    assert [whole[t], fraction[t]] == ints(exact.whole) + ints(exact.fraction)
     for k in range(SIZE):
       assert abs(remainders[k]) <= before >> 1
       values[k], remainders[k] = rescaled(
@@ -384,12 +387,12 @@ def drift(forgetting, bits):
   """log of the product of all capacity ratios over that of the betas."""
   dtype = {32: "float32", 64: "float64"}[bits]
   forgetting = forgetting.astype(dtype)
-  forward = jax.jit(bit_buffer.schedule, static_argnums=1)(
+  schedule = jax.jit(bit_buffer.schedule, static_argnums=1)(
     forgetting, f"int{bits}"
-  ).forward
+  )
   exact = np.log1p(-forgetting.astype(np.longdouble))
-  before = np.asarray(forward.numerator).astype(np.longdouble)
-  after = np.asarray(forward.denominator).astype(np.longdouble)
+  before = np.asarray(schedule.before).astype(np.longdouble)
+  after = np.asarray(schedule.after).astype(np.longdouble)
   return np.cumsum(exact, 0), np.cumsum(np.log(before / after), 0)
 
 
@@ -484,13 +487,17 @@ def finer_numbers(draw, bits):
 @jax.jit
 def _there_and_back(i, r, forward, inverse, j, parts):
   never, row = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-  capacity = forward.numerator
-  step = bit_buffer.Schedule(never, row, capacity, forward, inverse)
-  full = bit_buffer.init(i, 0)._replace(number=i * capacity + r)
+  before, after = forward.numerator, forward.denominator
+  limbs = 2 * bit_buffer.layout(i.dtype).limb
+  factor = (forward.whole << limbs) + forward.fraction
+  step = bit_buffer.Schedule(
+    never, row, before, before, after, factor, inverse.whole, inverse.fraction
+  )
+  full = bit_buffer.init(i, 0)._replace(number=i * before + r)
   total, buffer = bit_buffer.multiply_add(i, full, step, j, parts)
   back, number = bit_buffer.subtract_divide(total, buffer, step, j, parts)
-  head = bit_buffer.remainder(total, buffer.number, forward.denominator)
-  return (total, head), (back, bit_buffer.remainder(back, number, capacity))
+  head = bit_buffer.remainder(total, buffer.number, after)
+  return (total, head), (back, bit_buffer.remainder(back, number, before))
 
 
 def check_finer(drawn, bits):
