@@ -252,7 +252,7 @@ def _block_adjoint(
 def _block_rows(options: Options, arrays: jax.Array) -> int:
   """Rows of a block: a quarter of all [T, B] where memory is to be saved.
 
-  One sequence has fewer rows than a block, which would be all that it needs.
+  A whole block of a short sequence alone would be all that it needs.
   """
   steps, batch, _ = arrays.shape
   if batch > 1 and not options.recompute:

@@ -1,9 +1,9 @@
 """Small parameter arrays travel as one.
 
-A step is a dozen small programs for each array of integers, and starting them
+A step is a few small programs for each array of integers, and starting them
 takes longer than running them on a bias of ten numbers.  Arrays that obey the
 same equations element by element are therefore laid end to end: integers,
-remainders and spilled words of all of them are one array each.
+numbers and spilled words of all of them are one array each.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 # Elements.  Packed arrays are copied twice a step, as parameters and as
-# gradients, which takes as long as starting the programs for some 2^15.
+# gradients, which must take less time than starting the programs does.
 LARGEST = 2**14
 
 

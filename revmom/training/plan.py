@@ -22,7 +22,7 @@ _DEEPEST = 3
 class Costs(NamedTuple):
   """Bytes of a run."""
 
-  state: int  # integers and remainders
+  state: int  # integers and numbers
   words_per_step: float  # spilled
 
 
@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     return 1 + self.leading.depth
 
   def size(self, costs: Costs) -> int:
-    """Bytes of integers, remainders and words on the device, at most."""
+    """Bytes of integers, numbers and words on the device, at most."""
     return math.ceil(costs.state + self._extra(costs))
 
   def _extra(self, costs: Costs) -> float:
@@ -85,7 +85,7 @@ def make(
   Args:
     steps: length of the run.
     costs: its bytes.
-    memory_budget: bytes on the device for integers, remainders and words;
+    memory_budget: bytes on the device for integers, numbers and words;
       None is no limit.
     words: "device" keeps everything there, "host" streams words to host
       memory, "recompute" checkpoints and runs segments again; by default
