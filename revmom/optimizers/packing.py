@@ -3,7 +3,8 @@
 A step is a few small programs for each array of integers, and starting them
 takes longer than running them on a bias of ten numbers.  Arrays that obey the
 same equations element by element are therefore laid end to end: integers,
-numbers and spilled words of all of them are one array each.
+numbers and spilled words of all of them are one array each.  Large ones are
+given a single axis, too, where that makes their programs faster.
 """
 
 import math
@@ -20,18 +21,25 @@ from jax import lax
 LARGEST = 2**14
 
 
-class Packing(NamedTuple):
-  """Which arrays are laid end to end."""
+class Group(NamedTuple):
+  """Arrays that travel as one."""
 
-  groups: tuple[tuple[int, ...], ...]  # the arrays in each packed one
+  members: tuple[int, ...]  # numbers of the arrays
+  flat: bool  # laid end to end on one axis; else one array in its own shape
+
+
+class Packing(NamedTuple):
+  """Which arrays travel together, and in what shape."""
+
+  groups: tuple[Group, ...]
   shapes: tuple[tuple[int, ...], ...]  # of the arrays
 
   def pack(self, arrays: Sequence[jax.Array]) -> list[jax.Array]:
-    """The packed arrays; one that is alone keeps its shape."""
+    """The packed arrays, one for each group."""
     return [
-      jnp.concatenate([arrays[i].reshape(-1) for i in group])
-      if len(group) > 1
-      else arrays[group[0]]
+      jnp.concatenate([arrays[i].reshape(-1) for i in group.members])
+      if group.flat
+      else arrays[group.members[0]]
       for group in self.groups
     ]
 
@@ -42,17 +50,15 @@ class Packing(NamedTuple):
       arrays |= self.split(values, group)
     return [arrays[i] for i in range(len(self.shapes))]
 
-  def split(
-    self, values: jax.Array, group: tuple[int, ...]
-  ) -> dict[int, jax.Array]:
+  def split(self, values: jax.Array, group: Group) -> dict[int, jax.Array]:
     """Number of an array -> its part of a packed one."""
-    if len(group) == 1:
-      return {group[0]: values}
-    sizes = [math.prod(self.shapes[i]) for i in group]
+    if not group.flat:
+      return {group.members[0]: values}
+    sizes = [math.prod(self.shapes[i]) for i in group.members]
     pieces = lax.split(values, sizes, axis=values.ndim - 1)
     return {
       i: piece.reshape(*values.shape[:-1], *self.shapes[i])
-      for i, piece in zip(group, pieces, strict=True)
+      for i, piece in zip(group.members, pieces, strict=True)
     }
 
   def each(self, values: Sequence[Any]) -> list[Any]:
@@ -60,13 +66,13 @@ class Packing(NamedTuple):
     found = {
       i: value
       for value, group in zip(values, self.groups, strict=True)
-      for i in group
+      for i in group.members
     }
     return [found[i] for i in range(len(self.shapes))]
 
   def first(self, values: Sequence[Any]) -> list[Any]:
     """Of every packed array what the first one in it has."""
-    return [values[group[0]] for group in self.groups]
+    return [values[group.members[0]] for group in self.groups]
 
 
 def make(arrays: Sequence[Any], kinds: Sequence[Hashable]) -> Packing:
@@ -74,19 +80,30 @@ def make(arrays: Sequence[Any], kinds: Sequence[Hashable]) -> Packing:
 
   Args:
     arrays: or their shapes.
-    kinds: what arrays that are packed together agree in; None is packed with
-      no other.
+    kinds: what arrays that are packed together agree in; None keeps its shape.
 
   >>> shapes = [(3, 2), (), (200, 100), (5,)]
-  >>> make([np.zeros(shape) for shape in shapes], ["any"] * 4).groups
-  ((0, 1, 3), (2,))
+  >>> packing = make([np.zeros(shape) for shape in shapes], ["any"] * 4)
+  >>> [group.members for group in packing.groups]
+  [(0, 1, 3), (2,)]
   """
   groups: dict[Hashable, list[int]] = {}
+  flat: list[bool] = []
+  on_cpu = jax.default_backend() == "cpu"
   for i, (array, kind) in enumerate(zip(arrays, kinds, strict=True)):
-    alone = kind is None or np.size(array) > LARGEST or _may_be_split(array)
-    groups.setdefault((i,) if alone else ("packed", kind), []).append(i)
+    rigid = kind is None or _may_be_split(array)
+    alone = rigid or np.size(array) > LARGEST
+    key = (i,) if alone else ("packed", kind)
+    if key not in groups:
+      # A program for a CPU works through the last axis by vectors, and what is
+      # left at the end of each row one by one; so let there be one row.
+      flat.append(not rigid and (on_cpu or not alone))
+    groups.setdefault(key, []).append(i)
   return Packing(
-    tuple(tuple(group) for group in groups.values()),
+    tuple(
+      Group(tuple(members), is_flat)
+      for members, is_flat in zip(groups.values(), flat, strict=True)
+    ),
     tuple(np.shape(array) for array in arrays),
   )
 

@@ -88,7 +88,7 @@ def check_in_range(state: State, dynamics: Dynamics) -> None:
       )
       for role in equations.roles
     }
-    for i in group:
+    for i in group.members:
       own = {role: np.asarray(flag[i]) for role, flag in flags.items()}
       if any(flag.any() for flag in own.values()):
         raise ValueError(_overflow_message(equations, names[i], own, state))

@@ -33,12 +33,29 @@ def test_unpack_undoes_pack(drawn):
     np.testing.assert_array_equal(got, jnp.stack([array, 2 * array]))
 
 
+def members(groups):
+  return [group.members for group in groups]
+
+
 def test_what_is_large_or_of_another_kind_stays_alone():
-  arrays = [np.zeros(s) for s in (3, packing.LARGEST + 1, (2, 2), 5, 7)]
+  large = 2, packing.LARGEST
+  arrays = [np.zeros(s) for s in (3, large, (2, 2), 5, (7, 2))]
   packed = packing.make(arrays, ["a", "a", "b", "a", None])
-  assert packed.groups == ((0, 3), (1,), (2,), (4,))
+  assert members(packed.groups) == [(0, 3), (1,), (2,), (4,)]
   assert packed.each("wxyz") == ["w", "x", "y", "w", "z"]
   assert packed.first("abcde") == ["a", "b", "c", "e"]
+
+
+@pytest.mark.parametrize(("backend", "axes"), [("cpu", 1), ("tpu", 2)])
+def test_a_large_array_has_one_axis_on_cpu(monkeypatch, backend, axes):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  large = jnp.arange(4.0 * packing.LARGEST).reshape(4, -1)
+  packed = packing.make([large, jnp.zeros(3), large], ["a", "a", None])
+  assert [a.ndim for a in packed.pack([large, jnp.zeros(3), large])] == [
+    axes, 1, 2
+  ]  # fmt: skip
+  back = packed.unpack(packed.pack([large, jnp.zeros(3), large]))
+  np.testing.assert_array_equal(back[0], large)
 
 
 def test_what_may_be_spread_over_devices_stays_alone():
@@ -47,12 +64,13 @@ def test_what_may_be_spread_over_devices_stays_alone():
   split = jax.device_put(whole, NamedSharding(mesh, PartitionSpec("data")))
   both = jax.device_put(whole, NamedSharding(mesh, PartitionSpec()))
   packed = packing.make([whole, split, whole, both], ["a"] * 4)
-  assert packed.groups == ((0, 2), (1,), (3,))
+  assert members(packed.groups) == [(0, 2), (1,), (3,)]
+  assert [group.flat for group in packed.groups] == [True, False, False]
   # Inside jit nobody knows, unless there is one device only.
   groups = []
   traced = lambda *arrays: groups.append(packing.make(arrays, "aa").groups)
   jax.eval_shape(traced, whole, whole)
-  assert groups == [((0,), (1,))]
+  assert groups == [(packing.Group((0,), False), packing.Group((1,), False))]
 
 
 PARAMS = {
@@ -74,7 +92,7 @@ def batches(steps=STEPS):
 
 
 def groups_of(optimizer, params=PARAMS):
-  return optimizer.resolve(params, STEPS).packing.groups
+  return members(optimizer.resolve(params, STEPS).packing.groups)
 
 
 RATE = 0.05
@@ -114,6 +132,11 @@ def steps_with_given_gradients(optimizer):
   return optimizer.params(end), average, optimizer.log_det(end), len(end.leaves)
 
 
+def rigid(arrays, kinds, make=packing.make):
+  """Every array in its own shape."""
+  return make(arrays, [None] * len(kinds))
+
+
 @pytest.mark.parametrize(
   "name",
   [
@@ -125,9 +148,13 @@ def test_packing_changes_no_bit(name, monkeypatch):
   *packed, leaves = steps_with_given_gradients(PACKED[name])
   assert leaves == 1
   monkeypatch.setattr(packing, "LARGEST", -1)
+  *flat, leaves = steps_with_given_gradients(PACKED[name])
+  assert leaves == len(PARAMS)
+  monkeypatch.setattr(packing, "make", rigid)
   *alone, leaves = steps_with_given_gradients(PACKED[name])
   assert leaves == len(PARAMS)
   jax.tree.map(np.testing.assert_array_equal, packed, alone)
+  jax.tree.map(np.testing.assert_array_equal, flat, alone)
 
 
 def test_a_packed_run_comes_back():
@@ -147,27 +174,30 @@ def test_a_packed_run_comes_back():
 def test_packing_changes_no_gradient(monkeypatch):
   """Beyond the rounding of sums whose order differs, such as a norm's."""
   optimizer = revmom.adamw(RATE, clip=0.3)
+  # As with one device; tests have eight.
+  monkeypatch.setattr(packing, "_may_be_split", lambda array: False)
 
-  def gradients():
+  def gradients(leaves):
     jax.clear_caches()
 
     def objective(optimizer, params, data):
       run = revmom.train(loss_fn, optimizer, params, data)
+      assert len(run.state.leaves) == leaves
       return loss_fn(run.params, data[0]) + jnp.sum(run.losses)
 
     params = {name: jnp.asarray(value) for name, value in PARAMS.items()}
     return jax.grad(objective, (0, 1, 2))(optimizer, params, batches())
 
-  packed = gradients()
-  monkeypatch.setattr(packing, "LARGEST", -1)
-  alone = gradients()
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(
-      np.asarray(a, float), np.asarray(b, float), rtol=2e-4, atol=1e-5
-    ),
-    packed,
-    alone,
+  close = lambda a, b: np.testing.assert_allclose(
+    np.asarray(a, float), np.asarray(b, float), rtol=2e-4, atol=1e-5
   )
+  packed = gradients(leaves=1)
+  monkeypatch.setattr(packing, "LARGEST", -1)
+  flat = gradients(leaves=len(PARAMS))
+  monkeypatch.setattr(packing, "make", rigid)
+  alone = gradients(leaves=len(PARAMS))
+  jax.tree.map(close, packed, alone)
+  jax.tree.map(close, flat, alone)
 
 
 def test_only_what_obeys_the_same_equations_is_packed():
@@ -180,12 +210,12 @@ def test_only_what_obeys_the_same_equations_is_packed():
   assert len(groups_of(revmom.sgd(per_element, 0.9), vector)) == 2
   assert len(groups_of(revmom.sgd(np.full(STEPS, RATE), 0.9), vector)) == 1
   matrices = {"a": np.eye(3), "b": np.eye(2), "c": np.ones(2), "d": np.ones(3)}
-  assert groups_of(revmom.muon(RATE), matrices) == ((0,), (1,), (2, 3))
+  assert groups_of(revmom.muon(RATE), matrices) == [(0,), (1,), (2, 3)]
   parts = revmom.partition(
     {"slow": revmom.sgd(0.1, 0.9), "fast": revmom.sgd(1.0, 0.9)},
     lambda params: {"a": "slow", "b": "fast", "c": "slow", "d": "fast"},
   )
-  assert groups_of(parts, matrices) == ((0, 2), (1, 3))
+  assert groups_of(parts, matrices) == [(0, 2), (1, 3)]
 
 
 def test_an_overflow_is_found_in_its_own_array():
