@@ -2,7 +2,7 @@
 
   python benchmarks/optimizers.py
 
-takes about 9 minutes on 2 idle cores, needs 3 GiB of memory, and
+takes about 18 minutes on 2 idle cores, needs 3 GiB of memory, and
 `pip install "revmom[benchmarks]"` for equinox.  It writes
 benchmarks/results/optimizers.json and tables of docs/benchmarks.md.  `--quick`
 is a smoke run that prints its tables only.
@@ -90,8 +90,9 @@ def main(argv: list[str]) -> None:
     "environment": interleaved.environment(),
     "bits": [bits(name, optimizer) for name, (optimizer, _) in PAIRS.items()],
     "forward": [
-      forward(mlp, 20 if quick else 300, 2 if quick else 30),
-      forward(conv, 2 if quick else 30, rounds),
+      # Many rounds, as a few hundredths are looked for.
+      forward(mlp, 20 if quick else 400, 2 if quick else 60),
+      forward(conv, 2 if quick else 30, 2 if quick else 40),
     ],
     "hypergradient": [
       hypergradient(mlp, steps, 1 if steps > 1000 else rounds)
