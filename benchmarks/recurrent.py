@@ -83,6 +83,11 @@ def products(kind: str, size: Size, backward: bool) -> Callable:
   steps = next(s for s in range(steps, 0, -1) if size.time % s == 0)
 
   def run(inputs, recurrent, xs):
+    transposed = recurrent.T
+    if size.batch > 1:
+      # Products with it are faster where it lies in memory as such.
+      transposed = jax.lax.optimization_barrier(transposed)
+
     def block(carry, xs):
       hidden, sums = carry
       drive = xs @ inputs
@@ -97,7 +102,7 @@ def products(kind: str, size: Size, backward: bool) -> Callable:
         return (hidden, sums), drive[-1]
 
       def back(bars, _):
-        bars = bars @ recurrent.T
+        bars = bars @ transposed
         return jnp.concatenate([bars] * gates, -1), None
 
       bars, _ = jax.lax.scan(back, drive[0], None, length=steps)

@@ -145,15 +145,15 @@ def normalised_product(
 
 
 def product_adjoint(
-  weights: jax.Array,
+  transposed: jax.Array,
   gain: Any,
   normalised: Normalised | None,
   bars: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Adjoints of h R and of h, from that of h R or of norm(h R) gain."""
+  """Adjoints of h R and of h, by R^T, from that of h R or of norm(h R) gain."""
   if normalised is not None:
     bars = normalise_adjoint(normalised, bars * gain.astype(bars.dtype))
-  return bars, product(bars, weights.T)
+  return bars, product(bars, transposed)
 
 
 def gain_adjoint(normalised: Normalised | None, bars: jax.Array) -> jax.Array:

@@ -283,6 +283,7 @@ cell = Cell(
     _weights_adjoint,
     _gate_adjoints,
     parts=3,
+    transposed=("recurrent_weights", "candidate_weights"),
   ),
 )
 step, forward, backward, apply = (

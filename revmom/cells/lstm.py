@@ -247,7 +247,7 @@ def _step_adjoint(
   hidden_bar, cell_bar = carry_bar
   exposed_bar = hidden_bar  # of o tanh(c_t)
   if params.projection is not None:
-    exposed_bar = product(hidden_bar, params.projection.T)
+    exposed_bar = product(hidden_bar, params.projection)
   through = exposed_bar * factors.cell
   if params.cell_gain is not None:
     through = normalise_adjoint(
@@ -333,6 +333,7 @@ cell = Cell(
     _step_adjoint,
     _weights_adjoint,
     _gate_adjoints,
+    transposed=("recurrent_weights", "projection"),
   ),
 )
 step, forward, backward, apply = (

@@ -48,12 +48,13 @@ class Equations(NamedTuple):
       gradients of the weights need.
     step_adjoint: (params, factors, carry_bar) -> (carry_bar, bars,
       states_bar): one step of that recurrence; states_bar are the adjoints of
-      the new states in full.
+      the new states in full.  These params have some fields transposed.
     weights_adjoint: (params, local, carry, bars) -> (drive_bars, gradients),
       of many steps at once; gradients is a dict of fields of params.
     gate_adjoints: (local, states_bar) -> the adjoints of all gates and states.
     parts: into how many the drive is split for a step: one for each gate, or
       one if the step takes it as a whole.
+    transposed: which fields those are.
   """
 
   sizes: Callable[..., Any]
@@ -63,6 +64,7 @@ class Equations(NamedTuple):
   weights_adjoint: Callable[..., Any]
   gate_adjoints: Callable[..., Any]
   parts: int = 1
+  transposed: tuple[str, ...] = ("recurrent_weights",)
 
 
 class Options(NamedTuple):
@@ -178,12 +180,25 @@ def backward(
     residuals.gates,
     output_bars,
   )
+  transposed = None
+  if output_bars.shape[1] > 1:
+    # Laid out once: XLA's CPU compiler takes a quarter longer for a product
+    # with the transpose of what lies in memory, and each step has one.  For a
+    # single vector it is the other way around.
+    transposed = lax.optimization_barrier(_transposed(equations, params))
   (carry_bar, params_bar), (input_bars, gate_bars) = blocks.scan(
-    partial(_block_adjoint, equations, params, residuals, adjoints),
+    partial(
+      _block_adjoint,
+      equations,
+      params,
+      transposed,
+      residuals,
+      adjoints,
+    ),
     (_cast(carry_bar, accumulator(output_bars.dtype)), zeros),
     steps,
     output_bars.shape[1],
-    _block_rows(residuals.options, output_bars),
+    _block_rows(residuals.options, output_bars, single=2),
     not residuals.options.reverse,
   )
   carry_bar = jax.tree.map(
@@ -199,6 +214,7 @@ def backward(
 def _block_adjoint(
   equations: Equations,
   params: Any,
+  transposed: Any,
   residuals: Residuals,
   adjoints: bool,
   so_far: tuple,
@@ -229,7 +245,9 @@ def _block_adjoint(
     factors, masks, output_bar = now
     carry_bar = _add_to_output(carry_bar, _valid(masks, output_bar))
     held_bar, new_bar = masking.hold_adjoint(masks, carry_bar)
-    old_bar, bars, states_bar = equations.step_adjoint(params, factors, new_bar)
+    old_bar, bars, states_bar = equations.step_adjoint(
+      transposed or _transposed(equations, params), factors, new_bar
+    )
     carry_bar = jax.tree.map(jnp.add, held_bar, old_bar)
     return carry_bar, (bars, states_bar if adjoints else None)
 
@@ -249,15 +267,27 @@ def _block_adjoint(
   return (carry_bar, params_bar), (input_bars, gate_bars)
 
 
-def _block_rows(options: Options, arrays: jax.Array) -> int:
-  """Rows of a block: a quarter of all [T, B] where memory is to be saved.
+def _transposed(equations: Equations, params: Any) -> Any:
+  """The parameters as `step_adjoint` takes them."""
+  weights = {
+    field: getattr(params, field).T
+    for field in equations.transposed
+    if getattr(params, field) is not None
+  }
+  return params._replace(**weights)
 
-  A whole block of a short sequence alone would be all that it needs.
+
+def _block_rows(options: Options, arrays: jax.Array, single: int = 1) -> int:
+  """Rows of a block: a part of all [T, B] where memory is to be saved.
+
+  A whole block of a short sequence would be all that it needs.  `single` is
+  in how many a sequence alone is then divided.
   """
   steps, batch, _ = arrays.shape
-  if batch > 1 and not options.recompute:
+  parts = 4 if options.recompute else single if batch == 1 else 1
+  if parts == 1:
     return BLOCK_ROWS
-  return min(BLOCK_ROWS, max(BLOCK_ROWS // 4, steps * batch // 4))
+  return min(BLOCK_ROWS, max(BLOCK_ROWS // 4, steps * batch // parts))
 
 
 def _before(residuals: Residuals, times: jax.Array, carries: Any) -> Any:

@@ -90,7 +90,7 @@ def test_gained_product_and_its_adjoint(x64):
       _, pull = jax.vjp(affine.gained_product, hidden, weights, gains)
       normalised = affine.normalised_product(hidden, weights, gains)
       product_bar, hidden_bar = affine.product_adjoint(
-        weights, gains, normalised, bars
+        weights.T, gains, normalised, bars
       )
       weights_bar = affine.weights_adjoint(hidden, product_bar, weights.dtype)
       gain_bar = None
