@@ -27,7 +27,7 @@ from recurrent_peers import GridSize, Size
 from revmom.cells import gru, lstm, mdlstm, mdrnn, ugrnn
 
 _QUICK = flags.DEFINE_bool("quick", False, "tiny sizes; only prints")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "times that all contenders run")
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "times that all contenders run")
 _RESULTS = pathlib.Path(__file__).parent / "results" / "recurrent.json"
 _DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "benchmarks.md"
 

@@ -198,7 +198,7 @@ def backward(
     (_cast(carry_bar, accumulator(output_bars.dtype)), zeros),
     steps,
     output_bars.shape[1],
-    _block_rows(residuals.options, output_bars, single=2),
+    _block_rows(residuals.options, output_bars, single=4),
     not residuals.options.reverse,
   )
   carry_bar = jax.tree.map(
