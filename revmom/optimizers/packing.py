@@ -87,25 +87,18 @@ def make(arrays: Sequence[Any], kinds: Sequence[Hashable]) -> Packing:
   >>> [group.members for group in packing.groups]
   [(0, 1, 3), (2,)]
   """
-  groups: dict[Hashable, list[int]] = {}
-  flat: list[bool] = []
+  groups: dict[Hashable, Group] = {}
+  # A program for a CPU works through the last axis by vectors, and what is left
+  # at the end of each row one by one; so let there be one row.
   on_cpu = jax.default_backend() == "cpu"
   for i, (array, kind) in enumerate(zip(arrays, kinds, strict=True)):
     rigid = kind is None or _may_be_split(array)
     alone = rigid or np.size(array) > LARGEST
     key = (i,) if alone else ("packed", kind)
-    if key not in groups:
-      # A program for a CPU works through the last axis by vectors, and what is
-      # left at the end of each row one by one; so let there be one row.
-      flat.append(not rigid and (on_cpu or not alone))
-    groups.setdefault(key, []).append(i)
-  return Packing(
-    tuple(
-      Group(tuple(members), is_flat)
-      for members, is_flat in zip(groups.values(), flat, strict=True)
-    ),
-    tuple(np.shape(array) for array in arrays),
-  )
+    group = groups.get(key, Group((), not rigid and (on_cpu or not alone)))
+    groups[key] = group._replace(members=(*group.members, i))
+  shapes = tuple(np.shape(array) for array in arrays)
+  return Packing(tuple(groups.values()), shapes)
 
 
 def _may_be_split(array: Any) -> bool:
