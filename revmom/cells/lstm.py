@@ -334,6 +334,7 @@ cell = Cell(
     _weights_adjoint,
     _gate_adjoints,
     transposed=("recurrent_weights", "projection"),
+    alone=1,
   ),
 )
 step, forward, backward, apply = (

@@ -55,6 +55,7 @@ class Equations(NamedTuple):
     parts: into how many the drive is split for a step: one for each gate, or
       one if the step takes it as a whole.
     transposed: which fields those are.
+    alone: into how many blocks the way back of a sequence alone is divided.
   """
 
   sizes: Callable[..., Any]
@@ -65,6 +66,7 @@ class Equations(NamedTuple):
   gate_adjoints: Callable[..., Any]
   parts: int = 1
   transposed: tuple[str, ...] = ("recurrent_weights",)
+  alone: int = 4
 
 
 class Options(NamedTuple):
@@ -79,14 +81,23 @@ class Residuals(struct.PyTreeNode):
   """What the backward pass needs to know of a sweep; time-major."""
 
   inputs: jax.Array  # [T, B, D]
-  carries: Any  # after each step, of arrays [T, B, H]
-  gates: Any  # of each step, or None where they are computed again
+  states: blocks.Collected  # carries [T, B, H] after each step, and its gates
   initial_carry: Any
   lengths: jax.Array | None
   key: jax.Array | None
   options: Options = struct.field(pytree_node=False)
   learned_carry: bool = struct.field(pytree_node=False, default=False)
   batch_major: bool = struct.field(pytree_node=False, default=False)
+
+  @property
+  def carries(self) -> Any:
+    """After each step, of arrays [T, B, H]."""
+    return self.states.results()[0]
+
+  @property
+  def gates(self) -> Any:
+    """Of each step, or None where they are computed again."""
+    return self.states.results()[1]
 
 
 class Gradients(NamedTuple):
@@ -140,7 +151,7 @@ def forward(
     return blocks.scan_steps(step, carry, (drive, masks), options.reverse)
 
   times = jnp.arange(len(inputs))
-  final, (carries, gates) = blocks.scan(
+  final, states = blocks.scan(
     block,
     initial_carry,
     (times, inputs),
@@ -148,14 +159,12 @@ def forward(
     _block_rows(options, inputs),
     options.reverse,
   )
-  outputs = jax.tree.leaves(carries)[0]
+  outputs = jax.tree.leaves(states.results())[0]
   if lengths is not None:
     outputs = jnp.where(masking.valid(lengths, times), outputs, 0)
   if not keep:
     return outputs, final, None
-  residuals = Residuals(
-    inputs, carries, gates, initial_carry, lengths, key, options
-  )
+  residuals = Residuals(inputs, states, initial_carry, lengths, key, options)
   return outputs, final, residuals
 
 
@@ -176,8 +185,7 @@ def backward(
   steps = (
     jnp.arange(len(output_bars)),
     residuals.inputs,
-    residuals.carries,
-    residuals.gates,
+    residuals.states,
     output_bars,
   )
   transposed = None
@@ -198,7 +206,7 @@ def backward(
     (_cast(carry_bar, accumulator(output_bars.dtype)), zeros),
     steps,
     output_bars.shape[1],
-    _block_rows(residuals.options, output_bars, single=4),
+    _block_rows(residuals.options, output_bars, equations.alone),
     not residuals.options.reverse,
   )
   carry_bar = jax.tree.map(
@@ -223,8 +231,9 @@ def _block_adjoint(
   """The adjoint of some steps; those of the weights are added up."""
   options = residuals.options
   carry_bar, params_bar = so_far
-  times, inputs, carries, gates, output_bars = steps
+  times, inputs, states, output_bars = steps
   wide = accumulator(output_bars.dtype)
+  carries, gates = states.results()
   carries = _before(residuals, times, carries)
   masks = masking.draw(
     options.rates,
@@ -241,18 +250,22 @@ def _block_adjoint(
     params, _cast(gates, wide), carries, _kept(masks)
   )
 
-  def step(carry_bar: Any, now: tuple) -> tuple[Any, Any]:
+  def step(params: Any, carry_bar: Any, now: tuple) -> tuple[Any, Any]:
     factors, masks, output_bar = now
     carry_bar = _add_to_output(carry_bar, _valid(masks, output_bar))
     held_bar, new_bar = masking.hold_adjoint(masks, carry_bar)
     old_bar, bars, states_bar = equations.step_adjoint(
-      transposed or _transposed(equations, params), factors, new_bar
+      params if transposed else _transposed(equations, params), factors, new_bar
     )
     carry_bar = jax.tree.map(jnp.add, held_bar, old_bar)
     return carry_bar, (bars, states_bar if adjoints else None)
 
-  carry_bar, (bars, states_bars) = lax.scan(
-    step, carry_bar, (factors, masks, output_bars), reverse=not options.reverse
+  carry_bar, (bars, states_bars) = blocks.scan_late(
+    step,
+    transposed or params,
+    carry_bar,
+    (factors, masks, output_bars),
+    not options.reverse,
   )
   drive_bars, gradients = equations.weights_adjoint(
     params, local, carries, bars
@@ -277,14 +290,14 @@ def _transposed(equations: Equations, params: Any) -> Any:
   return params._replace(**weights)
 
 
-def _block_rows(options: Options, arrays: jax.Array, single: int = 1) -> int:
+def _block_rows(options: Options, arrays: jax.Array, alone: int = 1) -> int:
   """Rows of a block: a part of all [T, B] where memory is to be saved.
 
-  A whole block of a short sequence would be all that it needs.  `single` is
+  A whole block of a short sequence would be all that it needs.  `alone` is
   in how many a sequence alone is then divided.
   """
   steps, batch, _ = arrays.shape
-  parts = 4 if options.recompute else single if batch == 1 else 1
+  parts = 4 if options.recompute else alone if batch == 1 else 1
   if parts == 1:
     return BLOCK_ROWS
   return min(BLOCK_ROWS, max(BLOCK_ROWS // 4, steps * batch // parts))

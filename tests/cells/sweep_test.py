@@ -3,6 +3,8 @@
 They carry the plain recurrent network, whose equation is one line.
 """
 
+import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -113,6 +115,58 @@ def test_blocks():
   assert blocks.steps_of(prime, 1, rows) == rows
   assert blocks.steps_of(100, 10 * rows, rows) == 1
   assert blocks.steps_of(0, 0, rows) == 1
+
+
+def late_problem(results):
+  """Arguments of `scan_late`, of results like one of `arrays` or unlike."""
+
+  def step(weights, carry, now):
+    x, y = now
+    carry = jnp.tanh(carry @ weights + x)
+    return carry, {"like": carry * y, "unlike": (carry, y[:2])[results]}
+
+  return step, (draw(0, 3, 3), draw(1, 3), (draw(2, 7, 3), draw(3, 7, 3)))
+
+
+@pytest.mark.parametrize("reverse", [True, False])
+@pytest.mark.parametrize("results", [0, 1])
+def test_scan_late_is_scan(x64, results, reverse):
+  """All results and derivatives, first and second, batched ones as well."""
+  step, args = late_problem(results)
+  late = lambda *args: blocks.scan_late(step, *args, reverse)
+  plain = lambda weights, carry, arrays: jax.lax.scan(
+    partial(step, weights), carry, arrays, reverse=reverse
+  )
+  carried = re.findall(r"num_carry=(\d+)", str(jax.make_jaxpr(late)(*args)))
+  # The time, the carry and two results, which take the room of `arrays`.
+  assert carried == (["4"], ["1"])[results]
+  many = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), args)
+
+  def everything(scan):
+    loss = lambda *args: sum(
+      jnp.sum(leaf**2) for leaf in jax.tree.leaves(scan(*args))
+    )
+    gradient = jax.grad(loss, argnums=(0, 1, 2))
+    return (
+      *(scan(*args), jax.vmap(scan)(*many), gradient(*args)),
+      jax.jvp(gradient, args, args)[1],
+      jax.grad(lambda w: jnp.sum(gradient(w, *args[1:])[1] ** 2))(args[0]),
+    )
+
+  jax.tree.map(
+    partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12),
+    everything(late),
+    everything(plain),
+  )
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_scan_late_of_few_steps(steps):
+  step, (weights, carry, arrays) = late_problem(0)
+  arrays = jax.tree.map(lambda array: array[:steps], arrays)
+  end, results = blocks.scan_late(step, weights, carry, arrays, True)
+  assert results["like"].shape == (steps, 3)
+  assert (end == carry).all() == (steps == 0)
 
 
 def test_every_sequence_is_swept_alone(x64):
@@ -312,11 +366,12 @@ def test_memory():
 
 def test_recomputing_keeps_no_gates():
   params, xs, lengths = lstm_arguments()
-  residuals = lambda recompute: jax.eval_shape(
-    lambda *a: lstm.forward(a[0], a[1], lengths=a[2], recompute=recompute)[2],
-    params,
-    xs,
-    lengths,
-  )
-  assert residuals(True).gates is None
-  assert residuals(False).gates.shape == (STEPS, BATCH, 4 * UNITS)
+
+  def gates(recompute):
+    forward = partial(lstm.forward, recompute=recompute)
+    return jax.eval_shape(
+      lambda *a: forward(a[0], a[1], lengths=a[2])[2].gates, params, xs, lengths
+    )
+
+  assert gates(True) is None
+  assert gates(False).shape == (STEPS, BATCH, 4 * UNITS)
