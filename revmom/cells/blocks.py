@@ -72,7 +72,7 @@ def scan(
 
 
 class Collected(struct.PyTreeNode):
-  """Results of steps [T, B, ...], which are small ones side by side."""
+  """Results of steps [T, B, ...]: small ones lie side by side in one array."""
 
   values: Any
   sizes: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
