@@ -1,6 +1,6 @@
 """Recurrent cells against other libraries: time and memory.
 
-python benchmarks/recurrent.py          # 12 minutes; docs/benchmarks.md
+python benchmarks/recurrent.py          # 14 minutes; docs/benchmarks.md
 python benchmarks/recurrent.py --quick  # a minute; only prints
 
 Every contender computes outputs, and the gradients of all weights and of the
