@@ -9,14 +9,16 @@ between them, blocks of 2 x 2 positions become one (Graves & Schmidhuber 2009,
 "Offline handwriting recognition with multidimensional recurrent neural
 networks"); the mean over all positions decides.
 
-One minute on 2 CPU cores.  Expect a test accuracy of 98.3 % on the digits, and
-of 96.2 % on MNIST's after 7 minutes with 8334 of its images, each seen eight
-times.
+One minute on 2 CPU cores.  Expect a test accuracy of 97.7 % on the digits, 97.3
+to 98.7 % with seeds 0 to 4, and of 96.3 % on MNIST's after 7 minutes with 8334
+of its images, each seen eight times.
 
 gradients.png shows how the logit of an image's class depends on the memory of
 every cell, at both levels and in each direction, from the adjoints of the
 hand-derived backward pass: norms of 0.03 to 5 at the first level and of 0.01 to
-0.8 at the second.  A cell that no gradient reaches is an error.
+0.8 at the second.  A position that the gradient of no image reaches is an
+error.  Of a single image it may end where a memory grew until its tanh rounds
+to one: how many cells that are is printed; none on the digits.
 
 With --workdir it writes result.json, metrics.csv (loss by step), loss.png,
 gradients.png and checkpoints.  Running it again there goes on from the last one
@@ -152,21 +154,24 @@ def reached(
   """How the logit of its class depends on each cell of an image.
 
   Returns:
-    `Reached`, and the least norm at any position of any image.
+    `Reached`, and the share of the cells of single images that are not.
 
   Raises:
-    RuntimeError: the logit of an image does not depend on one of its cells.
+    RuntimeError: there is a position that no image's logit depends on.
   """
   adjoints = jax.jit(model.adjoints)(params, images, labels)
   norms = [np.linalg.norm(level, axis=-1) for level in adjoints]
-  # Of single images, so that none can hide in the mean.
-  least = min(float(level.min()) for level in norms)
-  if not least > 0:
-    raise RuntimeError(
-      "there is a cell that the logit of its image does not depend on: the "
-      f"least norm of its adjoint is {least}."
-    )
-  return Reached(*(level.mean(-1) for level in norms)), least
+  means = Reached(*(level.mean(-1) for level in norms))
+  for level, mean in means._asdict().items():
+    if not mean.min() > 0:
+      direction, *position = np.unravel_index(mean.argmin(), mean.shape)
+      raise RuntimeError(
+        f"of the {level} level's sweep {model.DIRECTIONS[direction]} the cells "
+        f"at {tuple(map(int, position))} have adjoints of norm {mean.min()} in "
+        f"all of {len(images)} images: no logit depends on them."
+      )
+  ended = np.concatenate([~np.any(level, -1).ravel() for level in adjoints])
+  return means, float(ended.mean())
 
 
 def sizes_of(config: Config) -> tuple[int, int]:
@@ -233,7 +238,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   Raises:
     ValueError: the data or the workdir don't go with the flags.
     FloatingPointError: a loss was not finite.
-    RuntimeError: the gradient does not reach a cell.
+    RuntimeError: the gradient does not reach a position.
   """
   begin = time.perf_counter()
   data = datasets.load(config.dataset, config.data_dir)
@@ -249,7 +254,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   params = training.params
   accuracy, loss = evaluation(data.test_images, data.test_labels)(params)
   shown = data.test_images[:_SHOWN], data.test_labels[:_SHOWN]
-  norms, least = reached(params, *shown)
+  norms, ended = reached(params, *shown)
   result = {
     "dataset": config.dataset,
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -259,7 +264,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     "test_loss": loss,
     "validation_accuracy": rows[-1]["validation_accuracy"],
     "final_train_loss": rows[-1]["loss"],
-    "least_adjoint": least,
+    "share_of_cells_without_gradient": ended,
     **{
       f"{name}_level_adjoints_{what}": float(value(array))
       for name, array in norms._asdict().items()
@@ -281,14 +286,16 @@ def report(result: dict[str, Any]) -> str:
     f"{r[name + '_level_adjoints_least']:.2g} to "
     f"{r[name + '_level_adjoints_largest']:.2g}"
   )
+  without = r["share_of_cells_without_gradient"]
   return f"""\
 model              {r["parameters"]:,} parameters, {r["steps"]} Adam \
 steps{origin}
 test               accuracy {r["test_accuracy"]:.2%}, loss \
 {r["test_loss"]:.4f} nats
 validation         accuracy {r["validation_accuracy"]:.2%}
-dlogit/dc          reaches every cell: {between("first")} at the first level, \
-{between("second")} at the second
+dlogit/dc          reaches every position: {between("first")} at the first \
+level, {between("second")} at the second
+                   {without:.2g} of the cells of single images have none
 time               {r["seconds"]:.1f} s, {1e3 * r["seconds_per_step"]:.1f} ms \
 a step"""
 

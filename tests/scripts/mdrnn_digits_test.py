@@ -116,17 +116,33 @@ def test_logits_and_adjoints_are_those_of_plain_loops(model):
 
 
 @pytest.mark.slow
+def test_cells_that_no_gradient_reaches(load, model):
+  script = load("mdrnn_digits")
+  params = model.init(jax.random.key(0), 3, (2, 3))
+  rng = np.random.default_rng(0)
+  images, labels = rng.uniform(size=(2, 4, 6)).astype(np.float32), np.arange(2)
+  norms, without = script.reached(params, images, labels)
+  assert without == 0 and norms.first.shape == (4, 4, 6)
+  images[1] *= 1e6  # its gates are zeros and ones
+  norms, without = script.reached(params, images, labels)
+  assert 0 < without < 0.5 and norms.first.min() > 0
+  apart = params._replace(read_out=jnp.zeros_like(params.read_out))
+  with pytest.raises(RuntimeError, match="first level's sweep .* all of 2"):
+    script.reached(apart, images, labels)
+
+
+@pytest.mark.slow
 def test_learns_resumes_and_writes(script, tmp_path):
   script = script.at(tmp_path)
   done = script.run(*SMALL)
   assert done.stderr == ""  # no progress bar: it is not a terminal
-  assert "reaches every cell" in done.stdout
+  assert "reaches every position" in done.stdout
   result, rows = script.result(), script.rows()
   assert [int(row["step"]) for row in rows] == list(range(20))
   assert float(rows[0]["loss"]) == pytest.approx(math.log(10), abs=0.3)
   assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
   assert sum(bool(row["validation_loss"]) for row in rows) == 10
-  assert result["least_adjoint"] > 0
+  assert result["share_of_cells_without_gradient"] == 0
   # One of 300 test images is a third of a percent.
   right = 300 * result["test_accuracy"]
   assert right == pytest.approx(round(right), abs=1e-6)
@@ -135,7 +151,7 @@ def test_learns_resumes_and_writes(script, tmp_path):
   script.resume(*SMALL)  # after the ninth of ten checkpoints
   resumed = script.result()
   assert resumed["resumed_from"] == 18
-  for name in ("test_loss", "test_accuracy", "least_adjoint"):
+  for name in ("test_loss", "test_accuracy", "first_level_adjoints_least"):
     assert resumed[name] == result[name]
   assert "--seed=0 there, --seed=1 now" in script.fails(*SMALL, "--seed=1")
 
