@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from revmom.cells import masks, sweep
 from revmom.cells.affine import accumulator, total
-from revmom.cells.sweep import Equations, Gradients, Options, Residuals
+from revmom.cells.equations import Equations
+from revmom.cells.sweep import Gradients, Options, Residuals
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from revmom.cells.affine import (
   weights_adjoint,
 )
 from revmom.cells.cell import Cell, uniform
-from revmom.cells.sweep import Equations, Parts
+from revmom.cells.equations import Equations, Parts
 
 
 class GatedInputParams(NamedTuple):
