@@ -93,8 +93,8 @@ def causal_transformer(
   >>> from revmom.models.language_model import tokens
   >>> model = Autoregressive(causal_transformer(8, 1, 2), tokens(5))
   >>> x = jnp.zeros((2, 7), jnp.int32)
-  >>> params = model.init(jax.random.key(0), x)
-  >>> model.log_prob(params, x).shape
+  >>> params = jax.jit(model.init)(jax.random.key(0), x)
+  >>> jax.jit(model.log_prob)(params, x).shape
   (2,)
   """
   _check(width, num_layers, num_heads, num_classes)

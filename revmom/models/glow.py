@@ -62,8 +62,8 @@ def glow(
   >>> import jax
   >>> flow = glow(levels=2, depth=2, hidden=4)
   >>> x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1))
-  >>> params = flow.init(jax.random.key(1), x)
-  >>> noise, log_det = flow.forward_and_log_det(params, x)
+  >>> params = jax.jit(flow.init)(jax.random.key(1), x)
+  >>> noise, log_det = jax.jit(flow.forward_and_log_det)(params, x)
   >>> [z.shape for z in noise], log_det.shape
   ([(2, 2, 2, 2), (2, 1, 1, 8)], (2,))
   """

@@ -92,8 +92,8 @@ def row_lstm(
   >>> from revmom.models.conditional import categorical
   >>> model = Autoregressive(row_lstm(4, 1, 3), categorical(2))
   >>> x = jnp.zeros((2, 4, 5, 1), jnp.int32)
-  >>> params = model.init(jax.random.key(0), x)
-  >>> model.log_prob(params, x).shape
+  >>> params = jax.jit(model.init)(jax.random.key(0), x)
+  >>> jax.jit(model.log_prob)(params, x).shape
   (2,)
   """
   sizes = _Sizes(hidden_size, num_layers, kernel_size, num_classes)

@@ -108,10 +108,12 @@ def sgd(
 
   >>> import jax, jax.numpy as jnp, revmom
   >>> optimizer = revmom.sgd(learning_rate=0.1, momentum=0.9)
-  >>> gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.cos(x))))
+  >>> gradient = jax.grad(lambda x: jnp.sum(jnp.cos(x)))
   >>> start = state = optimizer.init(jnp.array([0.3, -1.2]), num_steps=100)
-  >>> for _ in range(100): state = optimizer.forward(state, gradient)
-  >>> for _ in range(100): state = optimizer.inverse(state, gradient)
+  >>> forward = jax.jit(lambda state: optimizer.forward(state, gradient))
+  >>> inverse = jax.jit(lambda state: optimizer.inverse(state, gradient))
+  >>> for _ in range(100): state = forward(state)
+  >>> for _ in range(100): state = inverse(state)
   >>> all(bool((a == b).all()) for a, b in
   ...     zip(jax.tree.leaves(state), jax.tree.leaves(start)))
   True

@@ -124,6 +124,7 @@ def test_calibration_reaches_any_gain(gain):
     np.testing.assert_array_equal(after["b"], before["b"])
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("gain", [0.5, 1.5])
 def test_calibrated_gradients_have_that_gain_too(gain):
   """Of what has passed a relu, forward and backward gains agree.

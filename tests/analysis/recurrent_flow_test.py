@@ -28,7 +28,7 @@ def rest_of_sequence(cell, params, xs, start, first):
   return run
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("cell", [elman, lstm, gru, ugrnn, gated_input])
 def test_adjoints_of_states_are_those_of_autodiff(x64, cell):
   keys = jax.random.split(jax.random.key(0), 2)

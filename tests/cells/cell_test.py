@@ -315,7 +315,7 @@ def is_odd(_, structure):
 
 
 # Any two options are on and off in all four ways among them.
-@pytest.mark.sampled(4, rest="exhaustive")
+@pytest.mark.sampled(2, rest="exhaustive")
 @pytest.mark.parametrize(
   ("name", "structure"), [pair for pair in STRUCTURES if is_odd(*pair)]
 )

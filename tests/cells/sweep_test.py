@@ -128,6 +128,7 @@ def late_problem(results):
   return step, (draw(0, 3, 3), draw(1, 3), (draw(2, 7, 3), draw(3, 7, 3)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("reverse", [True, False])
 @pytest.mark.parametrize("results", [0, 1])
 def test_scan_late_is_scan(x64, results, reverse):

@@ -75,6 +75,7 @@ def test_it_is_a_transformer():
     np.testing.assert_allclose(got[i], expected, atol=5e-3)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cached_outputs_are_those_of_a_forward_pass(dtype):
   model, params, x = example(num_classes=3)

@@ -46,7 +46,7 @@ def plain_log_probs(params, cell, text, label=None):
   return np.array(values)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("classes", [0, 2])
 def test_probabilities_are_those_of_a_plain_loop(name, classes):

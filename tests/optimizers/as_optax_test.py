@@ -24,6 +24,7 @@ def _problem():
   return params, jax.jit(jax.grad(loss)), loss
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("form", ["heavy_ball", "ema", "trace"])
 def test_forward_and_back_bit_for_bit(form):
   params, gradient, loss = _problem()

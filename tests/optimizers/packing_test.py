@@ -15,7 +15,7 @@ STEPS = 40
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(shapes, st.sampled_from("ab")), max_size=6))
 def test_unpack_undoes_pack(drawn):
   arrays = [
@@ -137,13 +137,8 @@ def rigid(arrays, kinds, make=packing.make):
   return make(arrays, [None] * len(kinds))
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    name if name == "sgd" else pytest.param(name, marks=pytest.mark.slow)
-    for name in PACKED
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PACKED)
 def test_packing_changes_no_bit(name, monkeypatch):
   *packed, leaves = steps_with_given_gradients(PACKED[name])
   assert leaves == 1

@@ -61,6 +61,7 @@ MOMENTA = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("momentum", MOMENTA.values(), ids=MOMENTA.keys())
 def test_five_thousand_steps_and_back(momentum):
   params, gradient = params_and_gradient()

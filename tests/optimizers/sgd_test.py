@@ -64,7 +64,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.sampled(5, rest="exhaustive")
+@pytest.mark.sampled(3, rest="exhaustive")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_inverse_restores_every_integer(form, options):

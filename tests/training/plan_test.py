@@ -58,6 +58,7 @@ def assert_same_bits(a, b):
 
 
 # 5 parameters of 12 bytes, which spill 0.25 bytes a step at the floor.
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   "kwargs, depth",
   [

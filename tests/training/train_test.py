@@ -167,6 +167,7 @@ HYPERS: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", HYPERS)
 def test_every_differentiable_argument(x64, kind):
   hypers = jax.tree.map(jnp.asarray, HYPERS[kind]())
@@ -189,6 +190,7 @@ def test_through_clipping(x64):
   assert_same_gradients(ours, theirs)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
   "mode", ["forward_over_reverse", "reverse_over_reverse", "recompute"]
 )
@@ -366,7 +368,7 @@ OUTSIDE = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_other_transformations_between(name):
   """The gradient of a compiled run, not only the compiled gradient."""
