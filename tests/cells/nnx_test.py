@@ -66,7 +66,7 @@ def masked(outputs, lengths, time):
   return jnp.where(valid[..., None], outputs, 0)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list(PEERS))
 @pytest.mark.parametrize(
   "call",
@@ -158,7 +158,7 @@ def test_bidirectional_takes_two_layers(x64):
   )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   "layer", [layers.LSTM, layers.GRU, layers.UGRNN, layers.GatedInput]
 )

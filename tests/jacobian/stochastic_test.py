@@ -82,7 +82,7 @@ def coverage(estimator, matrix):
 # Error bars.
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   "estimator, make, spectrum",
   [
@@ -100,7 +100,7 @@ def test_intervals_cover_on_well_conditioned_matrices(
   assert 0.92 <= coverage(estimator, make(spectrum)) <= 0.98
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("steps", [6, 12])
 @pytest.mark.parametrize(
   "build, make",
@@ -216,7 +216,7 @@ COMPLETE = [
 ]
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("estimator, make, tolerance", COMPLETE)
 def test_complete_spaces_and_directions_are_exact(
   x64, estimator, make, tolerance

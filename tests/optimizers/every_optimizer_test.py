@@ -386,6 +386,7 @@ VALLEY = (  # of Rosenbrock, from near its usual start
 )
 
 
+@pytest.mark.sampled(6)
 @every
 @pytest.mark.parametrize(
   "landscape", [PARABOLA, VALLEY], ids=["bowl", "valley"]

@@ -164,7 +164,7 @@ def test_errors():
 POLYAK = lambda t: (t + 1) / (t + 2)  # noqa: E731
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("decay", [0.9, POLYAK], ids=["ema", "polyak"])
 @pytest.mark.parametrize("base", ["sgd", "partition"])
 def test_averages(decay, base):

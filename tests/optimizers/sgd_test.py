@@ -152,7 +152,7 @@ def float_step(state, gradient, rate, beta, decay, form):
   return jnp.concatenate([(1 - rate * decay) * theta + update, velocity])
 
 
-@pytest.mark.sampled(4, rest="exhaustive")
+@pytest.mark.sampled(2, rest="exhaustive")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("decay", [None, 0.3])
 @pytest.mark.parametrize("steps", [1, 10])

@@ -192,6 +192,7 @@ def test_curvature_of_a_run_is_that_of_the_dense_jacobian(x64, nesterov):
   assert got.stderr == 0 and abs(dense) > 0.1
 
 
+@pytest.mark.slow
 def test_error_bars_add_in_quadrature_and_cover(x64):
   gradient, rate, size = problem(), 0.2, 24
   w = jnp.linspace(-1, 1, size)

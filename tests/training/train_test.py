@@ -176,6 +176,7 @@ def test_every_differentiable_argument(x64, kind):
   assert_same_gradients(ours, theirs)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("form", ["ema", "trace"])
 def test_other_forms(x64, form):
   hypers = jax.tree.map(jnp.asarray, HYPERS["per step"]())
@@ -203,6 +204,7 @@ def test_second_order_modes(x64, mode):
   assert_same_gradients(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_model_without_forward_mode(x64):
   @jax.custom_vjp
   def tanh(x):
