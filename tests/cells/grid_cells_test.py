@@ -87,7 +87,7 @@ def check_against_loop(name, shape, direction):
       close(pullback(apply, params, xs, bars), expected)
 
 
-@pytest.mark.sampled(8, rest="exhaustive")
+@pytest.mark.sampled(12, rest="exhaustive")
 @pytest.mark.parametrize(
   ("name", "turn"),
   [(name, number % 4) for number, name in enumerate(CELLS)]

@@ -114,7 +114,7 @@ def test_log_det_is_that_of_the_dense_jacobian(name, x64):
   assert dense.sign == 1 or name in PERMUTING
 
 
-@pytest.mark.sampled(6, rest="exhaustive")
+@pytest.mark.sampled(9, rest="exhaustive")
 @pytest.mark.parametrize(
   "name",
   [
