@@ -17,8 +17,8 @@ gradients.png shows how the logit of an image's class depends on the memory of
 every cell, at both levels and in each direction, from the adjoints of the
 hand-derived backward pass: norms of 0.03 to 5 at the first level and of 0.01 to
 0.8 at the second.  A position that the gradient of no image reaches is an
-error.  Of a single image it may end where a memory grew until its tanh rounds
-to one: how many cells that are is printed; none on the digits.
+error.  Of a single image it may end where gates, or the tanh of a memory, round
+to their limits: the share of such cells is printed; none on the digits.
 
 With --workdir it writes result.json, metrics.csv (loss by step), loss.png,
 gradients.png and checkpoints.  Running it again there goes on from the last one
