@@ -141,7 +141,6 @@ def objective(hypers: dict, weights: jax.Array, params: dict) -> Any:
     params,
     lambda t: (tokens_of(t), weights[t]),
     num_steps=_STEPS.value,
-    second_order_mode="recompute",
   )
   held_out = losses(run.params, tokens_of(jnp.asarray(-1))).mean()
   return held_out, run.losses

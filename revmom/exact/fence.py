@@ -1,14 +1,55 @@
-"""Floating-point results that do not depend on what they are fused with.
+"""Floating-point results that do not depend on what is computed nearby.
 
 Compilers turn a product and a sum that meet in one kernel into a fused
-multiply-add, which rounds once instead of twice.  Whether they meet depends on
-everything else that is computed nearby, so that the same equation may give
-other bits in a forward and in a reverse pass.  Behind a fence it can't.
+multiply-add, which rounds once instead of twice, and compute one value again in
+every kernel that wants it.  What meets depends on everything else that is
+computed nearby, so that the same equation may give other bits in a forward and
+in a reverse pass.  Elementwise equations are fenced: nothing behind a fence
+joins what is before it.  Whole programs, such as a gradient, are isolated: a
+branch is compiled by itself.
+
+Both rest on a number that is zero and that no compiler can know to be.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
+
+# More than any integer on a grid (see `fixed_point.limit`), less than 2^31.
+_NEVER = 2**30 + 12_345
+# Elements.  XLA compiles a loop on CPU as one function, branches and all, if a
+# round of it touches less than a kilobyte; the branch not taken touches more.
+_LARGE = 2**10
+
+
+def origin(arrays: Sequence[jax.Array]) -> jax.Array:
+  """Zero, but no compiler can tell that it is: int32 [], not even batched.
+
+  Args:
+    arrays: of integers on a grid; the first that has elements is asked.
+
+  >>> origin([jnp.arange(3)])
+  Array(0, dtype=int32)
+  """
+  for array in arrays:
+    if array.size:
+      return _unknown_zero(array[(0,) * array.ndim])
+  return jnp.zeros((), jnp.int32)
+
+
+@custom_vmap
+def _unknown_zero(integer: jax.Array) -> jax.Array:
+  return (integer == _NEVER).astype(jnp.int32)
+
+
+@_unknown_zero.def_vmap
+def _same_for_all(axis_size, batched, integers):
+  """One for the whole batch: a branch on a batched one would be no branch."""
+  return _unknown_zero(integers[0] if batched[0] else integers), False
 
 
 def fence(values: jax.Array, step: jax.Array) -> jax.Array:
@@ -19,13 +60,67 @@ def fence(values: jax.Array, step: jax.Array) -> jax.Array:
   the program.
 
   Args:
-    values: float32 or float64, any shape.
-    step: int32 [], at least 0 and not a constant of the program.
+    values: floats of any type and shape.
+    step: int32 [], at least 0 and not a constant of the program: counted from
+      `origin`.
 
   >>> fence(jnp.array([1.5, -2.0]), jnp.array(7))
   Array([ 1.5, -2. ], dtype=float32)
   """
-  bits = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
+  bits = jnp.dtype(f"int{8 * values.dtype.itemsize}")
   zero = (step >> 31).astype(bits)
   raw = lax.bitcast_convert_type(values, bits)
   return lax.bitcast_convert_type(raw ^ zero, values.dtype)
+
+
+def fence_tree(tree: Any, step: jax.Array) -> Any:
+  """A pytree with all floats behind fences."""
+  is_float = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)
+  return jax.tree.map(
+    lambda x: fence(jnp.asarray(x), step) if is_float(x) else x, tree
+  )
+
+
+def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:
+  """function(*args), compiled by itself wherever it is called.
+
+  Two calls with the same arguments give the same bits, whatever the programs
+  around them do with the results, as long as both use all of them: see
+  `keep_alive`.  The condition of the branch can't be known when it is compiled.
+  Where the condition is false there is nothing but NaN.
+
+  Args:
+    function: of pytrees of arrays.
+    step: see `fence`.
+
+  >>> isolate(jnp.sum, jnp.array(3), jnp.arange(4.0))
+  Array(6., dtype=float32)
+  """
+
+  def never(*args: Any) -> Any:
+    noise = jnp.arange(_LARGE, dtype=jnp.float32) * step.astype(jnp.float32)
+    nan = jnp.sqrt(-1 - jnp.sum(noise**2))
+    return jax.tree.map(
+      lambda out: jnp.full(out.shape, nan.astype(out.dtype)),
+      jax.eval_shape(function, *args),
+    )
+
+  guarded = lambda *args: fence_tree(function(*fence_tree(args, step)), step)
+  return lax.cond(step >= 0, guarded, never, *args)
+
+
+def keep_alive(step: jax.Array, values: jax.Array) -> jax.Array:
+  """The step, in a way that needs a value: it won't be dropped as unused.
+
+  A program that leaves one of its results out is another program.
+
+  Args:
+    step: see `fence`.
+    values: a float [].
+
+  >>> keep_alive(jnp.array(7), jnp.array(0.5))
+  Array(7, dtype=int32)
+  """
+  bits = jnp.dtype(f"int{8 * values.dtype.itemsize}")
+  raw = lax.bitcast_convert_type(values, bits).astype(jnp.int32)
+  return step ^ (raw & (step >> 31))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from revmom.exact.fence import fence
 from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.leaf import PARAMS
@@ -56,7 +57,8 @@ class Adam(ReversibleOptimizer, kw_only=True):
 
 def weight(factor: jax.Array, step: jax.Array) -> jax.Array:
   """1 - factor^(step + 1): what the weights in a moving average add up to."""
-  return 1 - factor ** (step + 1).astype(factor.dtype)
+  # A power may end in a product, which must not be fused with the difference.
+  return 1 - fence(factor ** (step + 1).astype(factor.dtype), step)
 
 
 def safe_sqrt(values: jax.Array) -> jax.Array:

@@ -89,7 +89,9 @@ def differentiable(
 def _forward(problem, plan, inputs, params):
   leaves = inputs.dynamics.begin(params, inputs.spills, 0)
   first = receipts.checksum(leaves)
-  leaves, logs, kept = runs.forward(problem, inputs, leaves, plan, 0)
+  leaves, logs, kept = runs.forward(
+    problem, inputs, leaves, plan, runs.first_step(leaves)
+  )
   losses, checksums = (jnp.concatenate(log) for log in zip(*logs, strict=True))
   every = problem.checksum_every
   checksums = jnp.append(first, checksums[every - 1 :: every])
@@ -133,7 +135,7 @@ def _backward(problem, plan, inputs, residuals, bars):
     runs.Backward(extra["leaves"], adjoint, jnp.full((), -1, jnp.int32)),
     plan,
     extra["kept"],
-    0,
+    runs.first_step(extra["leaves"]),
     (losses_bar, extra["checksums"]),
   )
   initial = inputs.dynamics.begin(residuals.params, inputs.spills, 0)
@@ -159,7 +161,7 @@ def _first_adjoint(
 ) -> Adjoint:
   shared, stacked = selector(masks)((inputs.shared, inputs.stacked))
   slots_bar = [
-    {role: jnp.zeros(leaf.params.shape, dtype) for role in leaf.slots}
+    {role: jnp.zeros_like(leaf.params, dtype) for role in leaf.slots}
     for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
   ]
   for slots, bar in zip(slots_bar, averages_bar, strict=False):

@@ -14,8 +14,7 @@ def accumulated(
   """The mean of a loss over equal parts of a batch, one after the other.
 
   Its gradient is accumulated over the parts and keeps the activations of one
-  of them; pass `second_order_mode="recompute"` to `revmom.train`, so that its
-  hypergradient does too.
+  of them, and so does its hypergradient.
 
   Args:
     loss_fn: (params, batch, *args) -> the mean of a loss over a batch.

@@ -86,18 +86,18 @@ def pose(
     )
     return jax.tree.leaves(changed)
 
-  def evaluate(one_loss, views, chosen):
+  def pull_back(one_loss, views, chosen, gradient_bar, value_bar):
     first = lambda views, others: loss(views, others, jnp.zeros((), jnp.int32))
     others = _shaped(shared), _items(source.stacked)
     choice = second_order.choose(mode, first, views, others)
-    return choice(one_loss, views, chosen)
+    return choice(one_loss, views, chosen, gradient_bar, value_bar)
 
   problem = runs.Problem(
     loss=loss,
     select=lambda others: ([], []),
     merge=lambda others, chosen: others,
     transform=transform,
-    evaluate=evaluate,
+    pull_back=pull_back,
     dtypes=tuple(compute_dtype(dtype) for dtype in packing.first(dtypes)),
     checksum_every=checksum_every,
   )

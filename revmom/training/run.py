@@ -1,9 +1,9 @@
 """A whole run forward, backward, and backward with its adjoint.
 
 All loops are scans over one step.  A step's gradient is computed from the
-float view of integers and consumed as rounded increments, with optimisation
-barriers on both sides, so that forward and reverse compile the same program
-for it (docs/design.md).
+float view of integers and consumed as rounded increments.  It is isolated, so
+that forward and reverse compile the same program for it, and steps are counted
+from a zero that no compiler knows (docs/design.md).
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact.bit_buffer import Schedule
+from revmom.exact.fence import fence_tree, isolate, keep_alive, origin
 from revmom.optimizers.dynamics import Dynamics, Spills, clip
 from revmom.optimizers.leaf import Leaf, with_words
 from revmom.training import receipt
@@ -43,7 +44,7 @@ class Problem(NamedTuple):
   select: Callable[[Any], Any]  # others -> the differentiated ones
   merge: Callable[[Any, Any], Any]  # (others, differentiated ones) -> others
   transform: Callable[[list, list], list]  # (gradients, views) -> gradients
-  evaluate: Callable  # second_order.forward_over_reverse or the other
+  pull_back: Callable  # of second_order
   dtypes: tuple  # of the floats of leaves
   checksum_every: int
 
@@ -60,7 +61,12 @@ class Inputs(NamedTuple):
 def _views(problem: Problem, dynamics: Dynamics, leaves: list[Leaf]) -> list:
   """The parameters as floats: a loss never sees that some are packed."""
   packed = dynamics.views(leaves, problem.dtypes)
-  return lax.optimization_barrier(dynamics.packing.unpack(packed))
+  return dynamics.packing.unpack(packed)
+
+
+def _gradient(problem: Problem, views: list, others: Any, t: jax.Array):
+  """The loss and its gradient, alike in all passes."""
+  return isolate(jax.value_and_grad(problem.loss), t, views, others, t)
 
 
 def _consumed(
@@ -70,6 +76,11 @@ def _consumed(
   return clip(
     dynamics.packing.pack(problem.transform(gradients, views)), limits
   )
+
+
+def first_step(leaves: list[Leaf]) -> jax.Array:
+  """Zero, from which a run counts its steps: see `revmom.exact.fence`."""
+  return origin([leaf.params for leaf in leaves])
 
 
 def _item(stacked: list[jax.Array], step: jax.Array) -> list[jax.Array]:
@@ -131,14 +142,14 @@ def forward_steps(
 
   def step(leaves, t):
     views = _views(problem, dynamics, leaves)
-    value, gradients = jax.value_and_grad(problem.loss)(
-      views, (shared, _item(stacked, t)), t
+    value, raw = _gradient(problem, views, (shared, _item(stacked, t)), t)
+    gradients = isolate(
+      partial(_consumed, problem, dynamics),
+      t,
+      raw,
+      views,
+      dynamics.thresholds(t),
     )
-    gradients = lax.optimization_barrier(gradients)
-    gradients = _consumed(
-      problem, dynamics, gradients, views, dynamics.thresholds(t)
-    )
-    gradients = lax.optimization_barrier(gradients)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
     # Of the new integers, which nothing overwrites in this step: a compiler
     # would copy the old ones for it.
@@ -277,19 +288,10 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
   views = _views(problem, dynamics, between)
   others = (shared, _item(stacked, t))
   thresholds = dynamics.thresholds(t)
-  if adjoint is None:
-    _, raw = jax.value_and_grad(problem.loss)(views, others, t)
-  else:
-    chosen = problem.select(others)
-    loss = lambda views, chosen: problem.loss(
-      views, problem.merge(others, chosen), t
-    )
-    _, raw, loss_pullback = problem.evaluate(loss, views, chosen)
-  raw = lax.optimization_barrier(raw)
-  gradients, consumed_pullback = jax.vjp(
-    partial(_consumed, problem, dynamics), raw, views, thresholds
-  )
-  gradients = lax.optimization_barrier(gradients)
+  value, raw = _gradient(problem, views, others, t)
+  consume = partial(_consumed, problem, dynamics)
+  gradients = isolate(consume, t, raw, views, thresholds)
+  t = keep_alive(t, value)
   before = [
     dynamics.undo_increments(i, leaf, gradient, t, now[i])
     for i, (leaf, gradient) in enumerate(zip(between, gradients, strict=True))
@@ -299,9 +301,15 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
     adjoint, gradients_bar = pull_back_increments(
       dynamics, between, before, now, gradients, adjoint, t
     )
+    _, consumed_pullback = jax.vjp(consume, raw, views, thresholds)
     raw_bar, views_bar, thresholds_bar = consumed_pullback(gradients_bar)
     value_bar = None if losses_bar is None else losses_bar[t]
-    params_bar, chosen_bar = loss_pullback(raw_bar, value_bar)
+    loss = lambda views, chosen: problem.loss(
+      views, problem.merge(others, chosen), t
+    )
+    params_bar, chosen_bar = problem.pull_back(
+      loss, views, problem.select(others), raw_bar, value_bar
+    )
     adjoint = adjoint._replace(
       hyperparameters=accumulate_thresholds(
         adjoint.hyperparameters, thresholds_bar, t

@@ -1,69 +1,44 @@
-"""A gradient and the adjoint of the map from parameters to gradient."""
+"""The adjoint of the map from parameters to the gradient of a loss.
+
+It computes the gradient once more, besides the isolated one that a step
+consumes: what shares its program with a linearisation has other last bits.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
-MODES = ("auto", "forward_over_reverse", "reverse_over_reverse", "recompute")
+MODES = ("auto", "forward_over_reverse", "reverse_over_reverse")
 
 Loss = Callable[[Any, Any], jax.Array]  # (params, others) -> []
-# (gradient_bar, value_bar or None) -> (params_bar, others_bar)
-Pullback = Callable[[Any, jax.Array | None], tuple[Any, Any]]
-Evaluate = Callable[[Any, Any], tuple[jax.Array, Any, Pullback]]
 
 
-def forward_over_reverse(loss: Loss, params: Any, others: Any):
-  """Value, gradient and pullback, by linearising the gradient.
+def forward_over_reverse(
+  loss: Loss, params: Any, others: Any, gradient_bar: Any, value_bar: Any
+) -> tuple[Any, Any]:
+  """Cotangents of (params, others), by a derivative along `gradient_bar`.
 
   The Hessian is symmetric, so (d g / d theta)^T v = d/de grad(theta + e v),
   and (d g / d w)^T v = d/de grad_w(theta + e v) for any other argument w.
+  Nothing is kept in between, so that a model that recomputes its activations
+  (`jax.checkpoint`) still does.
   """
-
-  def gradients(params):
-    value, grads = jax.value_and_grad(loss, (0, 1))(params, others)
-    return value, *grads
-
-  (value, gradient, others_gradient), tangent = jax.linearize(gradients, params)
-
-  def pullback(gradient_bar, value_bar):
-    _, *bars = tangent(gradient_bar)
-    return _plus(tuple(bars), (gradient, others_gradient), value_bar)
-
-  return value, gradient, pullback
+  gradients = lambda params: jax.grad(loss, (0, 1))(params, others)
+  grads, bars = jax.jvp(gradients, (params,), (gradient_bar,))
+  return _plus(bars, grads, value_bar)
 
 
-def reverse_over_reverse(loss: Loss, params: Any, others: Any):
-  """Value, gradient and pullback, by reverse mode through the gradient."""
-  (value, gradient), vjp = jax.vjp(jax.value_and_grad(loss), params, others)
-
-  def pullback(gradient_bar, value_bar):
-    if value_bar is None:
-      value_bar = jnp.zeros_like(value)
-    return vjp((value_bar.astype(value.dtype), gradient_bar))
-
-  return value, gradient, pullback
-
-
-def recompute(loss: Loss, params: Any, others: Any):
-  """Value, gradient and pullback; the pullback computes the gradient again.
-
-  Forward over reverse without anything kept between the two, so that a model
-  that recomputes its activations (`jax.checkpoint`) still does: linearising it
-  would store them.
-  """
-  value, gradient = jax.value_and_grad(loss)(params, others)
-
-  def pullback(gradient_bar, value_bar):
-    # The barrier keeps compilers from sharing what should be recomputed.
-    point, along = lax.optimization_barrier((params, gradient_bar))
-    gradients = lambda params: jax.grad(loss, (0, 1))(params, others)
-    grads, bars = jax.jvp(gradients, (point,), (along,))
-    return _plus(bars, grads, value_bar)
-
-  return value, gradient, pullback
+def reverse_over_reverse(
+  loss: Loss, params: Any, others: Any, gradient_bar: Any, value_bar: Any
+) -> tuple[Any, Any]:
+  """The same by reverse mode through the gradient."""
+  (value, _), vjp = jax.vjp(jax.value_and_grad(loss), params, others)
+  if value_bar is None:
+    value_bar = jnp.zeros_like(value)
+  return vjp((value_bar.astype(value.dtype), gradient_bar))
 
 
 def _plus(bars: Any, grads: Any, value_bar: jax.Array | None) -> Any:
@@ -82,32 +57,49 @@ def check_mode(mode: str) -> None:
 
 
 def choose(mode: str, loss: Loss, params: Any, others: Any) -> Callable:
-  """The evaluator of a mode; "auto" asks whether the model has forward mode.
+  """The pullback of a mode; "auto" asks whether the model has forward mode.
 
   Forward over reverse stores no second tape, which makes it the cheaper one
-  wherever it works; a model that brings a `custom_vjp` of its own inside a
-  gradient may not have it.
+  wherever it works.  It needs the gradient of a scalar: a loss with a
+  `custom_vjp` or a `stop_gradient` of its own may compute something else.
 
   Raises:
-    ValueError: the mode is unknown.
+    ValueError: the mode is unknown, or is "forward_over_reverse" for a loss
+      whose gradient may be none of a scalar.
   """
   check_mode(mode)
   if mode == "reverse_over_reverse":
     return reverse_over_reverse
-  if mode == "forward_over_reverse":
-    return forward_over_reverse
-  if mode == "recompute":
-    return recompute
-
-  def product(params, others):
-    gradient = lambda params: jax.grad(loss)(params, others)
-    return jax.jvp(gradient, (params,), (params,))
-
   shaped = lambda tree: jax.tree.map(
     lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree
   )
-  try:  # to lower it: tracing alone takes a custom_vjp for differentiable
-    jax.jit(product).lower(shaped(params), shaped(others))
-  except (TypeError, NotImplementedError):
+  params, others = shaped(params), shaped(others)
+  breaks = _asymmetric(jax.make_jaxpr(loss)(params, others).jaxpr)
+  if mode == "forward_over_reverse":
+    if breaks:
+      raise ValueError(
+        f"the loss contains a {breaks}, so that its gradient may not be that "
+        "of a scalar and its Hessian not symmetric, which "
+        'second_order_mode="forward_over_reverse" relies on; use "auto" or '
+        '"reverse_over_reverse".'
+      )
+    return forward_over_reverse
+  if breaks:
     return reverse_over_reverse
   return forward_over_reverse
+
+
+def _asymmetric(program: Jaxpr) -> str | None:
+  """The first primitive that may make a gradient none of a scalar."""
+  for equation in program.eqns:
+    name = equation.primitive.name
+    if name.startswith("custom_vjp") or name == "stop_gradient":
+      return name
+    for inner in jax.tree.leaves(
+      list(equation.params.values()),
+      is_leaf=lambda x: isinstance(x, (Jaxpr, ClosedJaxpr)),
+    ):
+      inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+      if isinstance(inner, Jaxpr) and (found := _asymmetric(inner)):
+        return found
+  return None

@@ -84,9 +84,9 @@ def train(
     words: "device", "host" or "recompute": where buffers may go.
     checksum_every: steps between the checksums that locate a divergence.
     second_order_mode: how Hessian-vector products are computed:
-      "forward_over_reverse", "reverse_over_reverse", "auto" (the first of
-      these that works), or "recompute", which costs one more gradient a step
-      and keeps nothing in between: for models with `jax.checkpoint`.
+      "forward_over_reverse", which needs the gradient of a scalar,
+      "reverse_over_reverse", or "auto": the first, except for losses with a
+      `custom_vjp` or a `stop_gradient`.
 
   Returns:
     A `Run` of params, losses and state.
@@ -209,7 +209,7 @@ def rewind(
     runs.Backward(state.leaves, None, jnp.full((), -1, jnp.int32)),
     state.plan,
     state.kept,
-    0,
+    runs.first_step(state.leaves),
     (None, state.checksums),
   )
   receipt = receipts.of_reversal(back, state.leaves, state.checksums)

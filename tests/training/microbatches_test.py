@@ -51,7 +51,7 @@ def test_hypergradients_and_their_memory():
   results, memory = {}, {}
   for name, loss, mode in (
     ("whole", loss_fn, "auto"),
-    ("parts", revmom.accumulated(loss_fn, 16), "recompute"),
+    ("parts", revmom.accumulated(loss_fn, 16), "auto"),
   ):
     compiled = jax.jit(final(loss, mode)).lower(*args).compile()
     results[name] = compiled(*args)
