@@ -211,8 +211,8 @@ class Dynamics(struct.PyTreeNode):
       bits = dict(self.equations[part].fraction_bits)
       start = fixed_point.to_fixed(values, bits[PARAMS], self.integer)
       start = jnp.where(spills.valid, start, fixed_point.overflow(self.integer))
-      zero = jnp.zeros_like(start)
-      slots = {role: zero for role in bits if role != PARAMS}
+      # Each slot has a buffer of its own, so that a step may donate them.
+      slots = {r: jnp.zeros_like(start) for r in bits if r != PARAMS}
       multiplied = spills.schedules[part]
       begun = {PARAMS: start, **slots}
       buffers = {role: bit_buffer.init(begun[role], 0) for role in multiplied}
