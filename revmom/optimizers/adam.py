@@ -158,7 +158,12 @@ def adam(
   b2: Any = 0.999,
   eps: Any = 1e-8,
   eps_root: Any = None,
-  **others: Any,
+  *,
+  clip: Any = None,
+  preprocess: optax.GradientTransformation | None = None,
+  fraction_bits: Mapping[str, int] | None = None,
+  floors: Mapping[str, float] | None = None,
+  integer: Any = "int32",
 ) -> Adam:
   """Adam: `adamw` without weight decay, as `optax.adam`.
 
@@ -170,5 +175,15 @@ def adam(
   [0.9 0.9]
   """
   return adamw(
-    learning_rate, b1, b2, eps, eps_root, weight_decay=None, **others
+    learning_rate,
+    b1,
+    b2,
+    eps,
+    eps_root,
+    weight_decay=None,
+    clip=clip,
+    preprocess=preprocess,
+    fraction_bits=fraction_bits,
+    floors=floors,
+    integer=integer,
   )

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 from jax import lax
 from jax.typing import DTypeLike
@@ -212,8 +211,8 @@ class Dynamics(struct.PyTreeNode):
       bits = dict(self.equations[part].fraction_bits)
       start = fixed_point.to_fixed(values, bits[PARAMS], self.integer)
       start = jnp.where(spills.valid, start, fixed_point.overflow(self.integer))
-      zero = jnp.zeros_like(start)
-      slots = {role: zero for role in bits if role != PARAMS}
+      # Each slot has a buffer of its own, so that a step may donate them.
+      slots = {r: jnp.zeros_like(start) for r in bits if r != PARAMS}
       multiplied = spills.schedules[part]
       begun = {PARAMS: start, **slots}
       buffers = {role: bit_buffer.init(begun[role], 0) for role in multiplied}
@@ -339,18 +338,38 @@ class Dynamics(struct.PyTreeNode):
 
 
 def clip(gradients: list[jax.Array], thresholds: list[jax.Array]) -> list:
-  """g <- g min(1, c / |g|), of all arrays together or of each on its own."""
-  if not thresholds:
+  """g <- g min(1, c / |g|), of all arrays together or of each on its own.
+
+  Norms are those of gradients scaled by a power of two, which is exact, so
+  that squares neither overflow nor vanish; at zero the derivative is that of
+  the identity.
+  """
+  if not thresholds or not gradients:
     return gradients
   groups = [gradients] if len(thresholds) == 1 else [[g] for g in gradients]
   clipped = []
   for group, threshold in zip(groups, thresholds, strict=True):
-    norm = optax.global_norm(group)
-    threshold = threshold.astype(norm.dtype)
-    large = norm > threshold
-    factor = jnp.where(large, threshold / jnp.where(large, norm, 1), 1)
-    clipped += [gradient * factor.astype(gradient.dtype) for gradient in group]
+    clipped += _clip_together(group, threshold)
   return clipped
+
+
+def _clip_together(group: list[jax.Array], threshold: jax.Array) -> list:
+  dtype = max((g.dtype for g in group), key=lambda d: d.itemsize)
+  wide = [gradient.astype(dtype) for gradient in group]
+  largest = [jnp.max(jnp.abs(g), initial=0) for g in wide]
+  bound = jnp.finfo(dtype).maxexp - 2
+  exponent = jnp.frexp(lax.stop_gradient(jnp.max(jnp.stack(largest))))[1]
+  scale = jnp.ldexp(jnp.ones((), dtype), -jnp.clip(exponent, -bound, bound))
+  scaled = [gradient * scale for gradient in wide]
+  squares = jnp.sum(jnp.stack([jnp.sum(g * g) for g in scaled]))
+  positive = squares > 0
+  norm = jnp.sqrt(jnp.where(positive, squares, 1))
+  large = positive & (norm > threshold.astype(dtype) * scale)
+  factor = jnp.where(large, threshold.astype(dtype) / norm, 1)
+  return [
+    jnp.where(large, small * factor, whole).astype(gradient.dtype)
+    for small, whole, gradient in zip(scaled, wide, group, strict=True)
+  ]
 
 
 def compute_dtype(dtype: DTypeLike) -> DTypeLike:

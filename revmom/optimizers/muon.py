@@ -42,7 +42,7 @@ class Muon(ReversibleOptimizer, kw_only=True):
   def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
     mean = slots[MOMENTUM] / weight(self.momentum, step)
     fan_in, fan_out = mean.shape
-    scale = math.sqrt(max(1, fan_out / fan_in))
+    scale = math.sqrt(max(1, fan_out / max(1, fan_in)))
     direction = orthogonalise(mean, self.eps, self.iterations)
     return -self.learning_rate * scale * direction
 

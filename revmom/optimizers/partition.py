@@ -131,6 +131,10 @@ def averaged(optimizer: ReversibleOptimizer, decay: Any) -> ReversibleOptimizer:
   [-3.3333333]
   """
   check_factor("decay", decay)
+  if AVERAGE in optimizer.roles:
+    raise ValueError(
+      "the optimizer keeps an average already; average it once, with one decay."
+    )
   if isinstance(optimizer, Partition):
     optimizers = {
       label: averaged(own, decay) for label, own in optimizer.optimizers.items()
