@@ -230,9 +230,7 @@ def while_block(
     return None
   program = live(inline(form.body, keep), keep)
   operands = equation.operands[first:]
-  origins = _origins(
-    program.inputs[: form.body_constants], operands, constants
-  )
+  origins = _origins(program.inputs[: form.body_constants], operands, constants)
   columns = [k - first for k in places.columns]
   body = plan_body(program, columns, places.rows, origins, planner)
   return While(part, body, inline(form.condition), places.sign)
