@@ -74,7 +74,7 @@ def _reshape(arrays: Sequence[np.ndarray], equation: Equation) -> list:
     before += [old[axis] if varies else 1 for axis in own]
     after += [new[axis] if varies else 1 for axis in others]
   full = np.broadcast_to(array, (*before, *behind))
-  return [full.reshape(*after, *behind)]
+  return [full.reshape((*after, *behind))]
 
 
 def _groups(old: Shape, new: Shape) -> list[tuple[range, range]]:
@@ -103,7 +103,7 @@ def _broadcast(arrays: Sequence[np.ndarray], equation: Equation) -> list:
   for axis, place in enumerate(params["broadcast_dimensions"]):
     shape[place] = array.shape[axis]
   behind = array.shape[len(params["broadcast_dimensions"]) :]
-  return [array.reshape(*shape, *behind)]
+  return [array.reshape((*shape, *behind))]
 
 
 def _transpose(arrays: Sequence[np.ndarray], equation: Equation) -> list:

@@ -22,6 +22,7 @@ from revmom.analysis.facts import DATA, Fact
 from revmom.analysis.iteration import Iterated, Step, iterate
 from revmom.analysis.loops import TripCounts
 from revmom.analysis.products import ZERO
+from revmom.jacobian.control_flow import branches_of, scan_form, while_form
 from revmom.jacobian.primitives import (
   CUMULATIVE,
   ELEMENTWISE,
@@ -181,26 +182,26 @@ class Dataflow:
         self.connections += facts.nonzeros(product, equation.outputs[0].shape)
 
   def _scan(self, equation: Equation, operands: list[Fact]) -> list[Fact]:
-    params = equation.params
-    first = params["num_consts"]
-    start = first + params["num_carry"]
+    form = scan_form(equation)
+    first = form.constants
+    start = first + form.carry
     results = iterate(
-      self._step(params["jaxpr"], operands[:first]),
+      self._step(form.body, operands[:first]),
       operands[first:start],
       operands[start:],
-      params["length"],
+      form.length,
       equation.outputs[start - first :],
-      params["reverse"],
+      form.reverse,
     )
     return self._after(equation, results)
 
   def _while(self, equation: Equation, operands: list[Fact]) -> list[Fact]:
-    params = equation.params
-    first = params["cond_nconsts"]
-    start = first + params["body_nconsts"]
+    form = while_form(equation)
+    first = form.condition_constants
+    start = first + form.body_constants
     values = map(fact_value, operands, equation.operands)
     length = self._trip_counts.of(equation, list(values))
-    step = self._step(params["body_jaxpr"], operands[first:start])
+    step = self._step(form.body, operands[first:start])
     results = iterate(step, operands[start:], [], length, ())
     return self._after(equation, results)
 
@@ -229,7 +230,7 @@ class Dataflow:
 
   def _cond(self, equation: Equation, operands: list[Fact]) -> list[Fact]:
     index, *rest = operands
-    branches = [self._program(b) for b in equation.params["branches"]]
+    branches = [self._program(b) for b in branches_of(equation)]
     if index.value is not None:
       number = min(max(int(index.value), 0), len(branches) - 1)
       return self.run(branches[number], rest)

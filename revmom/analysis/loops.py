@@ -9,6 +9,11 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr
 
 from revmom.jacobian.constants import Constants, Origin
+from revmom.jacobian.control_flow import (
+  branches_of,
+  scan_form,
+  while_form,
+)
 from revmom.jacobian.program import (
   Equation,
   Operand,
@@ -43,8 +48,9 @@ class TripCounts(NamedTuple):
     if name in self.given:
       return self.given[name]
     counting = _counting(equation)
-    first = equation.params["cond_nconsts"]
-    start = first + equation.params["body_nconsts"]
+    form = while_form(equation)
+    first = form.condition_constants
+    start = first + form.body_constants
     wanted = [
       *(k for k in counting.condition_constants),
       *(first + k for k in counting.body_constants),
@@ -61,7 +67,8 @@ class TripCounts(NamedTuple):
 
 def loop_name(equation: Equation) -> tuple[str, str]:
   """The name of the function that a while loop repeats, and where it is."""
-  about = equation.params["body_jaxpr"].jaxpr.debug_info.func_src_info or "body"
+  body = while_form(equation).body.jaxpr
+  about = body.debug_info.func_src_info or "body"
   name, _, place = about.partition(" at ")
   return name, f" at {place}" if place else ""
 
@@ -77,10 +84,9 @@ class _Counting(NamedTuple):
 
 
 def _counting(equation: Equation) -> _Counting:
-  condition = inline(equation.params["cond_jaxpr"])
-  body = inline(equation.params["body_jaxpr"])
-  first = equation.params["cond_nconsts"]
-  start = equation.params["body_nconsts"]
+  form = while_form(equation)
+  condition, body = inline(form.condition), inline(form.body)
+  first, start = form.condition_constants, form.body_constants
   read_first = _inputs_of(condition, condition.outputs)
   carries = {k - first for k in read_first if k >= first}
   while True:
@@ -108,8 +114,8 @@ def _inputs_of(program: Program, outputs: Sequence[Operand]) -> set[int]:
 
 def _run(equation: Equation, counting: _Counting, values: Sequence[Any]) -> int:
   """Runs what tells when a loop ends, and counts."""
-  first = equation.params["cond_nconsts"]
-  start = equation.params["body_nconsts"]
+  form = while_form(equation)
+  first, start = form.condition_constants, form.body_constants
   condition, body, _, _, carries = counting
   news = [body.outputs[k] for k in carries]
 
@@ -159,19 +165,21 @@ def parts(
   Raises:
     ValueError: nothing tells how often a while loop runs.
   """
-  params, operands = equation.params, equation.operands
+  operands = equation.operands
   if equation.name == "cond":
-    branches = params["branches"]
+    branches = branches_of(equation)
     return [_part(b, operands[1:], constants, 1) for b in branches]
   if equation.name == "scan":
-    known = operands[: params["num_consts"]]
-    return [_part(params["jaxpr"], known, constants, params["length"])]
+    scan = scan_form(equation)
+    known = operands[: scan.constants]
+    return [_part(scan.body, known, constants, scan.length)]
   number = trip_counts.of(equation, [constants.value(v) for v in operands])
-  first = params["cond_nconsts"]
-  start = first + params["body_nconsts"]
+  form = while_form(equation)
+  first = form.condition_constants
+  start = first + form.body_constants
   return [
-    _part(params["cond_jaxpr"], operands[:first], constants, number + 1),
-    _part(params["body_jaxpr"], operands[first:start], constants, number),
+    _part(form.condition, operands[:first], constants, number + 1),
+    _part(form.body, operands[first:start], constants, number),
   ]
 
 

@@ -10,6 +10,12 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr
 
+from revmom.jacobian.control_flow import (
+  branches_of,
+  narrowed_scan,
+  scan_form,
+  while_form,
+)
 from revmom.jacobian.program import (
   Equation,
   Keep,
@@ -54,7 +60,7 @@ def _narrowed(equation: Equation, wanted: list[bool], keep: Keep) -> Equation:
   rule = {**rules, "cond": _narrowed_cond}.get(equation.name)
   if rule is None:
     return equation
-  used, wanted, params = rule(equation.params, wanted, keep)
+  used, wanted, params = rule(equation, wanted, keep)
   if all(used) and all(wanted):
     return equation
   return Equation(
@@ -69,26 +75,28 @@ def _narrowed(equation: Equation, wanted: list[bool], keep: Keep) -> Equation:
 Narrowed = tuple[list[bool], list[bool], dict[str, Any]]
 
 
-def _narrowed_scan(params: Any, wanted: list[bool], keep: Keep) -> Narrowed:
-  start, carry = params["num_consts"], params["num_carry"]
-  body = inline(params["jaxpr"], keep)
+def _narrowed_scan(
+  equation: Equation, wanted: list[bool], keep: Keep
+) -> Narrowed:
+  form = scan_form(equation)
+  start, carry = form.constants, form.carry
+  body = inline(form.body, keep)
   body, wanted = _narrowed_loop(body, start, carry, wanted, keep)
   used = _used(body)
   used[start : start + carry] = wanted[:carry]
-  changes = {
-    "jaxpr": _closed(body, used),
-    "num_consts": sum(used[:start]),
-    "num_carry": sum(wanted[:carry]),
-  }
-  return used, wanted, changes
+  params = narrowed_scan(equation, _closed(body, used), used, wanted)
+  return used, wanted, params
 
 
-def _narrowed_while(params: Any, wanted: list[bool], keep: Keep) -> Narrowed:
-  first, start = params["cond_nconsts"], params["body_nconsts"]
-  condition = inline(params["cond_jaxpr"], keep)
+def _narrowed_while(
+  equation: Equation, wanted: list[bool], keep: Keep
+) -> Narrowed:
+  form = while_form(equation)
+  first, start = form.condition_constants, form.body_constants
+  condition = inline(form.condition, keep)
   asked = _used(condition)
   wanted = [a or b for a, b in zip(wanted, asked[first:], strict=True)]
-  body = inline(params["body_jaxpr"], keep)
+  body = inline(form.body, keep)
   body, wanted = _narrowed_loop(body, start, len(wanted), wanted, keep)
   reads = _used(body)[:start]
   changes = {
@@ -100,10 +108,12 @@ def _narrowed_while(params: Any, wanted: list[bool], keep: Keep) -> Narrowed:
   return [*asked[:first], *reads, *wanted], wanted, changes
 
 
-def _narrowed_cond(params: Any, wanted: list[bool], keep: Keep) -> Narrowed:
+def _narrowed_cond(
+  equation: Equation, wanted: list[bool], keep: Keep
+) -> Narrowed:
   branches = [
     _narrowed_outputs(inline(branch, keep), wanted, keep)
-    for branch in params["branches"]
+    for branch in branches_of(equation)
   ]
   used = [any(of) for of in zip(*map(_used, branches), strict=True)]
   changes = {"branches": tuple(_closed(b, used) for b in branches)}

@@ -4,6 +4,11 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from jax.extend.core import ClosedJaxpr
 
+from revmom.jacobian.control_flow import (
+  branches_of,
+  scan_form,
+  while_form,
+)
 from revmom.jacobian.program import Equation, Variable, inline
 
 Passes = Callable[[Equation, int], bool]
@@ -53,20 +58,19 @@ def _output_mask(
   equation: Equation, mask: list[bool], passes: Passes
 ) -> list[bool]:
   """Which outputs of an equation depend on the operands of a mask."""
-  params = equation.params
   if equation.name == "scan":
-    constants, carry = params["num_consts"], params["num_carry"]
-    return _loop_mask(params["jaxpr"], mask, constants, carry, passes)
+    scan = scan_form(equation)
+    return _loop_mask(scan.body, mask, scan.constants, scan.carry, passes)
   if equation.name == "while":
-    start, carry = params["cond_nconsts"], len(equation.outputs)
-    constants = params["body_nconsts"]
-    reached = _loop_mask(
-      params["body_jaxpr"], mask[start:], constants, carry, passes
-    )
-    stops = _mask_through(params["cond_jaxpr"], mask[:start] + reached, passes)
+    loop, carry = while_form(equation), len(equation.outputs)
+    start, constants = loop.condition_constants, loop.body_constants
+    reached = _loop_mask(loop.body, mask[start:], constants, carry, passes)
+    stops = _mask_through(loop.condition, mask[:start] + reached, passes)
     return [a or stops[0] for a in reached]
   if equation.name == "cond":
-    branches = [_mask_through(b, mask[1:], passes) for b in params["branches"]]
+    branches = [
+      _mask_through(b, mask[1:], passes) for b in branches_of(equation)
+    ]
     return [mask[0] or any(of) for of in zip(*branches, strict=True)]
   return [True] * len(equation.outputs)
 

@@ -7,6 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from revmom.jacobian.control_flow import (
+  branches_of,
+  scan_form,
+  while_form,
+)
 from revmom.jacobian.custom_inverse import invert_marked, program_of
 from revmom.jacobian.dependence import dependent
 from revmom.jacobian.knowledge import NotInvertible
@@ -45,8 +50,9 @@ def scan(
   whatever of its x and y is missing.  Parts of the carry that don't depend on
   anything unknown, such as counters, are computed beforehand.
   """
-  body = program_of(equation.params["jaxpr"])
-  constants, count = equation.params["num_consts"], equation.params["num_carry"]
+  form = scan_form(equation)
+  body = program_of(form.body)
+  constants, count = form.constants, form.carry
   fixed, start, xs = _split(given, constants, count)
   ends, ys = images[:count], images[count:]
   if not _known(fixed):
@@ -72,8 +78,8 @@ def scan(
       _missing(outputs[count:], y),
     )
 
-  length, reverse = equation.params["length"], equation.params["reverse"]
-  settings = {"length": length, "unroll": equation.params["unroll"]}
+  reverse = form.reverse
+  settings = {"length": form.length, "unroll": form.unroll}
   history, last = _history(body, fixed, start, xs, free, reverse, settings)
   first = [(ends if backward else start)[k] for k in rest]
   turned, (new_xs, new_ys) = lax.scan(
@@ -165,11 +171,9 @@ def while_loop(
   equation: Equation, given: Values, images: Values, solve: Solve
 ) -> tuple[Values, Values]:
   """A loop whose number of steps doesn't depend on the unknown."""
-  params = equation.params
-  stops = program_of(params["cond_jaxpr"])
-  body = program_of(params["body_jaxpr"])
-  before_body = params["cond_nconsts"]
-  constants = params["body_nconsts"]
+  form = while_form(equation)
+  stops, body = program_of(form.condition), program_of(form.body)
+  before_body, constants = form.condition_constants, form.body_constants
   fixed, start = given[before_body:], given[before_body + constants :]
   fixed = fixed[:constants]
   count = len(images)
@@ -249,7 +253,7 @@ def branch(
 
     return call
 
-  programs = [program_of(b) for b in equation.params["branches"]]
+  programs = [program_of(b) for b in branches_of(equation)]
   inputs, outputs = lax.switch(index, [through(p) for p in programs])
   return [given[0], *inputs], outputs
 

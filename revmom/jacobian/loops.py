@@ -14,6 +14,11 @@ from jax import lax
 
 from revmom.jacobian.blocks import Part, Plan
 from revmom.jacobian.constants import Constants, Origin
+from revmom.jacobian.control_flow import (
+  branches_of,
+  scan_form,
+  while_form,
+)
 from revmom.jacobian.cuts import arrangement_sign, carries_derivative
 from revmom.jacobian.dead_code import live
 from revmom.jacobian.dependence import dependent
@@ -108,26 +113,27 @@ class Scan(NamedTuple):
   sign: int
 
   def summary(self) -> tuple[str, int, int]:
-    return _summary("scan", self.body, self.part.equations[0].params["length"])
+    (equation,) = self.part.equations
+    return _summary("scan", self.body, scan_form(equation).length)
 
   def evaluate(self, environment: Environment) -> Determinant:
     (equation,) = self.part.equations
-    params = equation.params
+    form = scan_form(equation)
     values = [read(environment, operand) for operand in equation.operands]
-    start = params["num_consts"]
-    stop = start + params["num_carry"]
+    start = form.constants
+    stop = start + form.carry
 
     def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], Determinant]:
       outputs, factor = self.body.step([*values[:start], *carry, *xs])
-      return outputs[: params["num_carry"]], factor
+      return outputs[: form.carry], factor
 
     # Stacked and summed pairwise: a running sum would drift.
     _, factors = lax.scan(
       step,
       values[start:stop],
       values[stop:],
-      length=params["length"],
-      reverse=params["reverse"],
+      length=form.length,
+      reverse=form.reverse,
     )
     sign = jnp.prod(factors.sign) * self.sign
     return exact(jnp.sum(factors.value), sign, self.body.plan.dtype)
@@ -138,8 +144,8 @@ def scan_block(
 ) -> Scan | None:
   """A scan whose body is a square map; None of another."""
   (equation,) = part.equations
-  params = equation.params
-  start, carry = params["num_consts"], params["num_carry"]
+  form = scan_form(equation)
+  start, carry = form.constants, form.carry
   places = find_places(part)
   if places is None or places.columns[0] < start:
     return None
@@ -149,13 +155,13 @@ def scan_block(
     return None
   if from_carry and from_carry != _carrying(part, carry):
     return None
-  program = live(inline(params["jaxpr"], keep), keep)
+  program = live(inline(form.body, keep), keep)
   origins = _origins(program.inputs[:start], equation.operands, constants)
   body = plan_body(program, places.columns, places.rows, origins, planner)
   xs = [program.inputs[k] for k in places.columns if k >= start + carry]
   ys = [program.outputs[k] for k in places.rows if k >= carry]
-  sign = interleaving([v.size for v in xs], params["length"])
-  sign *= interleaving([v.size for v in ys], params["length"])
+  sign = interleaving([v.size for v in xs], form.length)
+  sign *= interleaving([v.size for v in ys], form.length)
   return Scan(part, body, places.sign * sign)
 
 
@@ -192,8 +198,9 @@ class While(NamedTuple):
   def evaluate(self, environment: Environment) -> Determinant:
     (equation,) = self.part.equations
     values = [read(environment, operand) for operand in equation.operands]
-    first = equation.params["cond_nconsts"]
-    start = first + equation.params["body_nconsts"]
+    form = while_form(equation)
+    first = form.condition_constants
+    start = first + form.body_constants
 
     def goes_on(state: Any) -> Any:
       return run(self.condition, [*values[:first], *state[0]])[0]
@@ -212,23 +219,21 @@ def while_block(
 ) -> While | None:
   """A while loop whose body is a square map; None of another."""
   (equation,) = part.equations
-  params = equation.params
-  first = params["cond_nconsts"]
-  start = first + params["body_nconsts"]
+  form = while_form(equation)
+  first = form.condition_constants
+  start = first + form.body_constants
   places = find_places(part)
   carrying = _carrying(part, len(equation.outputs))
   if places is None or set(places.rows) != carrying:
     return None
   if {k - start for k in places.columns} != carrying:
     return None
-  program = live(inline(params["body_jaxpr"], keep), keep)
+  program = live(inline(form.body, keep), keep)
   operands = equation.operands[first:]
-  origins = _origins(
-    program.inputs[: params["body_nconsts"]], operands, constants
-  )
+  origins = _origins(program.inputs[: form.body_constants], operands, constants)
   columns = [k - first for k in places.columns]
   body = plan_body(program, columns, places.rows, origins, planner)
-  return While(part, body, inline(params["cond_jaxpr"]), places.sign)
+  return While(part, body, inline(form.condition), places.sign)
 
 
 class Cond(NamedTuple):
@@ -262,7 +267,7 @@ def cond_block(
   if places is None:
     return None
   bodies = []
-  for closed in equation.params["branches"]:
+  for closed in branches_of(equation):
     program = live(inline(closed, keep), keep)
     origins = _origins(program.inputs, equation.operands[1:], constants)
     columns = [k - 1 for k in places.columns]

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from revmom.jacobian import monotone
+from revmom.jacobian.control_flow import branches_of
 from revmom.jacobian.inverse_loops import branch
 from revmom.jacobian.inverse_rules import is_elementwise
 from revmom.jacobian.knowledge import Known, NotInvertible, blank
@@ -108,7 +109,7 @@ def _consistent(
   search: "Search", equation: Equation, given: list[Any], images: list[Any]
 ) -> list[Any]:
   """The operands of a cond after its index; NaN if no one branch leads here."""
-  branches = range(len(equation.params["branches"]))
+  branches = range(len(branches_of(equation)))
   undo = lambda index: branch(equation, index, given, images, search.solve)[0][
     1:
   ]
