@@ -40,7 +40,7 @@ _EDGE = 9.0  # standard deviations; beyond is e^(-81/2), less than rounding
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)  # of each panel
 # Where to split (in u) if there are not as many kinks, for steep activations.
 _ELSEWHERE = np.array([30.0, -30.0, 3.0, -3.0])
-# Intervals in which kinks are looked for, fine near 0; no end is a round number.
+# Ends of intervals where kinks are looked for; none is a round number.
 _GRID = 0.01 * np.sinh(np.linspace(-12.0137, 12.0071, 1024))
 _CANDIDATES = 32  # intervals, of which most turn out smooth
 _SECTIONS = 64  # of each of them, again and again
@@ -296,7 +296,7 @@ def _gaussian(
 
 
 def _panels(inner: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Standard normal z [..., N] and masses, split at the inner points [..., n]."""
+  """Standard normal z and masses [..., N], split at inner points [..., n]."""
   ends = jnp.sort(jnp.clip(inner, -_EDGE, _EDGE))
   edge = jnp.full_like(ends[..., :1], _EDGE)
   ends = jnp.concatenate([-edge, ends, edge], -1)
