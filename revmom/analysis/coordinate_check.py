@@ -16,6 +16,10 @@ import numpy as np
 import optax
 from jax import lax
 
+from revmom.analysis import norms
+from revmom.optimizers.as_optax import ReversibleTransformation, as_optax
+from revmom.optimizers.reversible import ReversibleOptimizer
+
 
 class Problem(NamedTuple):
   """A network of some width, and its training.
@@ -25,13 +29,13 @@ class Problem(NamedTuple):
     apply: (params, batch) -> a dict of the activations to measure, by the name
       of the layer.
     loss: (params, batch) -> scalar.
-    optimizer: of optax.
+    optimizer: of optax, or a reversible one, which snaps params to its grid.
   """
 
   init: Callable[[jax.Array], Any]
   apply: Callable[[Any, Any], dict[str, jax.Array]]
   loss: Callable[[Any, Any], jax.Array]
-  optimizer: optax.GradientTransformation
+  optimizer: optax.GradientTransformation | ReversibleOptimizer
 
 
 class Exponents(NamedTuple):
@@ -160,9 +164,16 @@ def _sizes(
   problem: Problem, batches: Any, probe: Any, keys: jax.Array
 ) -> jax.Array:
   """l1, rms and change, [3, seeds, T + 1, layers]."""
+  optimizer = problem.optimizer
+  if isinstance(optimizer, ReversibleOptimizer):
+    steps = len(jax.tree.leaves(batches)[0])
+    optimizer = as_optax(optimizer, num_steps=steps)
 
   def train(key: jax.Array) -> jax.Array:
     params = problem.init(key)
+    state = optimizer.init(params)
+    if isinstance(optimizer, ReversibleTransformation):
+      params = optimizer.params(state)  # on its grid
     initial = problem.apply(params, probe)
 
     def measure(params: Any) -> jax.Array:
@@ -172,11 +183,11 @@ def _sizes(
     def step(carry: Any, batch: Any) -> Any:
       params, state = carry
       gradients = jax.grad(problem.loss)(params, batch)
-      updates, state = problem.optimizer.update(gradients, state, params)
+      updates, state = optimizer.update(gradients, state, params)
       params = optax.apply_updates(params, updates)
       return (params, state), measure(params)
 
-    carry = params, problem.optimizer.init(params)
+    carry = params, state
     _, later = lax.scan(step, carry, batches)
     return jnp.concatenate([measure(params)[None], later])
 
@@ -184,7 +195,10 @@ def _sizes(
 
 
 def _measures(now: jax.Array, before: jax.Array) -> jax.Array:
-  rms = lambda h: jnp.sqrt(jnp.mean(h * h))
+  def rms(h: jax.Array) -> jax.Array:
+    unit, factor = norms.scaled(h.reshape(-1))
+    return jnp.sqrt(jnp.mean(unit * unit)) * factor[0]
+
   return jnp.stack([jnp.mean(jnp.abs(now)), rms(now), rms(now - before)])
 
 

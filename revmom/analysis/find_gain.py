@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from revmom.analysis import norms
+
 Network = Callable[[jax.Array, jax.Array], Any]
 
 
@@ -150,6 +152,5 @@ def _log_norms(tangents: Any) -> jax.Array:
 def _norms(tangent: jax.Array) -> jax.Array:
   """Scaled by the largest entry, whose square may be beyond all floats."""
   rows = tangent.reshape(len(tangent), -1)
-  largest = jnp.abs(rows).max(-1)
-  unit = jnp.where(largest > 0, largest, 1)
-  return largest * jnp.linalg.norm(rows / unit[:, None], axis=-1)
+  unit, factor = norms.scaled(rows)
+  return jnp.linalg.norm(unit, axis=-1) * factor[:, 0]

@@ -26,6 +26,8 @@ from revmom.analysis.text import Names, number, table
 
 Loss = Callable[[Any], jax.Array]
 
+_GROWTH = 1e4  # of gradients or activations in a network, or its inverse
+
 
 class GradientFlow(NamedTuple):
   """Figures of the input and, behind it, of every layer; arrays [1 + L].
@@ -44,7 +46,12 @@ class GradientFlow(NamedTuple):
 
   @property
   def problems(self) -> list[str]:
-    """Sentences about what is not finite, dead or unreached, by layer."""
+    """Sentences about what is not finite, dead, unreached or out of scale.
+
+    Gradients vanish or explode if the norm at a layer is `_GROWTH` times that
+    at the result, or less than 1 / `_GROWTH`; activations explode if their rms
+    is that much more than 1 and than that of the input.
+    """
     loss = float(self.loss)
     found = [] if math.isfinite(loss) else [f"the loss is {loss}"]
     values = jax.tree.map(np.asarray, (self.activations, self.gradients))
@@ -60,6 +67,7 @@ class GradientFlow(NamedTuple):
           *_of_values(*jax.tree.map(at_row, values)),
         )
       ]
+    found += _growth(self.names, *values)
     return found + (self.spectra.problems if self.spectra else [])
 
   def __str__(self) -> str:
@@ -95,6 +103,37 @@ def _of_values(activations: Norms, gradients: Norms) -> list[str]:
     found.append(_not_finite("gradients", gradients))
   elif not gradients.norm:
     found.append("the gradient is zero, or too small for its type")
+  return found
+
+
+def _growth(names: Names, activations: Norms, gradients: Norms) -> list[str]:
+  """The first layer out of scale on the way, and the worst."""
+  found = []
+  scale = max(1.0, float(np.nan_to_num(activations.rms[0])))
+  ratios = activations.rms / scale
+  for row in np.flatnonzero(ratios > _GROWTH)[:1]:
+    found.append(
+      f"{names[row]}: activations explode: their rms is "
+      f"{number(activations.rms[row])} here and up to "
+      f"{number(np.nanmax(activations.rms))}"
+    )
+  result = gradients.norm[-1]
+  if not (np.isfinite(result) and result > 0):
+    return found
+  ratios = gradients.norm.astype(np.float64) / np.float64(result)
+  for what, rows, worst in (
+    ("explode", ratios > _GROWTH, np.nanmax(ratios)),
+    (
+      "vanish",
+      (ratios > 0) & (ratios < 1 / _GROWTH),
+      np.nanmin(np.where(ratios > 0, ratios, np.inf)),
+    ),
+  ):
+    for row in np.flatnonzero(rows)[-1:]:
+      found.append(
+        f"{names[row]}: gradients {what}: their norm is {number(ratios[row])} "
+        f"of the result's here and {number(worst)} at the worst"
+      )
   return found
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.analysis import linear_maps, module_layers
+from revmom.analysis import linear_maps, module_layers, norms
 from revmom.analysis.layer_stack import Layers, LayerStack, layer_stack
 from revmom.analysis.linear_maps import Measured, is_float, linear_map, measured
 from revmom.analysis.spectrum import Spectrum
@@ -236,7 +236,8 @@ def _whole(
     x, direction = carry
     x, linear = linear_map(lambda x: layer(params, x), x)
     image = linear.matvec(direction.astype(linear.dtype))
-    size = jnp.linalg.norm(image)
+    unit, factor = norms.scaled(image)
+    size = jnp.linalg.norm(unit) * factor[0]
     size = jnp.where((size > 0) & (size < jnp.inf), size, 1)
     return (x, image / size), size
 

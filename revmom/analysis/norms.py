@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 class Norms(NamedTuple):
   """Figures of some arrays; all have the same shape."""
 
-  norm: jax.Array  # Euclidean; NaN if an element is not finite
+  # Euclidean; NaN if an element is not finite, infinite beyond the range.
+  norm: jax.Array
   rms: jax.Array  # root of the mean square; 0 of nothing
   zeros: jax.Array  # the fraction of elements that are zero
   not_finite: jax.Array  # how many are infinite or NaN
@@ -113,21 +115,40 @@ def _count(where: jax.Array, axes: tuple[int, ...], wide: Any) -> jax.Array:
 def norms(totals: jax.Array) -> Norms:
   """`Norms` from the result of `sums`."""
   safe = _range(totals.dtype)
-  scales = jnp.asarray([1 / safe.up, 1.0, 1 / safe.down], totals.dtype)
-  parts = jnp.sqrt(totals[..., : BIG + 1]) * scales
-  largest = jnp.max(parts, -1)
-  relative = parts / jnp.where(largest > 0, largest, 1)[..., None]
-  norm = largest * jnp.sqrt(jnp.sum(relative**2, -1))
-  norm = jnp.where(totals[..., NOT_FINITE] > 0, jnp.nan, norm)
+  small, medium, big = (totals[..., k] for k in (SMALL, MEDIUM, BIG))
   count = totals[..., COUNT]
   some = jnp.maximum(count, 1)
+
+  def root(divisor: jax.Array) -> jax.Array:
+    # Factors are powers of two: a division by the largest part would be a
+    # product with its reciprocal, which may be too small to exist.
+    one = lambda part: jnp.sqrt(part / divisor)
+    rest = (jnp.sqrt(small) * (1 / safe.up)) ** 2
+    return jnp.where(
+      big > 0,
+      one(big + (jnp.sqrt(medium) * safe.down) ** 2) * (1 / safe.down),
+      jnp.where(medium > 0, one(medium + rest), one(small) * (1 / safe.up)),
+    )
+
+  finite = totals[..., NOT_FINITE] == 0
   return Norms(
-    norm,
-    norm / jnp.sqrt(some),
+    jnp.where(finite, root(jnp.ones_like(some)), jnp.nan),
+    jnp.where(finite, root(some), jnp.nan),
     jnp.where(count > 0, 1 - totals[..., NONZERO] / some, 0),
     totals[..., NOT_FINITE],
     count,
   )
+
+
+def scaled(values: jax.Array, axis: int = -1) -> tuple[jax.Array, jax.Array]:
+  """Values whose squares keep within range, and the power of two they lack."""
+  largest = lax.stop_gradient(jnp.abs(values).max(axis, keepdims=True))
+  most = jnp.finfo(values.dtype).maxexp - 28
+  some = (largest > 0) & jnp.isfinite(largest)
+  _, exponent = jnp.frexp(jnp.where(some, largest, 1))
+  exponent = jnp.clip(exponent, -most, most)
+  factor = lambda n: jnp.ldexp(jnp.ones((), values.dtype), n)
+  return values * factor(-exponent), factor(exponent)
 
 
 @jax.custom_vjp

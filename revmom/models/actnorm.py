@@ -34,7 +34,9 @@ def actnorm(event_ndim: int = 1) -> Bijection:
   def init(key: jax.Array, x: jax.Array) -> ActnormParams:
     values = x.reshape(-1, x.shape[-1]).astype(accumulator(x.dtype))
     mean, variance = values.mean(0), values.var(0)
-    variance = jnp.where(variance > 0, variance, 1)
+    # The mean of equal numbers may be rounded.
+    rounding = (16 * jnp.finfo(x.dtype).eps * mean) ** 2
+    variance = jnp.where(variance > rounding, variance, 1)
     log_scale = -0.5 * jnp.log(variance)
     return ActnormParams((-mean).astype(x.dtype), log_scale.astype(x.dtype))
 

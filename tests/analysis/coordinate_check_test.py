@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import revmom
 from revmom.analysis.coordinate_check import Problem, coordinate_check
 
 WIDTHS = 32, 256
@@ -176,3 +177,15 @@ def test_wrong_input():
   result = coordinate_check(linear, [4, 5], x, key)
   with pytest.raises(ValueError, match="choose l1, rms or change"):
     result.exponents("l2")
+
+
+def test_a_reversible_optimizer():
+  """Sizes are those of the same training with optax, to the grid."""
+  x, key = jnp.ones((2, 4, 3)), jax.random.key(0)
+  ours = lambda width: linear(width)._replace(optimizer=revmom.sgd(0.1, 0.5))
+  theirs = lambda width: linear(width)._replace(optimizer=optax.sgd(0.1, 0.5))
+  with jax.numpy_dtype_promotion("standard"):
+    got, expected = (
+      coordinate_check(of, [4, 5], x, key, num_seeds=2) for of in (ours, theirs)
+    )
+  np.testing.assert_allclose(got.rms, expected.rms, rtol=1e-3)

@@ -218,3 +218,34 @@ def test_what_does_not_fit_is_an_error(layers, params, message):
 def test_options_are_for_modules():
   with pytest.raises(ValueError, match="functools.partial"):
     gradient_flow(layer, network(jax.random.key(0), 2, 3)[0], 1.0, train=True)
+
+
+@pytest.mark.parametrize("size", [1e-37, 1.0, 8.6e37, 2e38])
+def test_norms_at_the_ends_of_the_range(size):
+  x = np.float32(size) * np.array([1.0, -0.5, 0.25], np.float32)
+  got = jax.jit(lambda x: norms.norms(norms.sums(x)))(x)
+  exact = np.linalg.norm(x.astype(np.float64))
+  np.testing.assert_allclose(got.norm, exact, rtol=1e-5)
+  np.testing.assert_allclose(got.rms, exact / 3**0.5, rtol=1e-5)
+  unit, factor = norms.scaled(jnp.asarray(x))
+  got = jnp.linalg.norm(unit) * factor[0]
+  np.testing.assert_allclose(got, exact, rtol=1e-5)
+
+
+def test_what_explodes_or_vanishes_is_named():
+  linear = lambda w, x: w @ x
+  explosion = gradient_flow(linear, jnp.stack([jnp.eye(2) * 1e19] * 2), X)
+  text = "\n".join(explosion.problems)
+  assert "layer 0: activations explode" in text
+  assert "gradients explode" in text and "dead" not in text
+  weights = jax.random.normal(jax.random.key(0), (13, 32, 32)) / 32**0.5
+  sigmoids = gradient_flow(
+    lambda w, x: jax.nn.sigmoid(w @ x), weights, jnp.ones(32)
+  )
+  (problem,) = sigmoids.problems
+  ratios = sigmoids.gradients.norm / sigmoids.gradients.norm[-1]
+  row = np.flatnonzero(ratios < 1e-4)[-1]
+  assert problem.startswith(f"{sigmoids.names[row]}: gradients vanish")
+
+
+X = jnp.ones(2)

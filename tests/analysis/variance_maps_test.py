@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate
+from scipy import integrate, special
 
 from revmom.analysis import edge_of_chaos as edge
 from revmom.analysis import variance_maps as maps
@@ -71,6 +71,34 @@ def test_the_arc_cosine_kernel(c):
   np.testing.assert_allclose(got, expected, atol=1e-3)
   slope = maps.correlation_slope(jax.nn.relu, c, 3.0, 2**0.5)
   np.testing.assert_allclose(slope, 1 - angle / np.pi, atol=2e-2)
+
+
+def test_kinks_away_from_zero(x64):
+  """Hard tanh has closed forms; its slope of q has what its kinks add."""
+  q = np.array([0.01, 1.3, 10.0, 1e3, 1e5])
+  edge_at = 1 / np.sqrt(q)
+  density = np.exp(-(edge_at**2) / 2) / np.sqrt(2 * np.pi)
+  inside = special.erf(edge_at / 2**0.5)
+  phi = jax.nn.hard_tanh
+  got = jax.jit(
+    jax.vmap(
+      lambda q: (
+        maps.variance_map(phi, q, 1.0, 0.0),
+        maps.chi(phi, q, 1.0),
+        maps.variance_slope(phi, q, 1.0),
+      )
+    )
+  )(q)
+  power = q * (inside - 2 * edge_at * density) + 1 - inside
+  expected = power, inside, inside - 2 * edge_at * density
+  for own, wanted in zip(got, expected, strict=True):
+    np.testing.assert_allclose(own, wanted, rtol=2e-8)
+
+
+def test_edges_of_activations_with_kinks():
+  for phi, expected in ((jax.nn.hard_tanh, 1.0257), (jax.nn.relu6, 1.4163)):
+    found = jax.jit(lambda b, phi=phi: edge.edge_of_chaos(phi, b))(0.1)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_moments_of_a_sigmoid():

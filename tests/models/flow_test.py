@@ -222,3 +222,10 @@ def test_logit_is_exact_at_the_edges(x64):
 def test_couplings_come_in_pairs(make):
   with pytest.raises(ValueError, match="num_layers=3, expected an even"):
     make(num_layers=3)
+
+
+def test_actnorm_keeps_the_scale_of_constant_channels():
+  constants = np.random.default_rng(0).normal(size=20).astype("float32")
+  x = jnp.tile(jnp.asarray(constants), (48, 1))
+  params = actnorm().init(jax.random.key(0), x)
+  np.testing.assert_array_equal(params.log_scale, 0)
