@@ -61,7 +61,8 @@ def choose(mode: str, loss: Loss, params: Any, others: Any) -> Callable:
 
   Forward over reverse stores no second tape, which makes it the cheaper one
   wherever it works.  It needs the gradient of a scalar: a loss with a
-  `custom_vjp` or a `stop_gradient` of its own may compute something else.
+  `custom_vjp` or a `stop_gradient` of its own may compute something else.  (Of
+  a maximum, as in softmax, it is fine.)
 
   Raises:
     ValueError: the mode is unknown, or is "forward_over_reverse" for a loss
@@ -89,12 +90,23 @@ def choose(mode: str, loss: Loss, params: Any, others: Any) -> Callable:
   return forward_over_reverse
 
 
+# From a maximum to the `stop_gradient` of the shift that softmax and logsumexp
+# subtract: their gradients are those of scalars.
+_SHIFTS = ("max", "select_n", "broadcast_in_dim", "reshape", "reduce_max")
+
+
 def _asymmetric(program: Jaxpr) -> str | None:
   """The first primitive that may make a gradient none of a scalar."""
+  made_by = {}
   for equation in program.eqns:
     name = equation.primitive.name
-    if name.startswith("custom_vjp") or name == "stop_gradient":
+    made_by.update(dict.fromkeys(equation.outvars, equation))
+    if name.startswith("custom_vjp"):
       return name
+    if name == "stop_gradient" and not _is_shift(equation, made_by):
+      return name
+    if name.startswith("custom_jvp"):  # what its rule says is not in there
+      continue
     for inner in jax.tree.leaves(
       list(equation.params.values()),
       is_leaf=lambda x: isinstance(x, (Jaxpr, ClosedJaxpr)),
@@ -103,3 +115,15 @@ def _asymmetric(program: Jaxpr) -> str | None:
       if isinstance(inner, Jaxpr) and (found := _asymmetric(inner)):
         return found
   return None
+
+
+def _is_shift(equation: Any, made_by: dict) -> bool:
+  """Whether a `stop_gradient` is of a maximum over an axis."""
+  while equation is not None:
+    known = (made_by.get(x) for x in equation.invars if not hasattr(x, "val"))
+    sources = [source for source in known if source is not None]
+    sources = [s for s in sources if s.primitive.name in _SHIFTS]
+    if any(s.primitive.name == "reduce_max" for s in sources):
+      return True
+    equation = sources[0] if sources else None
+  return False

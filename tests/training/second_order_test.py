@@ -127,6 +127,16 @@ def test_a_mode_is_taken_at_its_word(point, mode):
   assert chosen is getattr(second_order, mode)
 
 
+@pytest.mark.parametrize(
+  "normalise", [jax.nn.softmax, jax.nn.log_softmax, jax.nn.logsumexp]
+)
+def test_softmax_has_a_symmetric_hessian(point, normalise):
+  params, others, _ = point
+  loss = lambda params, others: jnp.sum(normalise(params["w"]) ** 2)
+  chosen = second_order.choose("auto", loss, params, others)
+  assert chosen is second_order.forward_over_reverse
+
+
 def test_unknown_mode(point):
   params, others, _ = point
   with pytest.raises(ValueError, match="'forward'.*choose one of"):
