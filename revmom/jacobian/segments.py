@@ -196,7 +196,9 @@ def _pieces(segment: Segment) -> list[tuple[Piece, dict[Variable, Any]]]:
   selects = [
     e
     for e in segment.equations
-    if e.name == "select_n" and e.operands[0] in made
+    if e.name == "select_n"
+    and isinstance(e.operands[0], Variable)
+    and e.operands[0] in made
   ]
   groups: dict[Any, list[Equation]] = {}
   for select in selects:
