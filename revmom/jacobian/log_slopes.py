@@ -14,5 +14,7 @@ LOG_SLOPES: dict[str, Callable[[jax.Array], jax.Array]] = {
   "exp": lambda x: x,
   "expm1": lambda x: x,
   "logistic": lambda x: -jax.nn.softplus(x) - jax.nn.softplus(-x),
-  "tanh": lambda x: 2 * (jnp.log(2.0).astype(x.dtype) - x - jax.nn.softplus(-2 * x)),
+  "tanh": lambda x: (
+    2 * (jnp.log(2.0).astype(x.dtype) - x - jax.nn.softplus(-2 * x))
+  ),
 }

@@ -16,7 +16,12 @@ from jax import lax
 from revmom.jacobian import monotone
 from revmom.jacobian.inverse_loops import branch
 from revmom.jacobian.inverse_rules import is_elementwise
-from revmom.jacobian.knowledge import Known, NotInvertible, blank
+from revmom.jacobian.knowledge import (
+  Known,
+  NotInvertible,
+  blank,
+  located,
+)
 from revmom.jacobian.program import (
   Equation,
   Operand,
@@ -71,7 +76,8 @@ def solve_segment(search: "Search") -> bool:
       except NotInvertible as error:
         # A primitive without an inverse has given the better reason itself.
         if "both unknown" in search.reasons.get(k, "both unknown"):
-          search.reasons[k] = str(error)
+          equation = search.program.equations[k]
+          search.reasons[k] = located(str(error), equation)
         continue
       search.learn(segment.x, Known(x))
       return True
@@ -95,7 +101,7 @@ def _guess_branch(search: "Search") -> bool:
     try:
       found = _consistent(search, equation, given, images)
     except NotInvertible as error:
-      search.reasons[k] = str(error)
+      search.reasons[k] = located(str(error), equation)
       continue
     for variable, value in zip(equation.operands[1:], found, strict=True):
       if isinstance(variable, Variable):
