@@ -27,8 +27,8 @@ def preimage(closed: ClosedJaxpr, images: Sequence[Any]) -> list[Any]:
     inputs, _ = solve(program, [None] * len(program.inputs), images)
   except NotInvertible as error:
     raise NotInvertible(
-      f"no inverse was found: {error}.  If you know the inverse of a part of f, "
-      "give it with `custom_inverse`."
+      f"no inverse was found: {error}.  If you know the inverse of a part of "
+      "f, give it with `custom_inverse`."
     ) from None
   return [
     jnp.asarray(value, variable.dtype)
