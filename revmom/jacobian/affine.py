@@ -1,4 +1,9 @@
-"""Affine maps between what is unknown and what is known, solved at once."""
+"""Affine maps between what is unknown and what is known, solved at once.
+
+(x + y, x - y), or x + W x: mixtures that no single equation undoes.  Between
+them lie only primitives that are known to be affine: a function whose
+derivative is the same everywhere, such as x + round(x), need not be.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,12 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from revmom.jacobian.dependence import dependent
+from revmom.jacobian.determinant import pivot_errors
 from revmom.jacobian.knowledge import Known
+from revmom.jacobian.movement import DIRECTED, MOVES
 from revmom.jacobian.program import (
+  Equation,
+  Operand,
   Program,
   Variable,
-  inline,
   run,
 )
 
@@ -20,59 +27,98 @@ if TYPE_CHECKING:
 
 # Unknown numbers, for a dense matrix.
 LARGEST = 1000
+# Linear in all operands together.
+LINEAR = {
+  *MOVES, "add", "add_any", "complex", "conj", "convert_element_type",
+  "cumsum", "fft", "imag", "neg", "real", "reduce_sum", "sub",
+}  # fmt: skip
+# Linear in each operand, the others being known.
+BILINEAR = {"conv_general_dilated", "dot_general", "mul"}
+# Linear in the first operands, however many; the others must be known.
+FIRST = {**DIRECTED, "div": 1}
+# Linear in all but one operand.
+ALL_BUT = {"scatter": 1, "scatter-add": 1, "scatter-sub": 1, "select_n": 0}
+
+
+def _is_affine(equation: Equation, unknown: list[int]) -> bool:
+  """Whether the outputs are affine in the operands at these places."""
+  ends = (*(equation.operands[k] for k in unknown), *equation.outputs)
+  if not all(jnp.issubdtype(v.dtype, jnp.inexact) for v in ends):
+    return False
+  name = equation.name
+  if name in BILINEAR:
+    return len(unknown) == 1
+  if name in FIRST:
+    return all(k < FIRST[name] for k in unknown)
+  if name in ALL_BUT:
+    return ALL_BUT[name] not in unknown
+  return name in LINEAR
 
 
 def solve_affine(search: "Search") -> bool:
-  """Learns all unknown inputs from the outputs that depend on them.
-
-  (x + y, x - y), or x + W x: mixtures that no single equation undoes.
-  """
-  program = search.program
-  inputs = [v for v in program.inputs if not search.get(v).complete]
-  reached = dependent(program.equations, inputs)
-  outputs = [
-    v for v in program.outputs if isinstance(v, Variable) and v in reached
-  ]
+  """Learns what is unknown before affine equations from what is known after."""
+  affine: dict[Variable, Equation] = {}
+  for equation in search.program.equations:
+    places = [
+      k for k, v in enumerate(equation.operands) if not _is_known(search, v)
+    ]
+    if places and _is_affine(equation, places):
+      affine.update((v, equation) for v in equation.outputs)
+  outputs = [v for v in affine if _is_known(search, v)]
+  inputs: list[Variable] = []
+  found = set(outputs)
+  waiting = list(outputs)
+  while waiting:
+    variable = waiting.pop()
+    if variable not in affine:
+      inputs.append(variable)
+      continue
+    for v in affine[variable].variables:
+      if v not in found and not _is_known(search, v):
+        found.add(v)
+        waiting.append(v)
   sizes = [sum(v.size for v in vs) for vs in (inputs, outputs)]
   if sizes[0] != sizes[1] or not 0 < sizes[0] <= LARGEST:
     return False
-  known = all(search.get(v).complete for v in outputs)
   real = all(jnp.issubdtype(v.dtype, jnp.floating) for v in inputs + outputs)
-  if not known or not real or len({v.dtype for v in inputs + outputs}) > 1:
+  if not real or len({v.dtype for v in inputs + outputs}) > 1:
     return False
-  return _solve(search, inputs, outputs)
+  between = tuple(
+    e
+    for e in search.program.equations
+    if any(v in found and v in affine for v in e.outputs)
+  )
+  return _solve(search, inputs, between, outputs)
+
+
+def _is_known(search: "Search", operand: Operand) -> bool:
+  return search.get(operand).complete
 
 
 def _solve(
-  search: "Search", inputs: list[Variable], outputs: list[Variable]
+  search: "Search",
+  inputs: list[Variable],
+  between: tuple[Equation, ...],
+  outputs: list[Variable],
 ) -> bool:
-  part = Program(
-    search.program.inputs, search.program.equations, tuple(outputs)
-  )
-  zeros = [jnp.zeros(v.shape, v.dtype) for v in inputs]
-  flat, unravel = ravel_pytree(zeros)
+  made = {v for e in between for v in e.outputs}
+  others = {v for e in between for v in e.variables} - made - {*inputs}
+  values = {v: search.get(v).value for v in others}
+  part = Program((*inputs, *values), between, tuple(outputs))
+  flat, unravel = ravel_pytree([jnp.zeros(v.shape, v.dtype) for v in inputs])
 
   def image(x: jax.Array) -> jax.Array:
-    found = dict(zip(inputs, unravel(x), strict=True))
-    values = [
-      found[v] if v in found else search.get(v).value for v in part.inputs
-    ]
-    return ravel_pytree(run(part, values))[0]
+    return ravel_pytree(run(part, [*unravel(x), *values.values()]))[0]
 
-  tangent = lambda x, v: jax.jvp(image, (x,), (v,))[1]
-  slope = inline(jax.make_jaxpr(tangent)(flat, flat))
-  moving = dependent(slope.equations, slope.inputs[:1])
-  if any(isinstance(v, Variable) and v in moving for v in slope.outputs):
-    return False
   matrix = jax.jacfwd(image)(flat)
-  if not isinstance(matrix, jax.core.Tracer) and _is_singular(matrix):
+  errors = pivot_errors(matrix)
+  singular = ~jnp.all(errors < 1)
+  if not isinstance(singular, jax.core.Tracer) and singular:
     return False
   y = ravel_pytree([search.get(v).value for v in outputs])[0]
-  x = unravel(jnp.linalg.solve(matrix, y - image(flat)))
-  for variable, value in zip(inputs, x, strict=True):
+  x = jnp.linalg.solve(matrix, y - image(flat))
+  for variable, value in zip(
+    inputs, unravel(jnp.where(singular, jnp.nan, x)), strict=True
+  ):
     search.learn(variable, Known(value))
   return True
-
-
-def _is_singular(matrix: jax.Array) -> bool:
-  return bool(jnp.linalg.slogdet(matrix)[0] == 0)

@@ -21,6 +21,7 @@ from revmom.jacobian.determinant import (
   product,
   wide,
 )
+from revmom.jacobian.log_slopes import LOG_SLOPES
 from revmom.jacobian.program import (
   Environment,
   Equation,
@@ -118,6 +119,11 @@ class Diagonal(NamedTuple):
     return "diagonal", self.part.size // count, count
 
   def evaluate(self, environment: Environment) -> Determinant:
+    if len(self.part.equations) == 1 and len(self.part.columns) == 1:
+      log_slope = LOG_SLOPES.get(self.part.equations[0].name)
+      if log_slope is not None:
+        x = environment[self.part.columns[0]].astype(self.part.dtype)
+        return exact(jnp.sum(log_slope(x)), 1.0, self.part.dtype)
     push = self.part.pushforward(environment)
     columns = []
     for varied in self.part.columns:

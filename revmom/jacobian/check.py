@@ -82,7 +82,7 @@ def check_bijection(
   inverse_log_det: Callable[[Any], Any] | None = None,
   edges: Sequence[Any] = (),
   volume_preserving: bool = False,
-  dtype: DTypeLike = jnp.float64,
+  dtype: DTypeLike | None = None,
   tolerance: float | None = None,
   num_points: int = 32,
   seed: int = 0,
@@ -115,7 +115,9 @@ def check_bijection(
       must be finite, and right as far as float64 tells.
     volume_preserving: log|det df/dx| is 0 everywhere.  Otherwise it must not
       be 0 at all samples, where no wrong sign or factor could be seen.
-    dtype: float32 for functions that can't compute in float64.
+    dtype: float64 for functions that make sense in float64 only, float32 for
+      those that can't compute in it.  By default float64, and float32 is
+      compared with it.
     tolerance: relative; 1e-9 in float64, 1e-4 in float32 by default.
     num_points: samples, each with a dense Jacobian.
     seed: of the samples.
@@ -137,7 +139,8 @@ def check_bijection(
   ()
   """
   functions = (f, f_inverse, log_det, inverse_log_det)
-  dtype = jnp.dtype(dtype)
+  both = dtype is None
+  dtype = jnp.dtype(jnp.float64 if dtype is None else dtype)
   if dtype.name not in TOLERANCE:
     raise ValueError(f"dtype={dtype.name}; choose float64 or float32.")
   tolerance = TOLERANCE[dtype.name] if tolerance is None else tolerance
@@ -145,7 +148,7 @@ def check_bijection(
     points = _points(sampler, edges, num_points, seed, dtype)
     checks = _transforms(functions, points[:2], tolerance)
   if _all_passed(checks):
-    single = None if dtype == jnp.float32 else _single(functions, points)
+    single = _single(functions, points) if both else None
     with _precision(dtype):
       flat = flat_bijection(*functions, points[0])
       evaluate = evaluator(flat)

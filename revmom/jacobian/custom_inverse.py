@@ -176,8 +176,8 @@ class _LogAddExp:
   name = "logaddexp"
   multiple_results = False
 
-  def get_bind_params(self, params: Any) -> tuple[list[Any], dict[str, Any]]:
-    return [], {}
+  def get_bind_params(self, params: dict[str, Any]) -> dict[str, Any]:
+    return params
 
   def bind(self, a: Any, b: Any) -> jax.Array:
     # Each side of the tie is smooth, so derivatives of all orders are right.

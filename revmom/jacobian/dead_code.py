@@ -68,6 +68,7 @@ def _narrowed(equation: Equation, wanted: list[bool], keep: Keep) -> Equation:
     {**equation.params, **params},
     tuple(compress(equation.operands, used)),
     tuple(compress(equation.outputs, wanted)),
+    equation.source,
   )
 
 

@@ -46,6 +46,20 @@ def of_matrices(matrices: jax.Array) -> Determinant:
   return exact(jnp.sum(value), jnp.prod(sign), matrices.dtype)
 
 
+def pivot_errors(matrices: jax.Array) -> jax.Array:
+  """What rounding may do to the pivots of matrices [..., n, n], relatively.
+
+  The LU factors are those of A + E with |E| of some roundings of |L| |U|, so
+  that a singular matrix has a pivot with an error of 1 or more: [..., n].
+  """
+  factors = jax.lax.linalg.lu(jax.lax.stop_gradient(matrices))[0]
+  sizes = jnp.abs(factors)
+  lower = jnp.tril(sizes, -1) + jnp.eye(sizes.shape[-1], dtype=sizes.dtype)
+  bounds = jnp.einsum("...ij,...ji->...i", lower, jnp.triu(sizes))
+  pivots = jnp.diagonal(sizes, axis1=-2, axis2=-1)
+  return 8 * jnp.finfo(sizes.dtype).eps * bounds / pivots
+
+
 def product(
   factors: Sequence[Determinant], sign: int, dtype: np.dtype
 ) -> Determinant:

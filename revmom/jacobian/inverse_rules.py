@@ -72,12 +72,18 @@ def _range(low: float, high: float, inverse: Unary) -> Unary:
   return rule
 
 
+def _tangent(y: jax.Array) -> jax.Array:
+  """tan, which is infinite where rounding takes pi / 2 beyond itself."""
+  x = jnp.tan(y)
+  return jnp.where(x * y < 0, jnp.copysign(jnp.inf, y), x)
+
+
 UNARY: dict[str, Unary] = {
   "acosh": _range(0, np.inf, lambda y, p: jnp.cosh(y)),
   "asin": _range(-np.pi / 2, np.pi / 2, lambda y, p: jnp.sin(y)),
   "acos": _range(0, np.pi, lambda y, p: jnp.cos(y)),
   "asinh": lambda y, p: jnp.sinh(y),
-  "atan": _range(-np.pi / 2, np.pi / 2, lambda y, p: jnp.tan(y)),
+  "atan": _range(-np.pi / 2, np.pi / 2, lambda y, p: _tangent(y)),
   "atanh": lambda y, p: jnp.tanh(y),
   "cbrt": lambda y, p: y * y * y,
   "copy": lambda y, p: y,
@@ -93,7 +99,6 @@ UNARY: dict[str, Unary] = {
   "log1p": lambda y, p: jnp.expm1(y),
   "logistic": lambda y, p: jnp.log(y) - jnp.log1p(-y),
   "neg": lambda y, p: -y,
-  "real": lambda y, p: y,
   "rsqrt": _range(0, np.inf, lambda y, p: 1 / (y * y)),
   "sinh": lambda y, p: jnp.arcsinh(y),
   "sqrt": _range(0, np.inf, lambda y, p: y * y),
@@ -133,7 +138,8 @@ def logaddexp(k: int, y: jax.Array, other: jax.Array) -> jax.Array:
   """x of y = log(exp(x) + exp(other)); y > other."""
   above = y > other
   difference = jnp.where(above, other - y, -jnp.ones_like(y))
-  return _where(above, y + jnp.log(-jnp.expm1(difference)))
+  x = _where(above, y + jnp.log(-jnp.expm1(difference)))
+  return jnp.where(y == other, -jnp.inf, x)
 
 
 BINARY: dict[str, Binary] = {
@@ -142,7 +148,7 @@ BINARY: dict[str, Binary] = {
   "atan2": lambda k, y, other: _no_angle(),
   "div": _quotient,
   "logaddexp": logaddexp,
-  "mul": lambda k, y, other: y / other,
+  "mul": lambda k, y, other: _where(other != 0, y / other),
   "pow": _power,
   "sub": _minuend,
 }
@@ -181,6 +187,10 @@ REASONS = {
 }
 
 
+# Right for integers and complex numbers too.
+EXACT = {"add", "add_any", "copy", "copy_p", "neg", "sub"}
+
+
 def is_elementwise(name: str) -> bool:
   """Whether a primitive has a rule for single elements."""
   return name in UNARY or name in BINARY or name == "convert_element_type"
@@ -191,6 +201,8 @@ def elementwise_inverse(
 ) -> jax.Array:
   """The k-th operand of an elementwise equation."""
   name = equation.name
+  if name not in EXACT and not jnp.issubdtype(y.dtype, jnp.floating):
+    raise NotInvertible(f"`{name}` has no rule for {y.dtype}")
   if name == "convert_element_type":
     return _cast(y, equation.params, equation.operands[0].dtype)
   if name in UNARY:

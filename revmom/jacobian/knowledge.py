@@ -5,12 +5,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import source_info_util
 
-from revmom.jacobian.program import Operand
+from revmom.jacobian.program import Equation, Operand
 
 
 class NotInvertible(ValueError):
   """A function without an inverse that could be found, and the reason."""
+
+
+def located(reason: str, equation: Equation) -> str:
+  """A reason with the line of the user's function that it is about."""
+  if equation.source is None or "(at " in reason:
+    return reason
+  return f"{reason} (at {source_info_util.summarize(equation.source)})"
 
 
 class Known(NamedTuple):
@@ -45,9 +53,11 @@ def mask_of(known: Known, shape: tuple[int, ...]) -> np.ndarray:
 
 def concrete(known: Known) -> np.ndarray | None:
   """The value of a constant that is no tracer."""
-  if known.constant and not isinstance(known.value, jax.core.Tracer):
-    return np.asarray(known.value)
-  return None
+  if not known.constant or isinstance(known.value, jax.core.Tracer):
+    return None
+  if jnp.issubdtype(jnp.result_type(known.value), jax.dtypes.extended):
+    return None  # a random key
+  return np.asarray(known.value)
 
 
 def blank(dtype: Any) -> Any:

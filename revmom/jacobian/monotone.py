@@ -115,7 +115,6 @@ SHAPES: dict[str, Shape] = {
   "asinh": (LINE, _rising(np.arcsinh), _always(TINY, 1)),
   "atan": (LINE, _rising(np.arctan), _always(TINY, 1)),
   "cbrt": (LINE, _rising(np.cbrt), _always(TINY, np.inf)),
-  "convert_element_type": (LINE, lambda x: x, _always(1, 1)),
   "cos": (LINE, _always(-1, 1), _always(-1, 1)),
   "cosh": (LINE, _always(1, np.inf), _rising(np.sinh)),
   "erf": (LINE, _always(-1, 1), _always(TINY, 2 / np.sqrt(np.pi))),
@@ -178,6 +177,17 @@ def _constant(value: Any) -> Curve:
 def _through(equation: Equation, curves: list[Curve]) -> Curve | None:
   """The chain rule."""
   name, params = equation.name, equation.params
+  if name == "convert_element_type":
+    # Between floats: whatever else it does is a step.
+    kinds = [v.dtype for v in (*equation.variables, *equation.outputs)]
+    real = all(jnp.issubdtype(dtype, jnp.floating) for dtype in kinds)
+    return curves[0] if real or curves[0].slope == ZERO else None
+  if name == "select_n" and curves[0].slope == ZERO:
+    # Each element rises if each of the cases does.
+    value, slope = curves[1]
+    for case in curves[2:]:
+      value, slope = value.join(case.value), slope.join(case.slope)
+    return Curve(value, slope)
   if name == "integer_pow" and params["y"] > 0:
     result = curves[0]
     for _ in range(params["y"] - 1):
@@ -237,16 +247,15 @@ def root(
   """x with function(x) = y, to the last bit; NaN where there is none.
 
   Bisects the floats themselves, in the order of their bits, so that no
-  bracket is needed.  Two Newton steps then change nothing but the derivatives:
-  from a constant, n steps give those up to order 2^n - 1.
+  bracket is needed.  Derivatives of all orders are those of the equation.
   """
   sign = jnp.asarray(1 if rises else -1, y.dtype)
-  found = _bisect(lambda x: sign * (function(x) - y), jnp.zeros_like(y))
-  x = lax.stop_gradient(found)
-  for _ in range(2):
-    value, slope = jax.jvp(function, (x,), (jnp.ones_like(x),))
-    x = x - (value - y) / jnp.where(slope == 0, jnp.ones_like(slope), slope)
-  return x
+  return lax.custom_root(
+    lambda x: sign * (function(x) - y),
+    jnp.zeros_like(y),
+    _bisect,
+    lambda slope, change: change / slope(jnp.ones_like(change)),
+  )
 
 
 def _bisect(

@@ -199,7 +199,7 @@ def _gather(
     )
     numbers = numbers[places]
     values = jnp.reshape(output.value, -1)
-    if len(places) == operand.size == len(np.unique(numbers)):
+    if 0 < len(places) == operand.size == len(np.unique(numbers)):
       return Known(_permuted(values, places, numbers).reshape(operand.shape))
     flat = flat.at[numbers].set(values[places])
     mask[numbers] = True

@@ -60,6 +60,7 @@ class Equation(NamedTuple):
   params: dict[str, Any]
   operands: tuple[Operand, ...]
   outputs: tuple[Variable, ...]
+  source: Any = None  # where the user's function makes it
 
   @property
   def name(self) -> str:
@@ -72,6 +73,7 @@ class Equation(NamedTuple):
 
   def apply(self, values: Sequence[Any]) -> list[Any]:
     """The outputs for these values of the operands."""
+    # As JAX's guide to interpreters has it; all primitives give a mapping.
     params = self.primitive.get_bind_params(self.params)
     results = self.primitive.bind(*values, **params)
     return list(results) if self.primitive.multiple_results else [results]
@@ -124,7 +126,7 @@ def inline(closed: ClosedJaxpr, keep: Keep = keep_none) -> Program:
   """The program of a jaxpr, such as the body of a loop."""
   inputs = tuple(Variable(v.aval) for v in closed.jaxpr.invars)
   equations: list[Equation] = []
-  outputs = _append(closed.jaxpr, closed.consts, inputs, equations, keep)
+  outputs = _append(closed.jaxpr, closed.consts, inputs, equations, keep, None)
   used = needed(equations, outputs)
   return Program(inputs, tuple(used), tuple(outputs))
 
@@ -135,20 +137,30 @@ def _append(
   inputs: Sequence[Operand],
   equations: list[Equation],
   keep: Keep,
+  source: Any,
 ) -> list[Operand]:
-  """Appends the equations of a jaxpr; returns its outputs."""
+  """Appends the equations of a jaxpr; returns its outputs.
+
+  Their source is that of the outermost call: JAX keeps the programs of calls,
+  with the line that was the first to make them.
+  """
   values = dict(zip(jaxpr.constvars, constants, strict=True))
   values.update(zip(jaxpr.invars, inputs, strict=True))
   read = lambda v: v.val if isinstance(v, Literal) else values[v]
   for equation in jaxpr.eqns:
     operands = tuple(read(v) for v in equation.invars)
+    line = equation.source_info if source is None else source
     if equation.primitive.name in CALLS and not keep(equation):
       called = as_closed(equation.params[CALLS[equation.primitive.name]])
-      outputs = _append(called.jaxpr, called.consts, operands, equations, keep)
+      outputs = _append(
+        called.jaxpr, called.consts, operands, equations, keep, line
+      )
     else:
       outputs = [Variable(v.aval) for v in equation.outvars]
       equations.append(
-        Equation(equation.primitive, equation.params, operands, tuple(outputs))
+        Equation(
+          equation.primitive, equation.params, operands, tuple(outputs), line
+        )
       )
     values.update(zip(equation.outvars, outputs, strict=True))
   return [read(v) for v in jaxpr.outvars]

@@ -26,6 +26,7 @@ from revmom.jacobian.knowledge import (
   concrete,
   constant,
   fill,
+  located,
   mask_of,
   merge,
 )
@@ -162,7 +163,7 @@ class Search:
       elif any(output.value is not None for output in outputs):
         self._backward(equation, operands, outputs)
     except NotInvertible as error:
-      self.reasons[k] = str(error)
+      self.reasons[k] = located(str(error), equation)
 
   def _evaluate(self, equation: Equation, operands: list[Known]) -> None:
     """The outputs of known operands; constants are folded."""

@@ -17,7 +17,12 @@ from revmom.jacobian import monotone
 from revmom.jacobian.control_flow import branches_of
 from revmom.jacobian.inverse_loops import branch
 from revmom.jacobian.inverse_rules import is_elementwise
-from revmom.jacobian.knowledge import Known, NotInvertible, blank
+from revmom.jacobian.knowledge import (
+  Known,
+  NotInvertible,
+  blank,
+  located,
+)
 from revmom.jacobian.program import (
   Equation,
   Operand,
@@ -72,7 +77,8 @@ def solve_segment(search: "Search") -> bool:
       except NotInvertible as error:
         # A primitive without an inverse has given the better reason itself.
         if "both unknown" in search.reasons.get(k, "both unknown"):
-          search.reasons[k] = str(error)
+          equation = search.program.equations[k]
+          search.reasons[k] = located(str(error), equation)
         continue
       search.learn(segment.x, Known(x))
       return True
@@ -96,7 +102,7 @@ def _guess_branch(search: "Search") -> bool:
     try:
       found = _consistent(search, equation, given, images)
     except NotInvertible as error:
-      search.reasons[k] = str(error)
+      search.reasons[k] = located(str(error), equation)
       continue
     for variable, value in zip(equation.operands[1:], found, strict=True):
       if isinstance(variable, Variable):
@@ -197,7 +203,9 @@ def _pieces(segment: Segment) -> list[tuple[Piece, dict[Variable, Any]]]:
   selects = [
     e
     for e in segment.equations
-    if e.name == "select_n" and e.operands[0] in made
+    if e.name == "select_n"
+    and isinstance(e.operands[0], Variable)
+    and e.operands[0] in made
   ]
   groups: dict[Any, list[Equation]] = {}
   for select in selects:

@@ -26,7 +26,10 @@ def preimage(closed: ClosedJaxpr, images: Sequence[Any]) -> list[Any]:
   try:
     inputs, _ = solve(program, [None] * len(program.inputs), images)
   except NotInvertible as error:
-    raise NotInvertible(f"no inverse was found: {error}.") from None
+    raise NotInvertible(
+      f"no inverse was found: {error}.  If you know the inverse of a part of "
+      "f, give it with `custom_inverse`."
+    ) from None
   return [
     jnp.asarray(value, variable.dtype)
     for value, variable in zip(inputs, program.inputs, strict=True)
