@@ -176,9 +176,10 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   """
   begin = time.perf_counter()
   problem = pose(config)
+  data = problem.train, problem.validation, problem.texts
   path = experiment.folder(workdir)
   with (
-    experiment.Checkpoints(path, config, _LOCAL) as checkpoints,
+    experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints,
     tqdm(total=6 + config.leave_out, disable=None) as bar,
   ):
     attribution, about = attributed(checkpoints, problem, config, bar)
