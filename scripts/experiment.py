@@ -287,7 +287,9 @@ class Checkpoints:
       ),
     )
 
-  def latest(self) -> tuple[int, dict[str, Any]] | None:
+  def latest(
+    self, check: Callable[[int, Any], None] = lambda number, about: None
+  ) -> tuple[int, dict[str, Any]] | None:
     """The latest number, and its `config`, `fingerprint` and `about`.
 
     Warns if it was made where bits may differ from those made here, or if a
@@ -317,6 +319,7 @@ class Checkpoints:
       (self.workdir / "result.json").unlink(missing_ok=True)
       return None
     self._check(saved)
+    check(number, saved["about"])
     for later in damaged:
       logging.warning(
         "checkpoint %d in %s is damaged; going on from %d.",
@@ -392,11 +395,10 @@ class Checkpoints:
     Raises:
       ValueError: they are of other flags, or `check` says so.
     """
-    latest = self.latest()
+    latest = self.latest(check)
     if latest is None:
       return start, None
     number, saved = latest
-    check(number, saved["about"])
     return self.restore(number, start), saved["about"]
 
   def restore(self, number: int, like: Any) -> Any:
