@@ -38,6 +38,7 @@ from absl import flags
 from architecture_figures import figure
 from architecture_networks import NETWORKS, Network
 from tqdm import tqdm
+from user_files import blamed
 
 from revmom.analysis import convnet_notation, cost, scaling
 
@@ -109,9 +110,10 @@ class Counts:
   def __init__(self, path: pathlib.Path | None):
     self.path, self.rows = path, {}
     if path is not None and path.exists():
-      saved = json.loads(path.read_text())
-      if saved["jax"] == jax.__version__:
-        self.rows = saved["rows"]
+      with blamed(str(path)):
+        saved = json.loads(path.read_text())
+        if saved["jax"] == jax.__version__:
+          self.rows = saved["rows"]
 
   def get(self, name: str, sizes: Mapping[str, int], context: bool) -> Row:
     """The row of a network of some sizes."""

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.io import wavfile
 from scipy.special import ndtr
+from user_files import blamed
 
 from revmom.models import mu_law, mu_law_inverse
 
@@ -117,12 +119,18 @@ def load(folder: str) -> Data:
 
 
 def _read(path: pathlib.Path) -> np.ndarray:
-  rate, samples = wavfile.read(path)
+  # Damage is an error or, if it cuts sound off, a warning.
+  with blamed(str(path)), warnings.catch_warnings():
+    warnings.simplefilter("error", wavfile.WavFileWarning)
+    warnings.filterwarnings("ignore", "Chunk .* not understood")
+    rate, samples = wavfile.read(path)
   if rate != RATE or samples.ndim != 1 or samples.dtype != np.int16:
     raise ValueError(
       f"{path} has {rate} samples a second, shape {samples.shape} and type "
       f"{samples.dtype}; expected {RATE}, one channel and int16."
     )
+  if not samples.size:
+    raise ValueError(f"{path} has no sound.")
   return samples / 32768
 
 

@@ -196,7 +196,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   model = model_of(config, data.levels)
   training = start(config, model, data)
   path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL) as checkpoints:
+  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
     training, rows = training_loop.resume(checkpoints, training)
     done_before = len(rows)
     save = training_loop.saving(checkpoints)
@@ -240,7 +240,7 @@ def compare(config: Config, workdir: str | None = None) -> str:
   rows: list[dict[str, Any]] = []
   save = lambda rows: None
   if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+    checkpoints = experiment.Checkpoints(path, config, _LOCAL, data)
     latest = checkpoints.latest()
     rows = latest[1]["about"] if latest else []
 

@@ -116,6 +116,7 @@ def losses(
 
 
 def start(config: Config, model: ImageModel, data: Data) -> Training:
-  """Before the first step."""
+  """Before the first step, without shared buffers: a step donates them all."""
   params = model.init(jax.random.key(config.seed), data.train[:1])
-  return Training(params, optimizer_of(config).init(params))
+  training = Training(params, optimizer_of(config).init(params))
+  return jax.tree.map(jnp.array, training)

@@ -199,6 +199,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: a sum is wrong.
   """
   begin = time.perf_counter()
+  path = experiment.folder(workdir)
   # Python refuses to read and print more than 4300 decimal digits.
   sys.set_int_max_str_digits(0)
   a, b = parse("a", config.a), parse("b", config.b)
@@ -225,7 +226,6 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     },
     "seconds": time.perf_counter() - begin,
   }
-  path = experiment.folder(workdir)
   if path is not None:
     experiment.write_csv(path / "metrics.csv", rows)
     shown = rows[:_LONGEST_TABLE]

@@ -144,7 +144,7 @@ def result_of(
 def extremes(problem: Problem, gradient: np.ndarray) -> dict[str, list[str]]:
   """Those of the largest gradients, with their texts."""
   order = np.argsort(gradient)
-  line = lambda i: f"{gradient[i]:+.2e}  {problem.texts[i]!r}"
+  line = lambda i: f"{-gradient[i]:+.2e}  {problem.texts[i]!r}"
   return {
     "most_helpful": [line(i) for i in order[:_SHOWN]],
     "most_harmful": [line(i) for i in order[::-1][:_SHOWN]],
@@ -176,9 +176,10 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   """
   begin = time.perf_counter()
   problem = pose(config)
+  data = problem.train, problem.validation, problem.texts
   path = experiment.folder(workdir)
   with (
-    experiment.Checkpoints(path, config, _LOCAL) as checkpoints,
+    experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints,
     tqdm(total=6 + config.leave_out, disable=None) as bar,
   ):
     attribution, about = attributed(checkpoints, problem, config, bar)
@@ -230,7 +231,7 @@ step {mega("checkpoints_temporary_bytes")} MB, {r["memory_ratio"]:.1f} times \
 as much
 time per step      {milli("gradient_seconds_per_step")} ms with the gradient \
 ({milli("training_seconds_per_step")} ms training alone); {peer}
-most helpful (gradient, text)
+most helpful (change of the loss when left out, text)
 {lines("most_helpful")}
 most harmful
 {lines("most_harmful")}

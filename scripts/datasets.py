@@ -5,8 +5,10 @@ a folder of four idx files with the usual names of MNIST, gzipped or not.
 """
 
 import gzip
+import math
 import pathlib
 import struct
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +86,35 @@ def _idx(folder: pathlib.Path) -> Data:
   images, labels = _pair(folder, "train")
   test = _pair(folder, "t10k")
   size = len(labels) - min(10_000, len(labels) // 6)
+  _check(folder, images, labels[:size], labels[size:], test)
   return Data(images[:size], labels[:size], images[size:], labels[size:], *test)
+
+
+def _check(
+  folder: pathlib.Path,
+  images: np.ndarray,
+  train: np.ndarray,
+  validation: np.ndarray,
+  test: tuple[np.ndarray, np.ndarray],
+) -> None:
+  """Raises ValueError unless there is something to train, choose and test."""
+  where = f"--data_dir={folder} has"
+  if not len(validation) or not len(test[1]) or not images.size:
+    raise ValueError(
+      f"{where} {len(images)} training images {images.shape[1:]} and "
+      f"{len(test[1])} test images; it needs 6 and 1 at least."
+    )
+  if test[0].shape[1:] != images.shape[1:]:
+    raise ValueError(
+      f"{where} test images of shape {test[0].shape[1:]} and training images "
+      f"of shape {images.shape[1:]}; they must be the same."
+    )
+  for name, labels in (("validation", validation), ("test", test[1])):
+    if labels.max() > train.max():
+      raise ValueError(
+        f"{where} a {name} label of {labels.max()}, but the largest that is "
+        f"trained is {train.max()}; give files that have the same classes."
+      )
 
 
 def _pair(folder: pathlib.Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +154,7 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
   if content[:2] == b"\x1f\x8b":
     try:
       content = gzip.decompress(content)
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, MemoryError, zlib.error) as error:
       raise ValueError(f"{path} is a damaged gzip file: {error}.") from error
   start = 4 + 4 * content[3] if len(content) > 3 else 4
   if (
@@ -134,8 +164,10 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
   ):
     raise ValueError(f"{path} is not an idx file of unsigned bytes.")
   shape = struct.unpack(f">{content[3]}I", content[4:start])
+  if len(shape) > 3:
+    raise ValueError(f"{path} has {len(shape)} axes; expected at most 3.")
   values = np.frombuffer(content, np.uint8, offset=start)
-  if values.size != np.prod(shape, dtype=np.int64):
+  if values.size != math.prod(shape):
     raise ValueError(
       f"{path} should hold {shape} bytes, but has {values.size}; it may be cut "
       "short."

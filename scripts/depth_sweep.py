@@ -248,7 +248,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   done: Results = {}
   save: Callable[[Results], None] = lambda results: None
   if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+    checkpoints = experiment.Checkpoints(path, config, _LOCAL, data)
     latest = checkpoints.latest()
     done = latest[1]["about"] if latest else {}
 

@@ -28,6 +28,7 @@ import numpy as np
 from absl import flags
 from doctor_cases import CASES, Case
 from tqdm import tqdm
+from user_files import blamed
 
 import revmom
 
@@ -278,12 +279,23 @@ def examine(steps: int, seed: int) -> dict[str, Outcome]:
 # The visit.
 
 
-def since(workdir: pathlib.Path, result: dict[str, Any]) -> list[str]:
+def last_visit(workdir: str | None) -> dict[str, Any] | None:
+  """The result of the last visit, if there was one.
+
+  Raises:
+    ValueError: it can't be read.
+  """
+  path = pathlib.Path(workdir or ".") / "result.json"
+  if not workdir or not path.exists():
+    return None
+  with blamed(str(path)):
+    return dict(json.loads(path.read_text()))
+
+
+def since(before: dict[str, Any] | None, result: dict[str, Any]) -> list[str]:
   """What has changed since the last visit with the same steps and seed."""
-  path = workdir / "result.json"
-  if not path.exists():
+  if before is None:
     return ["this is the first visit; the next one compares with it"]
-  before = json.loads(path.read_text())
   same = lambda name: before.get(name) == result[name]
   lines = [
     f"{name}: {before.get(name)!r} then, {value!r} now"
@@ -313,6 +325,8 @@ def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
   Raises:
     FloatingPointError: a loss of the self-test is not finite.
   """
+  before = last_visit(workdir)
+  path = experiment.folder(workdir)
   found = list(findings())
   print("\nWhat decides whether gradients are recomputed bit for bit")
   for finding in found:
@@ -335,10 +349,9 @@ def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
     **{f"verdict_{name}": o.verdict for name, o in outcomes.items()},
     **{f"digest_{name}": o.digest for name, o in outcomes.items()},
   }
-  path = experiment.folder(workdir)
   if path is not None:
     print("\nSince the last visit")
-    for line in since(path, result):
+    for line in since(before, result):
       print(f"  {line}")
     experiment.write_json(path / "result.json", result)
   return result

@@ -60,7 +60,7 @@ def train_all(
   ends = [round(steps * k / segments) for k in range(segments + 1)]
   checkpoints, done, rows = None, 0, []
   if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+    checkpoints = experiment.Checkpoints(path, config, _LOCAL, trainings)
     latest = checkpoints.latest()
     if latest is not None:
       done, rows = latest[0], latest[1]["about"]

@@ -2,8 +2,11 @@
 
 import csv
 import dataclasses
+import fcntl
+import hashlib
 import io
 import json
+import math
 import os
 import pathlib
 import sys
@@ -23,16 +26,24 @@ T = TypeVar("T")
 
 
 def settings(config_class: type) -> Any:
-  """A dataclass of the values of the flags that its fields are named after."""
+  """A dataclass of the values of the flags that its fields are named after.
+
+  Raises:
+    ValueError: a value is NaN or infinite, which bounds of flags let pass.
+  """
   names = [field.name for field in dataclasses.fields(config_class)]
-  return config_class(**{name: flags.FLAGS[name].value for name in names})
+  values = {name: flags.FLAGS[name].value for name in names}
+  for name, value in values.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ValueError(f"--{name}={value}: it must be a finite number.")
+  return config_class(**values)
 
 
 def start(experiment: Callable[[], str]) -> None:
   """Parses the flags, runs an experiment and prints its report.
 
-  What a user can mend ends the script with one line and exit code 1; the
-  traceback is shown at --verbosity=1.
+  What a user can mend ends the script with one line and exit code 1, Ctrl-C
+  with one line and 130; the traceback is shown at --verbosity=1.
   """
 
   def main(argv: list[str]) -> None:
@@ -43,6 +54,13 @@ def start(experiment: Callable[[], str]) -> None:
       logging.set_verbosity(logging.WARNING)
     try:
       print(experiment())
+    except KeyboardInterrupt:
+      logging.debug("traceback:", exc_info=True)
+      print("interrupted", file=sys.stderr)
+      sys.exit(130)
+    except MemoryError as error:
+      logging.debug("traceback:", exc_info=True)
+      sys.exit(f"error: out of memory {error}".rstrip())
     except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
       logging.debug("traceback:", exc_info=True)
       sys.exit(f"error: {error}")
@@ -52,12 +70,43 @@ def start(experiment: Callable[[], str]) -> None:
 
 
 def folder(workdir: str | None) -> pathlib.Path | None:
-  """The folder of --workdir, made if it is missing."""
+  """The folder of --workdir, made if it is missing, for this process alone.
+
+  The result of an earlier run is removed, unless there are checkpoints:
+  `Checkpoints` removes it when it is known that they belong to this run.
+
+  Raises:
+    ValueError: the name is empty, or another process uses the folder.
+  """
   if workdir is None:
     return None
+  if not workdir:
+    raise ValueError("--workdir= names no folder; give one, or leave it out.")
   path = pathlib.Path(workdir).absolute()
   path.mkdir(parents=True, exist_ok=True)
+  _lock(path)
+  if not (path / "checkpoint").exists():
+    (path / "result.json").unlink(missing_ok=True)
   return path
+
+
+_LOCKS: dict[pathlib.Path, int] = {}  # open files, until the process ends
+
+
+def _lock(path: pathlib.Path) -> None:
+  """Keeps other processes out; the system drops the lock of a dead one."""
+  if path in _LOCKS:
+    return
+  file = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    os.close(file)
+    raise ValueError(
+      f"--workdir={path} is in use by another process; wait until it ends, or "
+      "give another --workdir."
+    ) from error
+  _LOCKS[path] = file
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -68,8 +117,34 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, result: Any) -> None:
-  """Replaces a file by what JSON makes of the result."""
-  write_text(path, json.dumps(result, indent=2) + "\n")
+  """Replaces a file by what JSON makes of the result.
+
+  Raises:
+    ValueError: a number is not finite, which JSON can't hold.
+  """
+  write_text(path, _json(path, result))
+
+
+def _json(path: pathlib.Path, result: Any) -> str:
+  try:
+    return json.dumps(result, indent=2, allow_nan=False) + "\n"
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is not written: {', '.join(_not_finite('', result)) or error} "
+      "is not finite."
+    ) from error
+
+
+def _not_finite(name: str, value: Any) -> list[str]:
+  """The places of numbers that are not."""
+  if isinstance(value, Mapping):
+    parts = [(f"{name}.{key}".lstrip("."), v) for key, v in value.items()]
+  elif isinstance(value, list | tuple):
+    parts = [(f"{name}[{i}]", v) for i, v in enumerate(value)]
+  else:
+    bad = isinstance(value, float) and not math.isfinite(value)
+    return [f"{name}={value}"] if bad else []
+  return [place for part in parts for place in _not_finite(*part)]
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -91,11 +166,26 @@ def write_results(
   """metrics.csv, a PNG of each of matplotlib's figures, and result.json last.
 
   So there is no result.json unless all else is there.
+
+  Raises:
+    ValueError: a number of the result is not finite; nothing is written.
   """
+  text = _json(workdir / "result.json", result)
+  (workdir / "result.json").unlink(missing_ok=True)
   write_csv(workdir / "metrics.csv", rows)
   for name, figure in figures.items():
     figure.savefig(workdir / f"{name}.png", dpi=150)
-  write_json(workdir / "result.json", result)
+  write_text(workdir / "result.json", text)
+
+
+def digest(tree: Any) -> str:
+  """SHA-256 of the arrays, texts and numbers of a pytree."""
+  found = hashlib.sha256()
+  for leaf in jax.tree.leaves(tree):
+    array = np.asarray(leaf)
+    found.update(f"{array.dtype} {array.shape} ".encode())
+    found.update(leaf.encode() if isinstance(leaf, str) else array.tobytes())
+  return found.hexdigest()
 
 
 def done_before(result: Mapping[str, Any]) -> str:
@@ -128,20 +218,39 @@ def check_finite(run: revmom.Run, optimizer: Any, remedy: str) -> None:
     )
 
 
+def _digest_of(saved: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+  """Of a checkpoint: what is known about its arrays, and their bytes."""
+  return digest([json.dumps(saved, sort_keys=True), dict(arrays)])
+
+
 class Checkpoints:
   """The states of an experiment; without a workdir none are kept.
 
   A save is a rename, so a process that is killed leaves all of it or none,
-  and what is saved is on disk before the experiment goes on.
+  and what is saved is on disk before the experiment goes on.  Two are kept,
+  each with a digest of all that it holds: if the later one is damaged, the
+  earlier one is resumed.
   """
 
   def __init__(
-    self, workdir: pathlib.Path | None, config: Any, local: Sequence[str] = ()
+    self,
+    workdir: pathlib.Path | None,
+    config: Any,
+    local: Sequence[str] = (),
+    data: Any = (),
   ):
-    """`local` settings may differ between a run and its resumption."""
+    """A run is bound to its settings and its data.
+
+    Args:
+      workdir: of `folder`.
+      config: the settings, a dataclass.
+      local: settings that may differ between a run and its resumption.
+      data: a pytree of arrays and texts that it depends on besides.
+    """
     self.workdir, self.config, self.local = workdir, config, local
     self.manager = None
     if workdir is not None:
+      self.data = digest(data)
       self.manager = ocp.CheckpointManager(
         workdir / "checkpoint",
         options=ocp.CheckpointManagerOptions(
@@ -153,38 +262,103 @@ class Checkpoints:
     """Saves the arrays of a tree, and anything that JSON can hold."""
     if self.manager is None:
       return
-    about = {
-      "config": dataclasses.asdict(self.config),
-      "fingerprint": revmom.fingerprint()._asdict(),
-      "about": about,
-    }
     arrays = {
       str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree)) if leaf.size
     }
+    # As JSON gives it back, so that its digest is that of what is read.
+    saved = json.loads(
+      json.dumps(
+        {
+          "config": dataclasses.asdict(self.config),
+          "data": self.data,
+          "fingerprint": revmom.fingerprint()._asdict(),
+          "shapes": {
+            name: [leaf.shape, str(leaf.dtype)] for name, leaf in arrays.items()
+          },
+          "about": about,
+        }
+      )
+    )
+    saved["digest"] = _digest_of(saved, arrays)
     self.manager.save(
       number,
       args=ocp.args.Composite(
-        arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)
+        arrays=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(saved)
       ),
     )
 
-  def latest(self) -> tuple[int, dict[str, Any]] | None:
+  def latest(
+    self, check: Callable[[int, Any], None] = lambda number, about: None
+  ) -> tuple[int, dict[str, Any]] | None:
     """The latest number, and its `config`, `fingerprint` and `about`.
 
-    Warns if it was made where bits may differ from those made here.
+    Warns if it was made where bits may differ from those made here, or if a
+    later one was damaged.  What is damaged, and the result of an earlier run,
+    are removed once it is known that this run goes on.
 
     Raises:
-      ValueError: it belongs to other flags.
+      ValueError: it belongs to other flags or data, or all are damaged.
     """
-    number = None if self.manager is None else self.manager.latest_step()
-    if self.manager is None or number is None:
+    if self.manager is None or self.workdir is None:
       return None
+    damaged: list[int] = []
+    for number in sorted(self.manager.all_steps(), reverse=True):
+      try:
+        saved, _ = self._read(number)
+        break
+      except Exception as error:  # whatever the reader makes of damage
+        logging.debug("checkpoint %d: %r", number, error)
+        damaged.append(number)
+    else:
+      if damaged:
+        raise ValueError(
+          f"the checkpoints in {self.workdir / 'checkpoint'} are damaged or "
+          "of another version; remove that folder to begin anew, or give "
+          "another --workdir."
+        )
+      (self.workdir / "result.json").unlink(missing_ok=True)
+      return None
+    self._check(saved)
+    check(number, saved["about"])
+    for later in damaged:
+      logging.warning(
+        "checkpoint %d in %s is damaged; going on from %d.",
+        later,
+        self.workdir,
+        number,
+      )
+      self.manager.delete(later)
+    (self.workdir / "result.json").unlink(missing_ok=True)
+    return number, saved
+
+  def _read(self, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint, of which every bit is as it was saved."""
+    assert self.manager is not None
     saved = self.manager.restore(
       number, args=ocp.args.Composite(about=ocp.args.JsonRestore())
     )["about"]
+    abstract = {
+      name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype))
+      for name, (shape, dtype) in saved["shapes"].items()
+    }
+    arrays = self.manager.restore(
+      number,
+      args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract)),
+    )["arrays"]
+    if saved.pop("digest") != _digest_of(saved, arrays):
+      raise ValueError("the digest differs.")
+    return saved, arrays
+
+  def _check(self, saved: dict[str, Any]) -> None:
+    """That what was saved belongs to this run.
+
+    Raises:
+      ValueError: it does not.
+    """
+    now = json.loads(json.dumps(dataclasses.asdict(self.config)))
     changed = [
       f"--{name}={saved['config'].get(name)} there, --{name}={value} now"
-      for name, value in dataclasses.asdict(self.config).items()
+      for name, value in now.items()
       if name not in self.local and saved["config"].get(name) != value
     ]
     if changed:
@@ -192,15 +366,19 @@ class Checkpoints:
         f"{self.workdir} holds a run with other flags ({'; '.join(changed)}); "
         "give the same ones, or another --workdir."
       )
-    now = revmom.fingerprint()._asdict()
-    if saved["fingerprint"] != json.loads(json.dumps(now)):
+    if saved["data"] != self.data:
+      raise ValueError(
+        f"{self.workdir} holds a run of other data: files that it read have "
+        "changed; give the same ones, or another --workdir."
+      )
+    here = revmom.fingerprint()._asdict()
+    if saved["fingerprint"] != json.loads(json.dumps(here)):
       logging.warning(
         "%s was begun in another environment (%s), so its bits may not be "
         "those of an uninterrupted run.",
         self.workdir,
         saved["fingerprint"],
       )
-    return number, saved
 
   def resume(
     self,
@@ -217,11 +395,10 @@ class Checkpoints:
     Raises:
       ValueError: they are of other flags, or `check` says so.
     """
-    latest = self.latest()
+    latest = self.latest(check)
     if latest is None:
       return start, None
     number, saved = latest
-    check(number, saved["about"])
     return self.restore(number, start), saved["about"]
 
   def restore(self, number: int, like: Any) -> Any:
@@ -229,20 +406,23 @@ class Checkpoints:
 
     Raises:
       RuntimeError: there is no workdir, so nothing was saved.
+      ValueError: what was saved has other shapes or types.
     """
     if self.manager is None:
       raise RuntimeError("nothing was saved: there is no workdir.")
     structure: Any
     leaves, structure = jax.tree.flatten(like)
-    abstract = {
-      str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    saved, arrays = self._read(number)
+    expected = {
+      str(i): [list(leaf.shape), str(leaf.dtype)]
       for i, leaf in enumerate(leaves)
       if leaf.size
     }
-    arrays = self.manager.restore(
-      number,
-      args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract)),
-    )["arrays"]
+    if saved["shapes"] != expected:
+      raise ValueError(
+        f"{self.workdir} holds a run with arrays of other shapes or types; "
+        "give another --workdir."
+      )
     return structure.unflatten(
       jnp.asarray(arrays[str(i)])
       if leaf.size

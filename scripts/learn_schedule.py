@@ -162,7 +162,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   initial = schedules.initial_hypers(problem, config.steps)
   learned = meta_training.start(initial, config.meta_learning_rate)
   path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL) as checkpoints:
+  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
     learned = resume(checkpoints, config, learned)
     done_before = len(learned.rows)
     save = lambda state: meta_training.save(checkpoints, state, state.rows)

@@ -27,10 +27,8 @@ time of a call by the number of floats.
 """
 
 import dataclasses
-import importlib.util
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,6 +36,7 @@ from typing import Any, NamedTuple
 import experiment
 import jax
 import jax.numpy as jnp
+import user_files
 from absl import flags
 from jax.flatten_util import ravel_pytree
 from log_det_maps import MAPS, Map
@@ -157,16 +156,14 @@ def named(name: str) -> Callable[[jax.Array, int], Map]:
   path = pathlib.Path(file)
   if not path.is_file():
     raise FileNotFoundError(f"--map={name}: {file} is not a file.")
-  spec = importlib.util.spec_from_file_location("log_det_map", path)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # where dataclasses look for themselves
-  spec.loader.exec_module(module)
+  flag = f"--map={name}"
+  module = user_files.load("log_det_map", path, flag)
   if not callable(getattr(module, function, None)):
     raise ValueError(f"--map={name}: {file} has no function {function!r}.")
 
   def build(key: jax.Array, size: int) -> Map:
-    built = getattr(module, function)(key, size)
+    with user_files.blamed(flag, path):
+      built = getattr(module, function)(key, size)
     if not isinstance(built, tuple) or not isinstance(built[-1], tuple):
       raise ValueError(
         f"--map={name}: {function}(key, size) returned {built!r}; it must "

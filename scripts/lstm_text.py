@@ -158,7 +158,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   corpus = texts.load(config.text, config.data_dir, config.level)
   training = text_training.start(corpus, config)
   path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL) as checkpoints:
+  with experiment.Checkpoints(path, config, _LOCAL, corpus) as checkpoints:
     training, rows = text_training.resume(checkpoints, training)
     done_before = len(rows)
     save = functools.partial(text_training.save, checkpoints)

@@ -229,6 +229,7 @@ def run(config: Config) -> str:
   """
   check(config)
   start = time.perf_counter()
+  experiment.folder(config.workdir)  # so that nobody else writes there
   if config.figure == "11":  # before anything is computed
     jax.config.update("jax_enable_x64", True)
   outcome = _FIGURES[config.figure](config)

@@ -164,7 +164,9 @@ def figure_10(config: Config) -> Outcome:
   ]
   path = experiment.folder(config.workdir)
   local = "workdir", "data_dir", "meta_steps"
-  with experiment.Checkpoints(path, config, local) as checkpoints:
+  with experiment.Checkpoints(
+    path, config, local, drawings.images
+  ) as checkpoints:
     learned, rows = checkpoints.resume(
       as_transforms([0.5] * layers),
       lambda number, _: meta_training.check_number(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from user_files import blamed
 
 TASKS = 5
 CHARACTERS = 15  # of an alphabet, to be fast
@@ -67,7 +68,7 @@ def load(
 def _members(path: pathlib.Path) -> dict[str, dict[str, list[str]]]:
   """Alphabet -> character -> the names of its drawings."""
   alphabets: dict[str, dict[str, list[str]]] = {}
-  with zipfile.ZipFile(path) as archive:
+  with blamed(str(path)), zipfile.ZipFile(path) as archive:
     for name in sorted(archive.namelist()):
       parts = pathlib.PurePosixPath(name).parts
       if name.endswith(".png") and len(parts) >= 3:
@@ -80,7 +81,7 @@ def _read(
   path: pathlib.Path, members: dict[str, list[str]], count: int
 ) -> np.ndarray:
   """[characters, drawings, pixels]."""
-  with zipfile.ZipFile(path) as archive:
+  with blamed(str(path)), zipfile.ZipFile(path) as archive:
     rows = []
     for character, names in sorted(members.items())[:count]:
       if len(names) < _DRAWINGS:

@@ -1,15 +1,13 @@
 """A user's Python file as the problem that scripts/tune.py tunes."""
 
-import hashlib
-import importlib.util
 import pathlib
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import user_files
 
 import revmom
 
@@ -26,7 +24,7 @@ class Problem(NamedTuple):
   """What a file defines, checked."""
 
   name: str  # of the file
-  digest: str  # of its text
+  digest: str  # of its text and that of its neighbours
   init: Callable  # key -> params
   batches: Callable  # (key, step) -> batch
   loss_fn: Callable  # (params, batch) -> scalar
@@ -46,7 +44,8 @@ def pose(path: pathlib.Path) -> Problem:
   """
   if not path.is_file():
     raise FileNotFoundError(f"--problem={path} is not a file.")
-  names = _load(path)
+  before = set(sys.modules)
+  names = vars(user_files.load("tuned_problem", path, f"--problem={path}"))
   missing = [text for name, text in _NEEDED.items() if name not in names]
   if not {"validation_loss", "validation_batch"} & set(names):
     missing.append(_VALIDATION)
@@ -69,7 +68,7 @@ def pose(path: pathlib.Path) -> Problem:
       raise ValueError(f"{name} of --problem={path} is not a function.")
 
   def shapes(name, *args):
-    with _blamed(f"{name} of --problem={path}", path):
+    with user_files.blamed(f"{name} of --problem={path}", path):
       return jax.eval_shape(functions[name], *args)
 
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -79,7 +78,7 @@ def pose(path: pathlib.Path) -> Problem:
   for name in ("validation_loss", "test_loss"):
     if functions[name] is not None:
       _check_scalar(name, path, shapes(name, params))
-  with _blamed(f"optimizer of --problem={path}", path):
+  with user_files.blamed(f"optimizer of --problem={path}", path):
     optimizer = functions.pop("optimizer")()
   if not isinstance(optimizer, revmom.ReversibleOptimizer):
     raise ValueError(
@@ -88,7 +87,7 @@ def pose(path: pathlib.Path) -> Problem:
     )
   return Problem(
     name=path.stem,
-    digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+    digest=user_files.digest(path, before),
     **functions,
     optimizer=optimizer,
     params=params,
@@ -97,43 +96,6 @@ def pose(path: pathlib.Path) -> Problem:
       for where, _ in jax.tree.leaves_with_path(params)
     ],
   )
-
-
-def _load(path: pathlib.Path) -> dict[str, Any]:
-  """The names that a Python file defines; it can import its neighbours."""
-  spec = importlib.util.spec_from_file_location("tuned_problem", path)
-  if spec is None or spec.loader is None:
-    raise ValueError(f"--problem={path} is not a Python file (.py).")
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # where dataclasses look for themselves
-  sys.path.insert(0, str(path.absolute().parent))
-  with _blamed(f"--problem={path}", path):
-    spec.loader.exec_module(module)
-  return vars(module)
-
-
-class _blamed:
-  """Any error within becomes a ValueError of one line that names its place."""
-
-  def __init__(self, what: str, path: pathlib.Path):
-    self.what, self.path = what, path
-
-  def __enter__(self) -> None:
-    pass
-
-  def __exit__(self, kind, error, trace) -> None:
-    if not isinstance(error, Exception):
-      return
-    lines = [
-      frame.lineno
-      for frame in traceback.extract_tb(trace)
-      if frame.filename == str(self.path)
-    ]
-    where = f" in line {lines[-1]}" if lines else ""
-    text = str(error).strip().split("\n", 1)[0]
-    raise ValueError(
-      f"{self.what} raised {type(error).__name__}{where}: {text}"
-    ) from error
 
 
 def _check_scalar(name: str, path: pathlib.Path, result: Any) -> None:

@@ -356,13 +356,11 @@ def write(
   workdir: pathlib.Path, config: Config, trained: Trained, result: dict
 ) -> None:
   """result.json, metrics.csv and loss.png."""
-  experiment.write_json(workdir / "result.json", result)
   columns = trained.losses, trained.plain_losses
   rows = [
     {"step": step, "loss": float(loss), "optax_loss": float(plain)}
     for step, (loss, plain) in enumerate(zip(*columns, strict=True))
   ]
-  experiment.write_csv(workdir / "metrics.csv", rows)
   figure = Figure(figsize=(6, 4), layout="constrained")
   axes = figure.subplots()
   axes.plot(trained.losses, label="revmom.sgd, reversible")
@@ -372,7 +370,7 @@ def write(
   axes.set_ylabel("cross-entropy of the batch (nats)")
   axes.set_yscale("log")
   axes.legend()
-  figure.savefig(workdir / "loss.png", dpi=150)
+  experiment.write_results(workdir, rows, {"loss": figure}, result)
 
 
 def report(result: dict) -> str:
@@ -413,7 +411,8 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   path = experiment.folder(workdir)
   trained = None
   if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL)
+    data = problem.args, problem.test
+    checkpoints = experiment.Checkpoints(path, config, _LOCAL, data)
     trained = restore(checkpoints, config, problem)
   resumed = trained is not None
   if trained is None:

@@ -24,10 +24,8 @@ trainability.png, or module.png.
 import csv
 import dataclasses
 import io
-import json
 import math
 import pathlib
-import runpy
 import time
 from typing import Any
 
@@ -36,6 +34,7 @@ import experiment
 import jax
 import trainability_figures as figures
 import trainability_rows as rows_of
+import user_files
 from absl import flags
 from tqdm import tqdm
 from trainability_row import Panel, Row
@@ -116,16 +115,19 @@ def user_flow(config: Config) -> GradientFlow:
       f"--module={text}: expected FILE.py:FUNCTION, and {file or text} is not "
       "a file."
     )
-  factory = runpy.run_path(str(path)).get(name)
+  flag = f"--module={text}"
+  factory = getattr(user_files.load("module_file", path, flag), name, None)
   if not callable(factory):
     raise ValueError(f"--module={text}: {path} defines no function {name}.")
-  made = factory(jax.random.key(config.seed))
+  with user_files.blamed(flag, path):
+    made = factory(jax.random.key(config.seed))
   if not isinstance(made, tuple) or len(made) != 3:
     raise ValueError(
       f"--module={text} returned {type(made).__name__}; it must return a Flax "
       "module, its variables (None for NNX) and an input."
     )
-  return gradient_flow(*made, spectra=True)
+  with user_files.blamed(flag, path):
+    return gradient_flow(*made, spectra=True)
 
 
 def number(value: float | None, log: bool) -> str:
@@ -198,7 +200,10 @@ def run(config: Config, workdir: str | None = None) -> str:
       "rows": len(rows),
       "hold": sum(row.holds is True for row in rows),
       "false_claims": sum(row.holds is False for row in rows),
-      **{f"{row.system}_{i}": row.measured for i, row in enumerate(rows)},
+      **{
+        f"{'log10_' * row.log}{row.system}_{i}": row.measured
+        for i, row in enumerate(rows)
+      },
     }
     text, name = table(rows), "trainability"
     figure = figures.page(panels)
@@ -207,9 +212,7 @@ def run(config: Config, workdir: str | None = None) -> str:
   result["seconds"] = time.perf_counter() - begin
   if path is not None:
     figure.savefig(path / f"{name}.png", dpi=110)
-    experiment.write_text(
-      path / "result.json", json.dumps(result, indent=2) + "\n"
-    )
+    experiment.write_json(path / "result.json", result)
   return f"{text}\ntime {result['seconds']:.1f} s"
 
 

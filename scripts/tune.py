@@ -146,17 +146,20 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     FloatingPointError: a loss or a hypergradient was not finite.
   """
   begin = time.perf_counter()
-  problem = pose(pathlib.Path(config.problem) if config.problem else EXAMPLE)
+  problem = pose(
+    EXAMPLE if config.problem is None else pathlib.Path(config.problem)
+  )
   initial = start(problem, config)
   learned = meta_training.start(initial, config.meta_learning_rate)
   path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL) as checkpoints:
+  with experiment.Checkpoints(
+    path, config, _LOCAL, problem.digest
+  ) as checkpoints:
     learned = resume(checkpoints, problem, config, learned)
     done_before = len(learned.rows)
 
     def save(learned: Learned) -> None:
-      about = {"digest": problem.digest, "rows": learned.rows}
-      meta_training.save(checkpoints, learned, about)
+      meta_training.save(checkpoints, learned, {"rows": learned.rows})
 
     evaluate = evaluation(problem, config)
     losses = {"before": evaluate(initial)}

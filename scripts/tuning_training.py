@@ -183,11 +183,6 @@ def resume(
   """
 
   def check(number: int, about: dict[str, Any]) -> None:
-    if about["digest"] != problem.digest:
-      raise ValueError(
-        f"{checkpoints.workdir} holds a run of another problem (the text of "
-        "the file has changed); give the same one, or another --workdir."
-      )
     meta_training.check_number(checkpoints, number, config.meta_steps)
 
   state, about = checkpoints.resume(start[:2], check)

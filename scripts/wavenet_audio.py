@@ -380,7 +380,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   params = model.init(jax.random.key(config.seed), like)
   training = Training(params, optimizer_of(config).init(params))
   path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL) as checkpoints:
+  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
     training, rows = training_loop.resume(checkpoints, training)
     done_before = len(rows)
     save = training_loop.saving(checkpoints)

@@ -89,3 +89,47 @@ def test_damaged_files(datasets, tmp_path, spoil, message):
   path.write_bytes(spoil(path.read_bytes()))
   with pytest.raises(ValueError, match=message):
     datasets.load("idx", str(tmp_path))
+
+
+def test_damage_of_any_byte_is_an_error_that_names_the_file(datasets, tmp_path):
+  rng = np.random.default_rng(0)
+  whole = gzip.compress(idx(rng.integers(0, 9, (12, 5, 3), np.uint8)))
+  path = tmp_path / "train.gz"
+  good = 0
+  for _ in range(300):
+    content = bytearray(whole)
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(bytes(content[: rng.integers(1, 2 * len(content))]))
+    try:
+      datasets.read_idx(path)
+      good += 1  # a header of gzip has bytes without a meaning
+    except ValueError as error:
+      assert str(path) in str(error)
+  assert good < 30
+  # Axes whose product is 2^64, and as many as a byte can say.
+  for axes in ([2**16] * 4, [1] * 255):
+    path.write_bytes(struct.pack(f">4B{len(axes)}I", 0, 0, 8, len(axes), *axes))
+    with pytest.raises(ValueError, match="train.gz"):
+      datasets.read_idx(path)
+
+
+def test_files_that_do_not_go_together(datasets, tmp_path):
+  def load(train, test, labels=(0, 1), sizes=(3, 3)):
+    for prefix, count, size in (("train", train, 3), ("t10k", test, sizes[1])):
+      images = np.zeros((count, sizes[0], size), np.uint8)
+      classes = np.arange(count, dtype=np.uint8) % 3
+      if prefix == "t10k":
+        classes = np.resize(np.array(labels, np.uint8), count)
+      for name, array in (("images-idx3", images), ("labels-idx1", classes)):
+        (tmp_path / f"{prefix}-{name}-ubyte").write_bytes(idx(array))
+    return datasets.load("idx", str(tmp_path))
+
+  load(12, 4)
+  with pytest.raises(ValueError, match="0 test images; it needs 6 and 1"):
+    load(12, 0)
+  with pytest.raises(ValueError, match="5 training images"):
+    load(5, 4)
+  with pytest.raises(ValueError, match="a test label of 3, .* trained is 2"):
+    load(12, 4, labels=(0, 3))
+  with pytest.raises(ValueError, match="shape .3, 4. and training"):
+    load(12, 4, sizes=(3, 4))
