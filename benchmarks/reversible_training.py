@@ -158,7 +158,7 @@ def measure_run(
   times = interleaved.time_rounds(programs, rounds, _SECONDS)
   forward = _summary(programs, times, "optax")
   buffers = [b for leaf in state.leaves for b in leaf.buffers.values()]
-  held = sum(b.number.nbytes + b.words.nbytes for b in buffers)
+  held = sum(array.nbytes for array in jax.tree.leaves(buffers))
   reversal = {
     "receipt_ok": bool(outputs["revmom.rewind"]["ok"]),
     "restored_error": difference(

@@ -107,7 +107,8 @@ class BitBuffer(NamedTuple):
   """What multiplications took out of an array of integers."""
 
   number: jax.Array  # N, modulo the size of an integer, like the integers
-  words: jax.Array  # [rows, *integers.shape], uint8 (uint32 for int64)
+  # [rows, *integers.shape], uint8 (uint32 for int64); None if no row is needed.
+  words: jax.Array | None
 
 
 def rows_needed(
@@ -215,8 +216,10 @@ def init(integers: jax.Array, rows: int) -> BitBuffer:
   return BitBuffer(number, empty_words(integers, rows))
 
 
-def empty_words(integers: jax.Array, rows: int) -> jax.Array:
-  """Words for an array of integers, zero."""
+def empty_words(integers: jax.Array, rows: int) -> jax.Array | None:
+  """Words for an array of integers, zero; None for no rows."""
+  if not rows:
+    return None
   words = jnp.zeros_like(integers, layout(integers.dtype).word_dtype)
   return jnp.broadcast_to(words, (rows, *integers.shape))
 
@@ -353,7 +356,7 @@ def multiply_add(
     increments: j, of the same shape and type.
     parts: of `step.after`, at most that many.
   """
-  if buffer.words.shape[0]:  # else no step spills
+  if buffer.words is not None:  # else no step spills
     buffer = _spill(integers, buffer, step)
   number, words = buffer
   number = number + increments * step.after + parts
@@ -379,7 +382,7 @@ def subtract_divide(
   difference = fixed_point.subtract(integers, increments)
   ratio = Ratio(step.after, step.before, step.whole, step.fraction)
   quotient = rescale(difference, number, ratio)
-  if not words.shape[0]:
+  if words is None:
     return quotient, number
   rest = remainder(quotient, number, step.before)
   low = _row(words, step).astype(rest.dtype)
@@ -388,9 +391,9 @@ def subtract_divide(
   return quotient, jnp.where(step.spill, restored, number)
 
 
-def erase(words: jax.Array, step: Schedule) -> jax.Array:
+def erase(words: jax.Array | None, step: Schedule) -> jax.Array | None:
   """Zeroes the row that `multiply_add` wrote in this step, if it wrote one."""
-  if not words.shape[0]:
-    return words
+  if words is None:
+    return None
   zeros = jnp.zeros(words.shape[1:], step.full.dtype)
   return _write_row(words, zeros, zeros, step)[0]

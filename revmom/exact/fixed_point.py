@@ -143,7 +143,8 @@ def from_fine(
   scale = 2.0**24 / base.astype(dtype)
   parts = jnp.round(parts.astype(dtype) * scale) * jnp.asarray(2.0**-24, dtype)
   unit = jnp.asarray(2.0**-fraction_bits, dtype)
-  return (integers.astype(dtype) + parts) * unit
+  values = (integers.astype(dtype) + parts) * unit
+  return jnp.where(has_overflowed(integers), jnp.nan, values)
 
 
 def _limit_as_float(dtype: DTypeLike, float_dtype: DTypeLike) -> np.ndarray:
@@ -159,10 +160,13 @@ def from_fixed(
 ) -> jax.Array:
   """The floats of the integers: x = i * 2^-fraction_bits, rounded to `dtype`.
 
-  >>> from_fixed(jnp.array([3, -3]), 2)
-  Array([ 0.75, -0.75], dtype=float32)
+  NaN for what has left its grid, so that all that is computed from it is, too.
+
+  >>> from_fixed(jnp.array([3, -3, overflow(jnp.int32)]), 2)
+  Array([ 0.75, -0.75,   nan], dtype=float32)
   """
-  return integers.astype(dtype) * jnp.asarray(2.0**-fraction_bits, dtype)
+  values = integers.astype(dtype) * jnp.asarray(2.0**-fraction_bits, dtype)
+  return jnp.where(has_overflowed(integers), jnp.nan, values)
 
 
 def has_overflowed(integers: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from revmom.exact import bit_buffer, compensated, fixed_point
 from revmom.exact.bit_buffer import Schedule
-from revmom.exact.fence import fence
+from revmom.exact.fence import fence, isolate
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep
 from revmom.optimizers.leaf import (
@@ -200,6 +200,24 @@ class Dynamics(struct.PyTreeNode):
     wide = [jnp.asarray(a, compute_dtype(jnp.result_type(a))) for a in arrays]
     return self.packing.pack(wide)
 
+  def snapped(
+    self, params: Sequence[jax.Array], dtypes: Sequence[Any]
+  ) -> list[jax.Array]:
+    """Packed parameters on their grid; differentiates as the identity."""
+
+    def snap(values, i, dtype):
+      bits = dict(self.equations[self.part[i]].fraction_bits)[PARAMS]
+      integers = fixed_point.to_fixed(values, bits, self.integer)
+      return self.view(i, Leaf(integers, {}, {}), dtype)
+
+    rounded = [
+      snap(lax.stop_gradient(values), i, dtype)
+      for i, (values, dtype) in enumerate(zip(params, dtypes, strict=True))
+    ]
+    return [
+      _as_if(new, old) for new, old in zip(rounded, params, strict=True)
+    ]
+
   def begin(self, params: list, spills: Spills, length: int) -> list[Leaf]:
     """The integers of packed parameters, slots at zero, buffers empty.
 
@@ -267,6 +285,9 @@ class Dynamics(struct.PyTreeNode):
       gradient = None
     if gradient is not None:
       gradient = fence(gradient, step)
+    if not equations.elementwise:  # products and sums meet within it
+      increment = lambda equations, *args: equations.increment_of(role, *args)
+      return isolate(increment, step, equations, gradient, values, step)
     return fence(equations.increment_of(role, gradient, values, step), step)
 
   def view(self, i: int, leaf: Leaf, dtype: DTypeLike) -> jax.Array:
@@ -277,7 +298,10 @@ class Dynamics(struct.PyTreeNode):
       return fixed_point.from_fixed(leaf.params, bits, dtype)
     hidden = bits - shown
     rounded = (leaf.params + (1 << (hidden - 1))) >> hidden
-    return fixed_point.from_fixed(rounded, shown, dtype)
+    values = fixed_point.from_fixed(rounded, shown, dtype)
+    return jnp.where(
+      fixed_point.has_overflowed(leaf.params), jnp.nan, values
+    )
 
   def views(self, leaves: list[Leaf], dtypes: Sequence[Any]) -> list[jax.Array]:
     """The parameters of all leaves as floats."""
@@ -370,6 +394,15 @@ def _clip_together(group: list[jax.Array], threshold: jax.Array) -> list:
     jnp.where(large, small * factor, whole).astype(gradient.dtype)
     for small, whole, gradient in zip(scaled, wide, group, strict=True)
   ]
+
+
+@jax.custom_jvp
+def _as_if(value: jax.Array, other: jax.Array) -> jax.Array:
+  """The value, which differentiates as if it were the other."""
+  return value
+
+
+_as_if.defjvp(lambda primals, tangents: (primals[0], tangents[1]))
 
 
 def compute_dtype(dtype: DTypeLike) -> DTypeLike:

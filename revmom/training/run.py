@@ -93,7 +93,7 @@ def _bare(leaves: list[Leaf]) -> list[Leaf]:
   return [
     leaf._replace(
       buffers={
-        role: buffer._replace(words=buffer.words[:0])
+        role: buffer._replace(words=None)
         for role, buffer in leaf.buffers.items()
       }
     )

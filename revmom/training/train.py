@@ -36,6 +36,7 @@ class Run(struct.PyTreeNode):
   params: Any  # like the initial parameters; NaN where a grid was left
   losses: jax.Array  # [steps], each before its step
   state: RunState  # the integers
+  initial_params: Any  # as snapped to the grid: where a reversal ends
   average: Any = None  # of the parameters, see `revmom.averaged`
 
 
@@ -89,7 +90,8 @@ def train(
       `custom_vjp` or a `stop_gradient`.
 
   Returns:
-    A `Run` of params, losses and state.
+    A `Run` of params, losses (NaN from where a value left its grid), state,
+    and the initial parameters as snapped to the grid.
 
   Raises:
     ValueError: shapes that don't fit, a loss that is not a scalar, a factor
@@ -151,7 +153,14 @@ def train(
     average = state.as_params(
       [a / w.astype(a.dtype) for a, w in zip(averages, weights, strict=True)]
     )
-  run = Run(state.as_params(views), losses, state, average)
+  snapped = dynamics.snapped(packed, problem.dtypes)
+  run = Run(
+    params=state.as_params(views),
+    losses=losses,
+    state=state,
+    initial_params=state.as_params(snapped),
+    average=average,
+  )
   if hyperparameters.concrete(run.losses) is not None:
     optimizer.check(state)
   return run
@@ -182,6 +191,8 @@ def rewind(
   >>> rewound = revmom.rewind(loss_fn, optimizer, run.state, batches)
   >>> print(run.params, rewound.params, rewound.receipt.ok)
   [-2.2469645 -2.2469645] [0. 0.] True
+  >>> bool((rewound.params == run.initial_params).all())
+  True
   """
   changed = receipts.differences(state.fingerprint, receipts.fingerprint())
   if changed:
