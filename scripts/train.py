@@ -278,7 +278,9 @@ def information(problem: Problem, state: Any) -> dict[str, Any]:
   buffers = [
     buffer for leaf in state.leaves for buffer in leaf.buffers.values()
   ]
-  words = sum(words.nbytes for words in jax.tree.leaves([b.words for b in buffers]))
+  words = sum(
+    words.nbytes for words in jax.tree.leaves([b.words for b in buffers])
+  )
   heads = sum(buffer.number.nbytes for buffer in buffers)
   kept = sum(array.nbytes for array in jax.tree.leaves(state.kept))
   per_step = size * state.steps

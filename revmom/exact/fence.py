@@ -73,14 +73,6 @@ def fence(values: jax.Array, step: jax.Array) -> jax.Array:
   return lax.bitcast_convert_type(raw ^ zero, values.dtype)
 
 
-def fence_tree(tree: Any, step: jax.Array) -> Any:
-  """A pytree with all floats behind fences."""
-  is_float = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)
-  return jax.tree.map(
-    lambda x: fence(jnp.asarray(x), step) if is_float(x) else x, tree
-  )
-
-
 def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:
   """function(*args), compiled by itself wherever it is called.
 
@@ -105,8 +97,7 @@ def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:
       jax.eval_shape(function, *args),
     )
 
-  guarded = lambda *args: fence_tree(function(*fence_tree(args, step)), step)
-  return lax.cond(step >= 0, guarded, never, *args)
+  return lax.cond(step >= 0, function, never, *args)
 
 
 def keep_alive(step: jax.Array, values: jax.Array) -> jax.Array:

@@ -214,9 +214,7 @@ class Dynamics(struct.PyTreeNode):
       snap(lax.stop_gradient(values), i, dtype)
       for i, (values, dtype) in enumerate(zip(params, dtypes, strict=True))
     ]
-    return [
-      _as_if(new, old) for new, old in zip(rounded, params, strict=True)
-    ]
+    return [_as_if(new, old) for new, old in zip(rounded, params, strict=True)]
 
   def begin(self, params: list, spills: Spills, length: int) -> list[Leaf]:
     """The integers of packed parameters, slots at zero, buffers empty.
@@ -299,9 +297,7 @@ class Dynamics(struct.PyTreeNode):
     hidden = bits - shown
     rounded = (leaf.params + (1 << (hidden - 1))) >> hidden
     values = fixed_point.from_fixed(rounded, shown, dtype)
-    return jnp.where(
-      fixed_point.has_overflowed(leaf.params), jnp.nan, values
-    )
+    return jnp.where(fixed_point.has_overflowed(leaf.params), jnp.nan, values)
 
   def views(self, leaves: list[Leaf], dtypes: Sequence[Any]) -> list[jax.Array]:
     """The parameters of all leaves as floats."""

@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 
 # Elements.  Packed arrays are copied twice a step, as parameters and as
-# gradients, which must take less time than starting the programs does.
-LARGEST = 2**14
+# gradients; compiling and starting programs for each takes longer than that.
+LARGEST = 2**20
 
 
 class Group(NamedTuple):

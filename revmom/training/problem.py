@@ -73,8 +73,9 @@ def pose(
   shared = [jnp.asarray(array) for array in shared]
   dtypes = tuple(jnp.result_type(array) for array in arrays)
 
-  def loss(views, others, t):
+  def loss(packed, others, t):
     shared, item = others
+    views = packing.unpack(packed)
     args, loss_constants, batch_constants = shared_structure.unflatten(shared)
     batch = source.make(batch_constants, item, t)
     casts = [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
@@ -82,9 +83,10 @@ def pose(
 
   def transform(gradients, views):
     changed = optimizer.transform(
-      structure.unflatten(gradients), structure.unflatten(views)
+      structure.unflatten(packing.unpack(gradients)),
+      structure.unflatten(packing.unpack(views)),
     )
-    return jax.tree.leaves(changed)
+    return packing.pack(jax.tree.leaves(changed))
 
   def pull_back(one_loss, views, chosen, gradient_bar, value_bar):
     first = lambda views, others: loss(views, others, jnp.zeros((), jnp.int32))
@@ -96,7 +98,7 @@ def pose(
     loss=loss,
     select=lambda others: ([], []),
     merge=lambda others, chosen: others,
-    transform=transform,
+    transform=None if optimizer.preprocess is None else transform,
     pull_back=pull_back,
     dtypes=tuple(compute_dtype(dtype) for dtype in packing.first(dtypes)),
     checksum_every=checksum_every,

@@ -7,7 +7,6 @@ from a zero that no compiler knows (docs/design.md).
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact.bit_buffer import Schedule
-from revmom.exact.fence import fence_tree, isolate, keep_alive, origin
+from revmom.exact.fence import isolate, keep_alive, origin
 from revmom.optimizers.dynamics import Dynamics, Spills, clip
 from revmom.optimizers.leaf import Leaf, with_words
 from revmom.training import receipt
@@ -40,10 +39,11 @@ class Backward(NamedTuple):
 class Problem(NamedTuple):
   """The static side of a run: what is computed, and how it is kept."""
 
-  loss: Callable[[list, Any, jax.Array], jax.Array]  # (views, others, step)
+  # Of packed arrays: a loss never sees that some are.  (views, others, step)
+  loss: Callable[[list, Any, jax.Array], jax.Array]
   select: Callable[[Any], Any]  # others -> the differentiated ones
   merge: Callable[[Any, Any], Any]  # (others, differentiated ones) -> others
-  transform: Callable[[list, list], list]  # (gradients, views) -> gradients
+  transform: Callable[[list, list], list] | None  # (gradients, views)
   pull_back: Callable  # of second_order
   dtypes: tuple  # of the floats of leaves
   checksum_every: int
@@ -58,24 +58,22 @@ class Inputs(NamedTuple):
   stacked: list[jax.Array]  # [steps, ...]
 
 
-def _views(problem: Problem, dynamics: Dynamics, leaves: list[Leaf]) -> list:
-  """The parameters as floats: a loss never sees that some are packed."""
-  packed = dynamics.views(leaves, problem.dtypes)
-  return dynamics.packing.unpack(packed)
-
-
 def _gradient(problem: Problem, views: list, others: Any, t: jax.Array):
   """The loss and its gradient, alike in all passes."""
   return isolate(jax.value_and_grad(problem.loss), t, views, others, t)
 
 
-def _consumed(
-  problem: Problem, dynamics: Dynamics, gradients: list, views: list, limits
-) -> list:
-  """The gradients that a step consumes: transformed, packed, clipped."""
-  return clip(
-    dynamics.packing.pack(problem.transform(gradients, views)), limits
-  )
+def _consumed(problem: Problem, thresholds: list) -> Callable | None:
+  """(gradients, views, thresholds) -> what a step consumes; None is as is."""
+  if problem.transform is None and not thresholds:
+    return None
+
+  def consume(gradients, views, thresholds):
+    if problem.transform is not None:
+      gradients = problem.transform(gradients, views)
+    return clip(gradients, thresholds)
+
+  return consume
 
 
 def first_step(leaves: list[Leaf]) -> jax.Array:
@@ -141,15 +139,13 @@ def forward_steps(
   schedules = _rebased(spills.schedules, start)
 
   def step(leaves, t):
-    views = _views(problem, dynamics, leaves)
-    value, raw = _gradient(problem, views, (shared, _item(stacked, t)), t)
-    gradients = isolate(
-      partial(_consumed, problem, dynamics),
-      t,
-      raw,
-      views,
-      dynamics.thresholds(t),
-    )
+    views = dynamics.views(leaves, problem.dtypes)
+    others = shared, _item(stacked, t)
+    value, gradients = _gradient(problem, views, others, t)
+    thresholds = dynamics.thresholds(t)
+    consume = _consumed(problem, thresholds)
+    if consume is not None:
+      gradients = isolate(consume, t, gradients, views, thresholds)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
     # Of the new integers, which nothing overwrites in this step: a compiler
     # would copy the old ones for it.
@@ -285,12 +281,14 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
     dynamics.undo_update(i, leaf, t, now[i], dtype)
     for i, (leaf, dtype) in enumerate(zip(after, problem.dtypes, strict=True))
   ]
-  views = _views(problem, dynamics, between)
+  views = dynamics.views(between, problem.dtypes)
   others = (shared, _item(stacked, t))
   thresholds = dynamics.thresholds(t)
   value, raw = _gradient(problem, views, others, t)
-  consume = partial(_consumed, problem, dynamics)
-  gradients = isolate(consume, t, raw, views, thresholds)
+  gradients = raw
+  consume = _consumed(problem, thresholds)
+  if consume is not None:
+    gradients = isolate(consume, t, raw, views, thresholds)
   t = keep_alive(t, value)
   before = [
     dynamics.undo_increments(i, leaf, gradient, t, now[i])
@@ -301,8 +299,10 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
     adjoint, gradients_bar = pull_back_increments(
       dynamics, between, before, now, gradients, adjoint, t
     )
-    _, consumed_pullback = jax.vjp(consume, raw, views, thresholds)
-    raw_bar, views_bar, thresholds_bar = consumed_pullback(gradients_bar)
+    raw_bar, views_bar, thresholds_bar = gradients_bar, None, []
+    if consume is not None:
+      _, consumed_pullback = jax.vjp(consume, raw, views, thresholds)
+      raw_bar, views_bar, thresholds_bar = consumed_pullback(gradients_bar)
     value_bar = None if losses_bar is None else losses_bar[t]
     loss = lambda views, chosen: problem.loss(
       views, problem.merge(others, chosen), t
@@ -314,9 +314,7 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
       hyperparameters=accumulate_thresholds(
         adjoint.hyperparameters, thresholds_bar, t
       ),
-      params=tree_sum(
-        adjoint.params, dynamics.packing.pack(tree_sum(views_bar, params_bar))
-      ),
+      params=tree_sum(adjoint.params, tree_sum(views_bar, params_bar)),
       shared=tree_sum(adjoint.shared, chosen_bar[0]),
       stacked=[
         total.at[t].set(bar)
