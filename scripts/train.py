@@ -253,7 +253,7 @@ def rewind(problem: Problem, state: Any) -> dict[str, Any]:
   compiled = reversal(problem).lower(state, *problem.args).compile()
   rewound, seconds = experiment.timed(compiled, state, *problem.args)
   receipt = rewound.receipt
-  receipt.check(state.checksum_every)
+  receipt.check(state.checksum_every, state.steps)
   # Beside the receipt, the weights themselves: drawn anew from the seed.
   optimizer = problem.optimizer
   drawn = optimizer.params(optimizer.init(problem.params, state.steps))

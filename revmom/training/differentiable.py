@@ -130,7 +130,10 @@ def _forward(problem, plan, inputs, params):
   )
   losses, checksums = (jnp.concatenate(log) for log in zip(*logs, strict=True))
   every = problem.checksum_every
-  checksums = jnp.append(first, checksums[every - 1 :: every])
+  checksums = jnp.concatenate([first[None], checksums[every - 1 :: every]])
+  if plan.steps % every:  # that of the last step is kept in any case
+    last = receipts.checksum(leaves)
+    checksums = jnp.concatenate([checksums, last[None]])
   dynamics = inputs.dynamics
   finish = lambda views: [
     jnp.where(overflowed(leaf), jnp.nan, view)
@@ -168,7 +171,11 @@ def _backward(problem, plan, inputs, residuals, bars):
   back = runs.backward(
     problem._replace(select=selector(masks), merge=merger(masks)),
     inputs,
-    runs.Backward(extra["leaves"], adjoint, jnp.full((), -1, jnp.int32)),
+    runs.Backward(
+      extra["leaves"],
+      adjoint,
+      receipts.of_start(extra["leaves"], extra["checksums"], plan.steps),
+    ),
     plan,
     extra["kept"],
     runs.first_step(extra["leaves"]),
@@ -178,7 +185,7 @@ def _backward(problem, plan, inputs, residuals, bars):
   receipt = receipts.of_reversal(
     back, extra["leaves"], extra["checksums"], initial
   )
-  receipts.report(receipt, problem.checksum_every)
+  receipts.report(receipt, problem.checksum_every, plan.steps)
   # A reversal that failed must not return a plausible number.
   return jax.tree.map(
     lambda bar: jnp.where(receipt.ok, bar, jnp.nan), back.adjoint

@@ -1,5 +1,6 @@
 """Proof that a run was reversed, or where it went wrong."""
 
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -21,7 +22,9 @@ class Receipt(NamedTuple):
   slots_restored: jax.Array  # bool []: velocities are zero
   buffers_empty: jax.Array  # bool []: every stored bit was used
   in_range: jax.Array  # bool []: no value left its grid
-  diverged_at: jax.Array  # int32 []: last checked step still wrong, else -1
+  # int32 []: last checked step still wrong (the length of the run if the state
+  # was not that which the run left), else -1.
+  diverged_at: jax.Array
 
   @property
   def ok(self) -> jax.Array:
@@ -34,13 +37,13 @@ class Receipt(NamedTuple):
       & (self.diverged_at < 0)
     )
 
-  def check(self, checksum_every: int) -> None:
+  def check(self, checksum_every: int, steps: int) -> None:
     """Raises RuntimeError unless the reversal was exact."""
     if not bool(self.ok):
-      raise RuntimeError(message(self, checksum_every))
+      raise RuntimeError(message(self, checksum_every, steps))
 
 
-def message(receipt: Receipt, checksum_every: int) -> str:
+def message(receipt: Receipt, checksum_every: int, steps: int) -> str:
   """What went wrong, and what to do."""
   if not bool(receipt.in_range):
     return (
@@ -49,8 +52,13 @@ def message(receipt: Receipt, checksum_every: int) -> str:
       "`optimizer.check(run.state)` names the parameter array and the remedy."
     )
   step = int(receipt.diverged_at)
+  if steps and step == steps:
+    return (
+      "a reversal was given other integers than the run left: its state was "
+      "changed on the way.  Pass `run.state` as `train` returned it."
+    )
   where = (
-    f"between steps {step} and {step + checksum_every}"
+    f"between steps {step} and {min(step + checksum_every, steps)}"
     if step >= 0
     else "at the first step"
   )
@@ -59,27 +67,68 @@ def message(receipt: Receipt, checksum_every: int) -> str:
     "recomputed bit for bit.  Initial parameters restored: "
     f"{bool(receipt.params_restored)}, velocities zero: "
     f"{bool(receipt.slots_restored)}, buffers empty: "
-    f"{bool(receipt.buffers_empty)}.  Reverse with the same batching, devices, "
-    "threads and loss as the run; scripts/doctor.py names what on this machine "
-    "makes gradients irreproducible."
+    f"{bool(receipt.buffers_empty)}.  First make sure that it was given the "
+    "run's inputs: the same loss, optimizer, batches and further arguments.  "
+    "Then reverse with the same batching, devices and threads as the run; "
+    "scripts/doctor.py names what on this machine makes gradients "
+    "irreproducible."
   )
 
 
 def checksum(leaves: list[Leaf]) -> jax.Array:
-  """A hash of all integers, uint32 []; sums, so that sharding can't matter."""
-  total = jnp.zeros((), jnp.uint32)
+  """A hash of all integers and of where they stand, uint32 [2].
+
+  Two sums over hashed elements, so that sharding can't matter.  An element's
+  hash takes in, one after the other, the number of its leaf, its place in it
+  and the integers it has there (parameters, slots, numbers).  Every one of
+  these steps is one to one, so that no single change is lost, and the last ones
+  are those of a finaliser (https://github.com/skeeto/hash-prospector), in which
+  every bit of the result depends on every bit of what went in.
+  """
+  totals = jnp.zeros(2, jnp.uint32)
   for number, leaf in enumerate(leaves):
     numbers = [buffer.number for _, buffer in sorted(leaf.buffers.items())]
     slots = [z for _, z in sorted(leaf.slots.items())]
-    mixed = jnp.full((), 2 * number + 1, jnp.uint32)
-    for integers in [leaf.params, *slots, *numbers]:
-      folded = integers.astype(jnp.uint32)
-      if integers.dtype == jnp.int64:
-        folded = folded ^ (integers >> 32).astype(jnp.uint32)
-      mixed = (mixed ^ folded) * jnp.uint32(0x9E3779B1)
-      mixed = mixed ^ (mixed >> 15)
-    total = total + jnp.sum(mixed, dtype=jnp.uint32)
-  return total
+    mixed = jnp.full((), number * 0x9E3779B1 % 2**32, jnp.uint32)
+    for values in [_places(leaf.params.shape), leaf.params, *slots, *numbers]:
+      for part in _parts(values):
+        mixed = mixed ^ part
+        mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x21F0AAAD)
+    early = mixed ^ (mixed >> 15)
+    late = early * jnp.uint32(0x735A2D97)
+    late = late ^ (late >> 15)
+    totals = totals + jnp.stack(_sums(early, late))
+  return totals
+
+
+def _places(shape: tuple[int, ...]) -> jax.Array:
+  """The flat index of every element, modulo 2^32."""
+  places = jnp.zeros(shape, jnp.uint32)
+  for axis in range(len(shape)):
+    stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
+    places = places + lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+  return places
+
+
+def _parts(integers: jax.Array) -> list[jax.Array]:
+  """Integers as 32 bits each."""
+  low = integers.astype(jnp.uint32)
+  if integers.dtype == jnp.int64:
+    return [low, (integers >> 32).astype(jnp.uint32)]
+  return [low]
+
+
+def _sums(*arrays: jax.Array) -> list[jax.Array]:
+  """The sum of each, all in one pass over memory."""
+  zeros = tuple(jnp.zeros((), jnp.uint32) for _ in arrays)
+  add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
+  return lax.reduce(arrays, zeros, add, tuple(range(arrays[0].ndim)))
+
+
+def of_start(leaves: list[Leaf], checksums: jax.Array, steps: int) -> jax.Array:
+  """`diverged_at` of a reversal: `steps` if the run left other integers."""
+  damaged = jnp.any(checksum(leaves) != checksums[-1])
+  return jnp.where(damaged, jnp.int32(steps), jnp.int32(-1))
 
 
 def of_reversal(
@@ -95,7 +144,7 @@ def of_reversal(
       checksum is compared in any case.
   """
   every = lambda flags: jnp.all(jnp.stack([jnp.ones((), bool), *flags]))
-  restored = [checksum(back.leaves) == checksums[0]]
+  restored = [jnp.all(checksum(back.leaves) == checksums[0])]
   if initial is not None:
     restored += [
       jnp.all(leaf.params == first.params)
@@ -116,12 +165,12 @@ def of_reversal(
   )
 
 
-def report(receipt: Receipt, checksum_every: int) -> None:
+def report(receipt: Receipt, checksum_every: int, steps: int) -> None:
   """Logs an error, from inside a compiled program, if a reversal failed."""
 
   def log(receipt: Receipt) -> None:
     if not receipt.ok:
-      logging.error("revmom: %s", message(receipt, checksum_every))
+      logging.error("revmom: %s", message(receipt, checksum_every, steps))
 
   lax.cond(receipt.ok, lambda: None, lambda: jax.debug.callback(log, receipt))
 

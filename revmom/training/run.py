@@ -129,12 +129,12 @@ def _rebased(schedules: list[dict[str, Schedule]], start: Any) -> list:
 def forward_steps(
   problem: Problem, inputs: Inputs, leaves: list, start: Any, length: int
 ) -> tuple[list[Leaf], tuple[jax.Array, jax.Array]]:
-  """Steps start, ..., start + length - 1; losses and checksums [length].
+  """Steps start, ..., start + length - 1; losses [length], checksums [.., 2].
 
   Each checksum is of the integers after its step.
   """
   if not length:
-    return leaves, (jnp.zeros(0), jnp.zeros(0, jnp.uint32))
+    return leaves, (jnp.zeros(0), jnp.zeros((0, 2), jnp.uint32))
   dynamics, spills, shared, stacked = inputs
   schedules = _rebased(spills.schedules, start)
 
@@ -152,7 +152,7 @@ def forward_steps(
     checked = lax.cond(
       (t + 1) % problem.checksum_every == 0,
       lambda: receipt.checksum(leaves),
-      lambda: jnp.zeros((), jnp.uint32),
+      lambda: jnp.zeros(2, jnp.uint32),
     )
     return leaves, (value, checked)
 
@@ -183,7 +183,7 @@ def forward(
 
   firsts = start + plan.length * jnp.arange(plan.segments, dtype=jnp.int32)
   leaves, (logs, kept) = lax.scan(segment, _bare(leaves), firsts)
-  logs = jax.tree.map(lambda a: a.reshape(-1), logs)
+  logs = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), logs)
   leaves, final_logs, final_kept = forward(
     problem, inputs, leaves, plan.final, start + plan.final_start
   )
@@ -324,7 +324,7 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
   every = problem.checksum_every
   diverged = lax.cond(
     t % every == 0,
-    lambda: receipt.checksum(before) != checksums[t // every],
+    lambda: jnp.any(receipt.checksum(before) != checksums[t // every]),
     lambda: jnp.zeros((), bool),
   )
   diverged_at = jnp.where(

@@ -23,7 +23,7 @@ from revmom.training.receipt import Fingerprint, Receipt
 class RunState(State):
   """The state at the end of a run, with all that its reversal needs."""
 
-  checksums: jax.Array  # uint32 [1 + steps // checksum_every]
+  checksums: jax.Array  # uint32 [1 + ceil(steps / checksum_every), 2]
   kept: list[Any]  # checkpoints or words of the plan's leading segments
   plan: Plan = struct.field(pytree_node=False)
   checksum_every: int = struct.field(pytree_node=False)
@@ -217,7 +217,11 @@ def rewind(
   back = runs.backward(
     problem,
     inputs,
-    runs.Backward(state.leaves, None, jnp.full((), -1, jnp.int32)),
+    runs.Backward(
+      state.leaves,
+      None,
+      receipts.of_start(state.leaves, state.checksums, state.steps),
+    ),
     state.plan,
     state.kept,
     runs.first_step(state.leaves),
@@ -225,7 +229,7 @@ def rewind(
   )
   receipt = receipts.of_reversal(back, state.leaves, state.checksums)
   if hyperparameters.concrete(receipt.ok) is not None:
-    receipt.check(state.checksum_every)
+    receipt.check(state.checksum_every, state.steps)
   start = State(
     count=jnp.zeros((), jnp.int32),
     leaves=with_words(back.leaves, spills.rows(state.steps)),

@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import revmom
+from revmom.exact.bit_buffer import BitBuffer
+from revmom.optimizers.leaf import Leaf
 from revmom.training import receipt as receipts
 
 STEPS = 100
@@ -59,7 +63,7 @@ def test_an_exact_reversal_has_a_receipt(optimizer, run):
 
 def test_another_loss_is_named_at_the_last_steps(optimizer, run):
   other = lambda params, batch: loss_fn(params, batch, 1.0001)
-  with pytest.raises(RuntimeError, match="between steps 96 and 112"):
+  with pytest.raises(RuntimeError, match="between steps 96 and 100"):
     rewind(optimizer, run.state, loss=other)
 
 
@@ -71,7 +75,7 @@ def test_another_batch_is_named_by_its_steps(optimizer, run, step, window):
 
 def test_checksums_can_be_denser(optimizer):
   run = train(optimizer, checksum_every=1)
-  assert run.state.checksums.shape == (1 + STEPS,)
+  assert run.state.checksums.shape == (1 + STEPS, 2)
   with pytest.raises(RuntimeError, match="between steps 50 and 51"):
     rewind(optimizer, run.state, batches(changed_at=50))
 
@@ -153,15 +157,147 @@ def test_a_gradient_whose_reversal_fails_is_nan(
 def test_checksum_depends_on_every_integer_and_its_array(run):
   leaf = run.state.leaves[0]
   twice = [leaf, leaf]
-  seen = {int(receipts.checksum(twice))}
+  seen = {tuple(np.asarray(receipts.checksum(twice)))}
   for i, position in np.ndindex(2, 3):
     changed = list(twice)
     changed[i] = leaf._replace(params=leaf.params.at[position].add(1))
-    seen.add(int(receipts.checksum(changed)))
+    seen.add(tuple(np.asarray(receipts.checksum(changed))))
   assert len(seen) == 7
   first = leaf._replace(params=leaf.params.at[0].add(1))
   a, b = (receipts.checksum(x) for x in ([first, leaf], [leaf, first]))
-  assert int(a) != int(b)
+  assert (a != b).all()
+
+
+def test_checksum_of_two_top_bits():
+  """Flipped in the last array of two elements: never a sum that is the same."""
+  number = np.random.default_rng(0).integers(-(2**31), 2**31, (2000, 64))
+  number = number.astype(np.int32)
+  changed = number.copy()
+  changed[:, :2] ^= np.int32(-(2**31))
+  zeros = jnp.zeros(64, jnp.int32)
+  buffer = lambda number: {"velocity": BitBuffer(number, zeros[None])}
+  leaf = lambda number: Leaf(zeros, {"velocity": zeros}, buffer(number))
+  checksums = jax.jit(jax.vmap(lambda n: receipts.checksum([leaf(n)])))
+  assert (checksums(number) != checksums(changed)).any(axis=1).all()
+
+
+def test_checksum_of_64_bits(x64):
+  """Of one element, whose bits are flipped one by one and two by two."""
+  bits = np.array([0, *(2**i for i in range(64))], np.uint64)
+  masks = np.unique(bits[:, None] ^ bits).view(np.int64)
+  assert len(masks) == 1 + 64 + 64 * 63 // 2
+  one = lambda mask: receipts.checksum([Leaf(-(2**40) ^ mask[None], {}, {})])
+  checksums = jax.jit(jax.vmap(one))(jnp.asarray(masks))
+  unchanged = (checksums == checksums[masks == 0]).all(axis=1)
+  np.testing.assert_array_equal(unchanged, masks == 0)
+
+
+def test_checksum_does_not_depend_on_sharding():
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+  whole = jnp.arange(64 * 3, dtype=jnp.int32).reshape(64, 3)
+  spread = jax.device_put(whole, NamedSharding(mesh, P("x")))
+  assert len(spread.sharding.device_set) == 8
+  a, b = (
+    jax.jit(receipts.checksum)([Leaf(x, {}, {})]) for x in (whole, spread)
+  )
+  np.testing.assert_array_equal(a, b)
+
+
+PLANTED_STEPS, EVERY = 40, 8
+
+
+def planted(count, seed):
+  """`count` faults of all kinds, and where each is: (state, batches, step)."""
+  random = np.random.default_rng(seed)
+  rows = random.normal(size=(PLANTED_STEPS, 7)).astype(np.float32)
+  start = {"a": jnp.asarray(rows[0]), "b": jnp.asarray(rows[1])}
+  loss = lambda params, row: sum(
+    jnp.sum(jnp.cos((i + 1) * params[name] - row))
+    for i, name in enumerate("ab")
+  )
+  # One forgets faster, so that it isn't packed with the other.
+  optimizer = revmom.sgd(0.05, {"a": 0.6, "b": 0.5})
+  run = jax.jit(
+    lambda rows: (
+      revmom.train(loss, optimizer, start, rows, checksum_every=EVERY).state
+    )
+  )
+  undo = jax.jit(
+    lambda state, rows: revmom.rewind(loss, optimizer, state, rows).receipt
+  )
+  state = run(rows)
+  leaves = jax.tree.map(np.array, state.leaves)
+  # What row of words each step wrote, by leaf.
+  written = []
+  for i in range(len(leaves)):
+    schedule = state.schedules[0]["velocity"]
+    at = min(i, schedule.spill.shape[1] - 1)
+    spill, row = np.asarray(schedule.spill)[:, at], np.asarray(schedule.row)
+    written.append({int(row[t, at]): t for t in np.flatnonzero(spill)})
+
+  def receipt_of(leaves, rows):
+    return jax.device_get(undo(state.replace(leaves=leaves), rows))
+
+  assert receipt_of(leaves, rows).ok
+
+  def arrays(leaf):
+    return [
+      leaf.params,
+      leaf.slots["velocity"],
+      leaf.buffers["velocity"].number,
+    ]
+
+  for fault in range(count):
+    changed, changed_rows = jax.tree.map(np.copy, leaves), rows.copy()
+    kind, step = fault % 6, PLANTED_STEPS
+    i = int(random.integers(len(leaves)))
+    array = arrays(changed[i])[random.integers(3)]
+    flat = array.reshape(-1)
+    if kind == 0:  # one bit
+      at, bit = random.integers(flat.size), random.integers(32)
+      flat.view(np.uint32)[at] ^= np.uint32(1 << bit)
+    elif kind == 1:  # the same bit twice
+      at = random.choice(flat.size, 2, replace=False)
+      flat.view(np.uint32)[at] ^= np.uint32(1 << random.integers(32))
+    elif kind == 2:  # two elements exchanged
+      at = random.choice(flat.size, 2, replace=False)
+      flat[at] = flat[at[::-1]]
+    elif kind == 3:  # two arrays exchanged
+      one, two = random.choice(3, 2, replace=False)
+      one, two = arrays(changed[i])[one], arrays(changed[i])[two]
+      one[...], two[...] = two.copy(), one.copy()
+    elif kind == 4:  # a bit of a spilled word
+      words = changed[i].buffers["velocity"].words
+      row = random.choice(list(written[i]))
+      step = written[i][row]
+      at = random.integers(words[row].size)
+      words[row].reshape(-1)[at] ^= np.uint8(1 << random.integers(8))
+    else:  # a value of a batch
+      step = int(random.integers(PLANTED_STEPS))
+      changed_rows[step, random.integers(rows.shape[1])] += 1e-2
+    same = all(
+      np.array_equal(a, b)
+      for a, b in zip(
+        jax.tree.leaves((changed, changed_rows)),
+        jax.tree.leaves((leaves, rows)),
+        strict=True,
+      )
+    )
+    if not same:
+      yield kind, step, receipt_of(changed, changed_rows)
+
+
+@pytest.mark.parametrize(
+  "count", [200, pytest.param(10_000, marks=pytest.mark.slow)]
+)
+def test_planted_faults_are_all_found_where_they_are(count):
+  found = 0
+  for kind, step, receipt in planted(count, seed=count):
+    assert not receipt.ok, (kind, step)
+    first = step // EVERY * EVERY
+    assert receipt.diverged_at == first, (kind, step, receipt)
+    found += 1
+  assert found > 0.99 * count
 
 
 def test_fingerprint():
