@@ -97,7 +97,20 @@ def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:
       jax.eval_shape(function, *args),
     )
 
-  return lax.cond(step >= 0, function, never, *args)
+  # On one axis there is but one layout that a compiler can choose.
+  structure: Any
+  leaves, structure = jax.tree.flatten(args)
+  shapes = [jnp.shape(leaf) for leaf in leaves]
+
+  def shaped(branch: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*flat: jax.Array) -> Any:
+      arrays = [a.reshape(s) for a, s in zip(flat, shapes, strict=True)]
+      return branch(*structure.unflatten(arrays))
+
+    return call
+
+  flat = [jnp.reshape(leaf, -1) for leaf in leaves]
+  return lax.cond(step >= 0, shaped(function), shaped(never), *flat)
 
 
 def keep_alive(step: jax.Array, values: jax.Array) -> jax.Array:
