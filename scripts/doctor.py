@@ -211,7 +211,10 @@ DTYPES = ("float32", "bfloat16")
 
 
 def reverse(case: Case, dtype: str, steps: int, seed: int) -> Outcome:
-  """Trains and rewinds a case, in two programs as a user would."""
+  """Trains and rewinds a case, and takes a hypergradient of it.
+
+  In programs of their own, as a user would.
+  """
   start = time.perf_counter()
   cast = lambda a: (
     a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a
@@ -232,12 +235,24 @@ def reverse(case: Case, dtype: str, steps: int, seed: int) -> Outcome:
   rewind = jax.jit(
     lambda state: revmom.rewind(case.loss_fn, optimizer, state, batches)
   )
+
+  def objective(optimizer: Any, params: Any) -> jax.Array:
+    run = revmom.train(
+      case.loss_fn, optimizer, params, batches, num_steps=steps
+    )
+    return sum(
+      jnp.sum(jnp.square(a.astype(jnp.float32)))
+      for a in jax.tree.leaves(run.params)
+    )
+
+  hypergradient = jax.jit(jax.grad(objective))
   done = lambda verdict, detail="", digest="": Outcome(
     verdict, detail, digest, time.perf_counter() - start
   )
   try:
     run = train(params)
     receipt = jax.device_get(rewind(run.state).receipt)
+    gradient = jax.device_get(hypergradient(optimizer, params))
   except jax.errors.JaxRuntimeError as error:
     # XLA refuses what has no deterministic kernel; a refusal is not a lie.
     refused = "deterministic" in str(error)
@@ -249,7 +264,10 @@ def reverse(case: Case, dtype: str, steps: int, seed: int) -> Outcome:
   digest = _digest(run.state)
   if not receipt.ok:
     at = int(receipt.diverged_at)
-    return done("DIVERGED", f"between steps {at} and {at + 16}", digest)
+    last = min(at + 16, steps)
+    return done("DIVERGED", f"between steps {at} and {last}", digest)
+  if not np.all(np.isfinite(jax.tree.leaves(gradient))):
+    return done("DIVERGED", "in the reverse pass of a hypergradient", digest)
   return done("OK", "", digest)
 
 

@@ -28,6 +28,19 @@ def mlp(key: jax.Array) -> Case:
   return Case(weights, loss_fn, _batch(key, 64, 32))
 
 
+def odd(key: jax.Array) -> Case:
+  """Few smooth units of odd sizes, normalised over the batch."""
+  weights = _weights(key, hidden=(5, 3), out=(3, 10))
+
+  def loss_fn(params, batch):
+    x, labels = batch
+    x = x @ params["hidden"]
+    x = jax.nn.standardize(x, axis=0, epsilon=jnp.asarray(1e-5, x.dtype))
+    return _loss(jax.nn.gelu(x) @ params["out"], labels)
+
+  return Case(weights, loss_fn, _batch(key, 14, 5))
+
+
 def conv(key: jax.Array) -> Case:
   """A strided convolution."""
   weights = _weights(key, filters=(3, 3, 1, 8), out=(8, 10))
