@@ -4,8 +4,8 @@
     python benchmarks/reversal_rate.py --networks=40
 
 Each network is drawn at random: batch 1 to 100, widths 1 to 100, 1 to 4 layers
-of a kind, normalised or not, smooth or not, float32, bfloat16 or float64, and so
-are the length of its run, the optimizer, clipping, the mode of second
+of a kind, normalised or not, smooth or not, float32, bfloat16 or float64, and
+so are the length of its run, the optimizer, clipping, the mode of second
 derivatives, and whether the hypergradient is compiled as a whole or called
 eagerly.  The gradient of the sum of squares of the final parameters with
 respect to the optimizer and the initial parameters must be finite and equal to
@@ -24,6 +24,7 @@ from absl import app, flags
 from jax import lax
 
 import revmom
+from revmom.optimizers.dynamics import clip as clip_together
 from revmom.optimizers.leaf import PARAMS, value_after
 
 NETWORKS = flags.DEFINE_integer("networks", 400, "how many are drawn")
@@ -210,9 +211,7 @@ def stored(loss, optimizer, params, batches, steps) -> jax.Array:
       jax.grad(loss)(tree, batch),
     )
     packed = dynamics.packing.pack(jax.tree.leaves(gradients))
-    packed = revmom.optimizers.dynamics.clip(
-      packed, dynamics.thresholds(state.count)
-    )
+    packed = clip_together(packed, dynamics.thresholds(state.count))
     after = fixed.forward(state, lambda _: lax.stop_gradient(gradients))
     t, news = state.count, []
     for i, (old, gradient, leaf) in enumerate(
@@ -239,11 +238,9 @@ def stored(loss, optimizer, params, batches, steps) -> jax.Array:
 def run(case: Case) -> tuple[bool, float]:
   """Whether all is finite, and the largest error beside the stored run."""
   with jax.enable_x64(case.dtype == "float64"):
-    integer = "int64" if case.dtype == "float64" else "int32"
     loss, params, batches = problem(case)
     clip = {"clip": 0.5} if case.clipped else {}
     optimizer = OPTIMIZERS[case.optimizer](**clip)
-    del integer
 
     def ours(optimizer, params):
       result = revmom.train(
@@ -307,6 +304,9 @@ def main(_: Any) -> None:
     if not finite or error > (0.2 if case.dtype == "bfloat16" else 0.01):
       print("!", finite, error, case, flush=True)
     jax.clear_caches()
+    if (seed + 1) % 20 == 0:
+      bad = sum(not r["finite"] for r in results)
+      print(f"{bad} of {len(results)} are not a number", flush=True)
   failed = sum(not r["finite"] for r in results)
   print(f"\njax {jax.__version__}: not a number {failed} of {len(results)}\n")
   print("| what is drawn | networks | not a number |\n|---|---|---|")

@@ -102,7 +102,7 @@ def embedding(key: jax.Array) -> Case:
   return Case(weights, loss_fn, (tokens, labels))
 
 
-CASES = (mlp, conv, lstm, max_pool, embedding)
+CASES = (mlp, odd, conv, lstm, max_pool, embedding)
 
 
 def _weights(key: jax.Array, **shapes: tuple[int, ...]) -> dict:
