@@ -31,7 +31,8 @@ class Work(NamedTuple):
       divisions and comparisons of floats.
     transcendentals: evaluations of exp, tanh, sqrt and so on.
     scheduled_rounds: products that run one after the other as the program is
-      written, in which the steps of loops wait for one another.
+      written, in which the steps of loops wait for one another.  A product with
+      the inputs of all steps that a layer computes before its loop is a round.
     dataflow_rounds: products that wait for one another because the later needs
       the result of the earlier, whatever the order of loops.
     uncounted: primitives whose arithmetic is not known, and how often they run.
@@ -55,7 +56,9 @@ class Cost(NamedTuple):
     parameters: the floats in them.
     connections: uses of parameters: products of a parameter, or of what is
       computed from parameters alone, with something else, neither of which is
-      known to be zero.
+      known to be zero.  Products whose results the program drops count as well:
+      a grid that is computed as a wavefront, or pipelined, has more of them
+      than one that is computed by rows, for cells beyond its edges.
     forward: one evaluation.
     backward: what the gradient with respect to the parameters takes besides.
       None if there is none.

@@ -232,8 +232,13 @@ def _updates(equation: Equation) -> int:
   return equation.operands[2].size
 
 
+def _one_minus_square(equation: Equation) -> int:
+  return 2 * equation.outputs[0].size
+
+
 _OTHERS = {
   "integer_pow": _integer_power,
+  "one_minus_square": _one_minus_square,
   "reduce_window_max": _window,
   "reduce_window_min": _window,
   "reduce_window_sum": _window,

@@ -12,7 +12,7 @@ class Determinant(NamedTuple):
   """det = sign * exp(value), with the error of an estimated value."""
 
   value: jax.Array  # []
-  sign: jax.Array  # []: -1, 0 or 1; NaN where only log|det| was estimated
+  sign: jax.Array  # []: -1, 0 or 1; NaN where it is not known
   stderr: jax.Array  # []
   bias_bound: jax.Array  # []
 
@@ -39,11 +39,31 @@ def of_numbers(numbers: jax.Array) -> Determinant:
 
 
 def of_matrices(matrices: jax.Array) -> Determinant:
-  """The product of the determinants of matrices [..., n, n]."""
+  """The product of the determinants of matrices [..., n, n].
+
+  Where rounding may have changed one by all of itself, as that of a singular
+  matrix, the sign is NaN and the bound of the error infinite.
+  """
   if matrices.shape[-1] == 1:
     return of_numbers(matrices)
   sign, value = jnp.linalg.slogdet(matrices)
-  return exact(jnp.sum(value), jnp.prod(sign), matrices.dtype)
+  found = exact(jnp.sum(value), jnp.prod(sign), matrices.dtype)
+  noise = jnp.any(~(_relative_error(matrices) < 1)) & (found.sign != 0)
+  return found._replace(
+    sign=jnp.where(noise, jnp.nan, found.sign),
+    bias_bound=jnp.where(noise, jnp.inf, found.bias_bound),
+  )
+
+
+def _relative_error(matrices: jax.Array) -> jax.Array:
+  """What rounding may do to determinants [...], to first order.
+
+  det(A + E) / det A - 1 = tr(A^-1 E), where |E| is some roundings of |A|.
+  """
+  matrices = jax.lax.stop_gradient(matrices)
+  sizes = jnp.abs(matrices), jnp.abs(jnp.linalg.inv(matrices))
+  error = jnp.einsum("...ij,...ji->...", *sizes)
+  return 8 * jnp.finfo(matrices.dtype).eps * error
 
 
 def pivot_errors(matrices: jax.Array) -> jax.Array:

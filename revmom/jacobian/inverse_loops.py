@@ -79,7 +79,7 @@ def scan(
     )
 
   reverse = form.reverse
-  settings = {"length": form.length, "unroll": form.unroll}
+  settings: Any = {"length": form.length, "unroll": form.unroll}
   history, last = _history(body, fixed, start, xs, free, reverse, settings)
   first = [(ends if backward else start)[k] for k in rest]
   turned, (new_xs, new_ys) = lax.scan(

@@ -37,7 +37,11 @@ class MatrixProduct(NamedTuple):
     batch = jnp.transpose(matrix, axes).reshape(sizes).astype(self.part.dtype)
     factor = of_matrices(batch)
     sign = factor.sign**self.copies * self.sign
-    return exact(factor.value * self.copies, sign, self.part.dtype)
+    return factor._replace(
+      value=factor.value * self.copies,
+      sign=sign,
+      bias_bound=factor.bias_bound * self.copies,
+    )
 
 
 def matrix_product(part: Part) -> MatrixProduct | None:

@@ -41,10 +41,12 @@ class LogDet(struct.PyTreeNode):
 
   Attributes:
     value: log|det J| []; -inf where det J = 0.
-    sign: of det J []: -1, 0 or 1; NaN where log|det J| was estimated.
+    sign: of det J []: -1, 0 or 1; NaN where log|det J| was estimated, or may
+      be nothing but rounding, as that of a singular matrix.
     stderr: standard error of the value []: 0 where it is exact.
     bias_bound: of what the estimate would be off with infinitely many samples
-      []: 0 where it is exact.
+      []: 0 where it is exact but for rounding, infinite where the value may be
+      nothing else.
     method: "declared", "structure", "dense" or "stochastic".
     report: the blocks that were found.
   """

@@ -18,6 +18,7 @@ CALLS = {
   "pjit": "jaxpr",
   "closed_call": "call_jaxpr",
   "core_call": "call_jaxpr",
+  "eval_jaxpr": "call_jaxpr",
   "custom_jvp_call": "call_jaxpr",
   "custom_vjp_call": "call_jaxpr",
   "remat2": "jaxpr",

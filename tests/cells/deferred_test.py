@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 from revmom.cells import deferred, gru, lstm
+from revmom.jacobian.control_flow import scan_form
 
 STEPS, BATCH, INPUTS, HIDDEN = 5, 2, 3, 4
 
@@ -284,8 +285,8 @@ def carried_by_loops(jaxpr):
   shapes = []
   for equation in jaxpr.eqns:
     if equation.primitive.name == "scan":
-      start = equation.params["num_consts"]
-      stop = start + equation.params["num_carry"]
+      form = scan_form(equation)
+      start, stop = form.constants, form.constants + form.carry
       shapes += [v.aval.shape for v in equation.invars[start:stop]]
     for value in equation.params.values():
       inner = getattr(value, "jaxpr", value)

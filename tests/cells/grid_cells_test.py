@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from revmom.cells import grid, mdlstm, mdrnn
+from revmom.jacobian.control_flow import scan_form
 
 B, D, H = 2, 3, 2
 CELLS = {
@@ -276,7 +277,7 @@ def test_no_residuals_without_derivatives(schedule):
       equations = inner.jaxpr.eqns if inner is not None else [equation]
       for scan in equations:
         if scan.primitive.name == "scan":
-          carried = scan.params["num_carry"]
+          carried = scan_form(scan).carry
           found.append(len(scan.outvars[carried:]))
     return found
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from revmom.cells import grid, grid_weights
+from revmom.jacobian.control_flow import scan_form
 
 SHAPES = [(5,), (3, 4), (4, 3), (1, 6), (2, 3, 4), (3, 1, 2), (2, 2, 3, 2)]
 
@@ -81,7 +82,7 @@ def test_wavefront_has_one_round_for_each_diagonal():
   shape = (3, 4, 5)
   program = jax.make_jaxpr(lambda: count_paths(shape, (1, -1, 1), "wavefront"))
   scans = [e for e in program().eqns if e.primitive.name == "scan"]
-  assert [e.params["length"] for e in scans] == [sum(shape) - len(shape) + 1]
+  assert [scan_form(e).length for e in scans] == [sum(shape) - len(shape) + 1]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from revmom.cells import grid, mdlstm, mdrnn, multidirectional
+from revmom.jacobian.control_flow import scan_form
 
 B, D, H = 2, 3, 2
 CELLS = {
@@ -133,7 +134,7 @@ def scans(jaxpr):
   lengths = []
   for equation in jaxpr.eqns:
     if equation.primitive.name == "scan":
-      lengths.append(equation.params["length"])
+      lengths.append(scan_form(equation).length)
     for value in equation.params.values():
       inner = getattr(value, "jaxpr", value)
       if hasattr(inner, "eqns"):

@@ -3,7 +3,6 @@
 They carry the plain recurrent network, whose equation is one line.
 """
 
-import re
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from revmom.cells import (
   sweep,
   ugrnn,
 )
+from revmom.jacobian.control_flow import scan_form
 
 
 def draw(seed, *shape):
@@ -117,6 +117,26 @@ def test_blocks():
   assert blocks.steps_of(0, 0, rows) == 1
 
 
+def scans(jaxpr):
+  """All scans of a program, also those within others."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "scan":
+      yield equation
+    for inner in jax.tree.leaves(list(equation.params.values())):
+      inner = getattr(inner, "jaxpr", inner)
+      if hasattr(inner, "eqns"):
+        yield from scans(inner)
+
+
+def scan_outputs(jaxpr):
+  """Shapes of all that the scans of a program stack."""
+  return [
+    variable.aval.shape
+    for scan in scans(jaxpr)
+    for variable in scan.outvars[scan_form(scan).carry :]
+  ]
+
+
 def late_problem(results):
   """Arguments of `scan_late`, of results like one of `arrays` or unlike."""
 
@@ -138,9 +158,10 @@ def test_scan_late_is_scan(x64, results, reverse):
   plain = lambda weights, carry, arrays: jax.lax.scan(
     partial(step, weights), carry, arrays, reverse=reverse
   )
-  carried = re.findall(r"num_carry=(\d+)", str(jax.make_jaxpr(late)(*args)))
+  program = jax.make_jaxpr(late)(*args).jaxpr
+  carried = [scan_form(scan).carry for scan in scans(program)]
   # The time, the carry and two results, which take the room of `arrays`.
-  assert carried == (["4"], ["1"])[results]
+  assert carried == ([4], [1])[results]
   many = jax.tree.map(lambda a: jnp.stack([a, 2 * a]), args)
 
   def everything(scan):
@@ -291,19 +312,6 @@ def test_meshes_with_explicit_axes(x64, cell):
   assert result[1].sharding.is_equivalent_to(sharding, 3)
 
 
-def scan_outputs(jaxpr, found):
-  """Shapes of all that the scans of a program stack."""
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "scan":
-      carries = equation.params["num_carry"]
-      found += [v.aval.shape for v in equation.outvars[carries:]]
-    for inner in jax.tree.leaves(list(equation.params.values())):
-      inner = getattr(inner, "jaxpr", inner)
-      if hasattr(inner, "eqns"):
-        scan_outputs(inner, found)
-  return found
-
-
 STEPS, BATCH, UNITS = 2048, 4, 8
 
 
@@ -328,7 +336,7 @@ def lstm_arguments() -> Any:
 
 def test_evaluation_stacks_nothing_but_outputs():
   program = jax.make_jaxpr(lambda p, xs, n: lstm.apply(p, xs, lengths=n))
-  shapes = scan_outputs(program(*lstm_arguments()).jaxpr, [])
+  shapes = scan_outputs(program(*lstm_arguments()).jaxpr)
   block = 128  # steps, of 512 rows
   assert sorted(shapes) == [
     (STEPS // block, block, BATCH, UNITS),

@@ -532,3 +532,48 @@ def test_estimated_blocks_have_directions_of_their_own():
   assert abs(two.value - 2 * one.value) > 1e-3
   truth = 2 * dense(block, point)[1]
   assert abs(two.value - truth) < 5 * two.stderr + two.bias_bound
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("method", ["auto", "dense"])
+def test_a_singular_map_has_no_sign_or_no_determinant(dtype, method):
+  """LU of a singular matrix leaves a pivot of rounding, or none at all."""
+  random = np.random.default_rng(0)
+  projection = np.eye(8) - 1 / 8
+  maps = {
+    "softmax": jax.nn.softmax,
+    "centring": lambda x: x - jnp.mean(x),
+    "a product": lambda x: jnp.asarray(projection, dtype) @ x,
+    "a direction": lambda x: x / jnp.linalg.norm(x),
+    "whitening": lambda x: (x - jnp.mean(x)) / jnp.std(x),
+  }
+
+  @jax.jit
+  def everything(x):
+    return {name: log_det(f, method)(x) for name, f in maps.items()}
+
+  for name, found in everything(random.normal(size=8).astype(dtype)).items():
+    if found.value == -np.inf:
+      assert found.sign == 0, name
+    else:
+      assert np.isnan(found.sign) and found.bias_bound == np.inf, name
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_small_determinants_are_not_taken_for_rounding(dtype):
+  """Neither scales, nor triangles, nor a hundred random numbers."""
+  random = np.random.default_rng(1)
+  size = 100
+  matrix = random.normal(size=(size, size))
+  scales = 10.0 ** random.integers(-8, 9, size)
+  triangle = np.eye(size) - np.triu(np.ones((size, size)), 1)
+  x = random.normal(size=size).astype(dtype)
+  cases = np.stack([matrix, matrix * scales, matrix.T * scales, triangle])
+  cases = cases.astype(dtype)
+  found = jax.jit(
+    jax.vmap(lambda matrix: log_det(lambda x: matrix @ x, "dense")(x))
+  )(cases)
+  signs, values = np.linalg.slogdet(np.float64(cases))
+  np.testing.assert_array_equal(np.asarray(found.sign), signs)
+  np.testing.assert_array_equal(found.bias_bound, np.zeros(4))
+  np.testing.assert_allclose(found.value, values, rtol=1e-3, atol=1e-3)

@@ -66,7 +66,16 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+SLOW = ["rfft"]
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    *(name for name in RIGHT if name not in SLOW),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+  ],
+)
 def test_right(x64, name):
   x = jnp.asarray(X)
   f = RIGHT[name]

@@ -1,7 +1,5 @@
 """What structure finds in programs, against dense slogdet in float64."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from revmom.jacobian import structure
 from revmom.jacobian.log_det import log_det
 from revmom.jacobian.program import inline, subprograms
 
@@ -438,10 +437,7 @@ def largest_array(closed):
 def test_a_million_parameters(f, slots, factor):
   size = 10**6
   args = [jnp.linspace(0.1, 1.0, size) for _ in range(slots)]
-  start = time.perf_counter()
   result = jax.jit(log_det(f))(*args)
-  result.value.block_until_ready()
-  assert time.perf_counter() - start < 2
   np.testing.assert_allclose(result.value, size * np.log(factor), rtol=1e-9)
   assert {(b.kind, b.largest) for b in result.report} == {("diagonal", 1)}
   program = jax.make_jaxpr(lambda *args: log_det(f)(*args).value)(*args)
@@ -615,11 +611,17 @@ def test_moved_elements_are_a_permutation():
   assert log_det(lost, "structure")(jnp.arange(7.0)).value == -jnp.inf
 
 
-def test_a_long_chain_of_elements_is_planned_quickly():
-  """One block of 10^5, found without a search through all of it."""
+def test_a_long_chain_of_elements_takes_no_matrix(monkeypatch):
+  """One block of 10^5, found from the three entries of each row."""
+  entries = []
+  find = structure.find_components
+  monkeypatch.setattr(
+    structure,
+    "find_components",
+    lambda pattern: (entries.append(pattern.nnz), find(pattern))[1],
+  )
   loss = lambda w: jnp.sum(jnp.cos(w)) + jnp.sum(jnp.diff(w) ** 2)
   step = lambda w: w - 0.1 * jax.grad(loss)(w)
-  begin = time.process_time()
   with pytest.raises(ValueError, match="a block of 100000 floats"):
     jax.eval_shape(log_det(step), jax.ShapeDtypeStruct((10**5,), "float32"))
-  assert time.process_time() - begin < 5  # a matrix of it took 40 s
+  assert entries == [3 * 10**5 - 2]

@@ -51,6 +51,13 @@ def test_exponents_rounds_and_resuming(script, tmp_path):
   assert "123,456,789" in script.run(*flags).stdout
 
 
+@pytest.mark.slow
+def test_what_is_not_compared_is_named(script):
+  sizes = "--height=3", "--width=3", "--depth=1", "--features=4"
+  done = script.run("--network=mdrnn_wavefront", *sizes)
+  assert "without H and W of mdrnn_wavefront" in done.stdout
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize(
   ("flag", "message"),
