@@ -151,7 +151,7 @@ def log_probs(
   """
   inputs = _read(params, tokens, class_embedding(params.classes, label))
   outputs, after = cell.apply(params.cell, inputs, carry)
-  scores = _scores(params, _before(carry, outputs[:-1]))
+  scores = _scores(params, _before(carry, outputs)[:-1])
   return categorical(len(params.embeddings)).log_prob(scores, tokens), after
 
 
@@ -235,7 +235,7 @@ def _read(
   params: Params, tokens: jax.Array, classes: jax.Array | None
 ) -> jax.Array:
   """What the cell reads of tokens [..., B]: [..., B, E]."""
-  embedded = params.embeddings[tokens]
+  embedded = jnp.asarray(params.embeddings)[tokens]
   return embedded if classes is None else embedded + classes
 
 
