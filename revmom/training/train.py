@@ -183,6 +183,7 @@ def rewind(
   >>> print(run.params, rewound.params, rewound.receipt.ok)
   [-2.2469645 -2.2469645] [0. 0.] True
   """
+  state = jax.tree.map(jnp.asarray, state)
   changed = receipts.differences(state.fingerprint, receipts.fingerprint())
   if changed:
     raise ValueError(
