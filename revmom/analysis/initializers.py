@@ -212,7 +212,9 @@ def _scale_to(
         "which no scale of its weights makes right: it is dead, or its inputs "
         "are."
       )
-    if abs(spread / target - 1) <= max(tolerance, jnp.finfo(y.dtype).eps):
+    if abs(spread / target - 1) <= max(
+      tolerance, float(jnp.finfo(y.dtype).eps)
+    ):
       return scaled, y
     factor *= target / spread
   raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from revmom.cells import masks, sweep
-from revmom.cells.affine import accumulator, total
+from revmom.cells.affine import accumulator, broadcasting, total
 from revmom.cells.equations import Equations
 from revmom.cells.sweep import Gradients, Options, Residuals
 
@@ -35,6 +35,7 @@ class Cell:
   equations: Equations
   has_candidate: bool = True
 
+  @broadcasting
   def step(self, params: Any, carry: Any, inputs: jax.Array) -> tuple[Any, Any]:
     """One step without masks, in the order of `lax.scan`.
 
@@ -253,7 +254,8 @@ class Cell:
     sizes = self.equations.sizes(params)
     expected = jax.tree.map(lambda size: (*batch, size), sizes)
     shapes = jax.tree.map(jnp.shape, carry)
-    if jax.tree.structure(carry) != jax.tree.structure(sizes):
+    kind: Any = jax.tree.structure(sizes)
+    if kind != jax.tree.structure(carry):
       raise ValueError(
         f"{self.name}: the carry is a {type(carry).__name__} of the shapes "
         f"{shapes}, but must be {expected}: give its arrays by these names, as "

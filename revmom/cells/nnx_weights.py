@@ -54,8 +54,8 @@ def check_options(
   unknown = sorted(set(options) - set(known))
   if unknown:
     raise ValueError(
-      f"{layer} has no {', '.join(unknown)}; `init` of its cell has the options "
-      f"{', '.join(known)}. Activations are those of the cell's equations, and "
+      f"{layer} has no {', '.join(unknown)}; `init` of its cell has the "
+      f"options {', '.join(known)}. Activations are those of the cell's equations, and "
       "weights other than those of `init` come by `load`."
     )
 

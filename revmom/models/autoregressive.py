@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from revmom.cells.affine import accumulator
+from revmom.cells.affine import accumulator, broadcasting
 from revmom.models.bijection import batch_shape, event_sum
 from revmom.models.conditional import Conditional
 
@@ -131,6 +131,7 @@ class Autoregressive(NamedTuple):
   network: CausalNetwork
   conditional: Conditional
 
+  @broadcasting
   def init(self, key: jax.Array, x: ArrayLike) -> Any:
     """Parameters.
 
@@ -175,6 +176,7 @@ class Autoregressive(NamedTuple):
     log_probs = self.element_log_probs(params, x, label)
     return event_sum(log_probs, self.network.event_ndim)
 
+  @broadcasting
   def element_log_probs(
     self, params: Any, x: ArrayLike, label: ArrayLike | None = None
   ) -> jax.Array:
@@ -250,6 +252,7 @@ class Autoregressive(NamedTuple):
     inputs = self.conditional.encode(x)
     return inputs.reshape(math.prod(batch), *x.shape[len(batch) :])
 
+  @broadcasting
   def _generate(
     self,
     key: jax.Array,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells import lstm
-from revmom.cells.affine import product
+from revmom.cells.affine import broadcasting, product
 from revmom.cells.cell import Cell
 from revmom.models.autoregressive import CausalNetwork, class_embedding
 from revmom.models.conditional import Conditional, categorical
@@ -94,6 +94,7 @@ def init(
   )
 
 
+@broadcasting
 def initial(
   params: Params,
   batch: int,
@@ -120,6 +121,7 @@ def initial(
   return structure.unflatten([h + classes.astype(h.dtype), *others])
 
 
+@broadcasting
 def log_probs(
   params: Params,
   tokens: jax.Array,

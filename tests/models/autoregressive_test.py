@@ -317,3 +317,21 @@ def test_parameters_for_another_conditional_are_refused(other):
     model.log_prob(params, jnp.zeros((2, *event), jnp.int32))
   with pytest.raises(ValueError, match="the network's parameters are for"):
     model.sample(KEY, params, (2, *event))
+
+
+@pytest.mark.parametrize("name", ["wavenet", "gated pixelcnn"])
+def test_ranks_may_be_promoted_by_the_library(name):
+  model, params, event = build(name, CATEGORICAL, 2)
+  shape, label = (2, *event), jnp.array([0, 1])
+
+  def program(params):
+    x = model.sample(KEY, params, shape, label)
+    return jax.grad(lambda p: model.log_prob(p, x, label).sum())(params)
+
+  with jax.numpy_rank_promotion("raise"):
+    got = jax.jit(program)(params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6),
+    got,
+    jax.jit(program)(params),
+  )
