@@ -101,7 +101,7 @@ def layer_stack(layers: Layers, params: Any, x: Any) -> LayerStack:
 
 def _scanned(layer: Layer, params: Any, x: Any) -> LayerStack:
   lengths = {getattr(leaf, "shape", ())[:1] for leaf in jax.tree.leaves(params)}
-  if len(lengths) != 1 or lengths == {()}:
+  if len(lengths) != 1 or () in lengths:
     raise ValueError(
       f"the network is a {type(layer).__name__} and no Flax module, so it is "
       "taken for one function layer(params, x) -> y, which needs parameters "
@@ -109,7 +109,7 @@ def _scanned(layer: Layer, params: Any, x: Any) -> LayerStack:
       f"{sorted(lengths)}. Give a list of functions, one for each layer, and a "
       "list of their parameters, for any other network."
     )
-  (length,) = lengths.pop()
+  length = lengths.pop()[0]
   if not length:
     raise ValueError("there are no layers: the parameters' first axis is 0.")
   first = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], params)

@@ -55,8 +55,8 @@ def check_options(
   if unknown:
     raise ValueError(
       f"{layer} has no {', '.join(unknown)}; `init` of its cell has the "
-      f"options {', '.join(known)}. Activations are those of the cell's equations, and "
-      "weights other than those of `init` come by `load`."
+      f"options {', '.join(known)}. Activations are those of the cell's "
+      "equations, and weights other than those of `init` come by `load`."
     )
 
 
