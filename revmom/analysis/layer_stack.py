@@ -100,7 +100,8 @@ def layer_stack(layers: Layers, params: Any, x: Any) -> LayerStack:
 
 
 def _scanned(layer: Layer, params: Any, x: Any) -> LayerStack:
-  lengths = {getattr(leaf, "shape", ())[:1] for leaf in jax.tree.leaves(params)}
+  leaves = jax.tree.leaves(params)
+  lengths: set[Any] = {getattr(leaf, "shape", ())[:1] for leaf in leaves}
   if len(lengths) != 1 or () in lengths:
     raise ValueError(
       f"the network is a {type(layer).__name__} and no Flax module, so it is "
