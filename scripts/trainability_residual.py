@@ -89,9 +89,9 @@ def gradients_by_depth(
   """|dL/dx_l| over that of the result, for l = 0 to depth."""
   params = repeated(layer, depth).init(key, x)
   flow = jax.jit(lambda p, x: gradient_flow(layer.apply, p, x))(params, x)
-  if flow.problems:
-    raise FloatingPointError("; ".join(flow.problems))
   norms = np.asarray(flow.gradients.norm)
+  if not (np.isfinite(norms).all() and norms[-1] > 0):
+    raise FloatingPointError("; ".join(flow.problems))
   return norms / norms[-1]
 
 

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.nn.initializers import Initializer
 
+from revmom.cells.affine import accumulator
+
 _ITERATIONS = 100  # of the calibration of a layer
 
 
@@ -147,7 +149,7 @@ def calibrate(
     x: a batch of data, of the first layer.
     target: standard deviation of outputs, over the batch and all units; one
       for all layers or one for each.
-    tolerance: relative.
+    tolerance: relative; the precision of the outputs if that is coarser.
 
   Returns:
     The parameters, scaled.
@@ -199,19 +201,22 @@ def _scale_to(
       f"layer {number} has no array of two axes or more to scale; put what "
       "has no weights into the function of a layer that has."
     )
-  spread = math.nan
+  spread, factor = math.nan, 1.0
   for _ in range(_ITERATIONS):
-    y = layer(params, x)
-    spread = float(jnp.std(y))
+    scaled = _scale(params, factor)
+    y = layer(scaled, x)
+    spread = float(jnp.std(y.astype(accumulator(y.dtype))))
     if not (math.isfinite(spread) and spread > 0):
       raise ValueError(
         f"the outputs of layer {number} have a standard deviation of {spread}, "
         "which no scale of its weights makes right: it is dead, or its inputs "
         "are."
       )
-    if abs(spread / target - 1) <= tolerance:
-      return params, y
-    params = _scale(params, target / spread)
+    if abs(spread / target - 1) <= max(
+      tolerance, float(jnp.finfo(y.dtype).eps)
+    ):
+      return scaled, y
+    factor *= target / spread
   raise ValueError(
     f"the outputs of layer {number} have a standard deviation of {spread:.4g} "
     f"after {_ITERATIONS} steps; {target:.4g} may be out of reach of it."
@@ -219,9 +224,13 @@ def _scale_to(
 
 
 def _scale(params: Any, factor: float) -> Any:
-  return jax.tree.map(
-    lambda leaf: (
-      leaf * jnp.asarray(factor, leaf.dtype) if jnp.ndim(leaf) >= 2 else leaf
-    ),
-    params,
-  )
+  """Rounded once, as a factor near 1 may be 1 in a short type."""
+
+  def scaled(leaf: Any) -> Any:
+    if jnp.ndim(leaf) < 2:
+      return leaf
+    leaf = jnp.asarray(leaf)
+    wide = accumulator(leaf.dtype)
+    return (leaf.astype(wide) * jnp.asarray(factor, wide)).astype(leaf.dtype)
+
+  return jax.tree.map(scaled, params)

@@ -76,7 +76,12 @@ def layer_stack(layers: Layers, params: Any, x: Any) -> LayerStack:
   """
   if callable(layers):
     return _scanned(layers, params, x)
-  if not len(layers):
+  if not isinstance(layers, list | tuple):
+    raise ValueError(
+      f"the network is a {type(layers).__name__}, which is neither a Flax "
+      "module nor a function; give a list of functions layer(params, x) -> y."
+    )
+  if not layers:
     raise ValueError("there are no layers; give at least one function.")
   for i, layer in enumerate(layers):
     if not callable(layer):
@@ -95,14 +100,17 @@ def layer_stack(layers: Layers, params: Any, x: Any) -> LayerStack:
 
 
 def _scanned(layer: Layer, params: Any, x: Any) -> LayerStack:
-  lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(params)}
-  if len(lengths) != 1 or lengths == {()}:
+  leaves = jax.tree.leaves(params)
+  lengths: set[Any] = {getattr(leaf, "shape", ())[:1] for leaf in leaves}
+  if len(lengths) != 1 or () in lengths:
     raise ValueError(
-      "one function as `layers` needs parameters stacked along a leading axis "
-      f"of layers; the leading axes here are {sorted(lengths)}. Give a list of "
-      "functions for layers of different shapes."
+      f"the network is a {type(layer).__name__} and no Flax module, so it is "
+      "taken for one function layer(params, x) -> y, which needs parameters "
+      "stacked along a leading axis of layers; the leading axes here are "
+      f"{sorted(lengths)}. Give a list of functions, one for each layer, and a "
+      "list of their parameters, for any other network."
     )
-  (length,) = lengths.pop()
+  length = lengths.pop()[0]
   if not length:
     raise ValueError("there are no layers: the parameters' first axis is 0.")
   first = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], params)

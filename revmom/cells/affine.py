@@ -5,7 +5,9 @@ they take any number of leading axes, so that the same equation serves one step
 [B, D] and many [T, B, D], and low-precision products accumulate in float32.
 """
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,25 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 EPSILON = 1e-5  # added to the variance by layer normalisation
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def broadcasting(function: Callable[_P, _R]) -> Callable[_P, _R]:
+  """The function, whose arrays may have fewer axes than what they act on.
+
+  That is meant here, and no mistake of users whose `jax_numpy_rank_promotion`
+  is "raise" or "warn".
+  """
+
+  @functools.wraps(function)
+  def allowed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    with jax.numpy_rank_promotion("allow"):
+      return function(*args, **kwargs)
+
+  return allowed
 
 
 def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from revmom.cells import masks, sweep
-from revmom.cells.affine import accumulator, total
+from revmom.cells.affine import accumulator, broadcasting, total
 from revmom.cells.equations import Equations
 from revmom.cells.sweep import Gradients, Options, Residuals
 
@@ -35,6 +35,7 @@ class Cell:
   equations: Equations
   has_candidate: bool = True
 
+  @broadcasting
   def step(self, params: Any, carry: Any, inputs: jax.Array) -> tuple[Any, Any]:
     """One step without masks, in the order of `lax.scan`.
 
@@ -45,7 +46,11 @@ class Cell:
 
     Returns:
       The state after, and the output [B, H].
+
+    Raises:
+      ValueError: if the carry does not fit.
     """
+    self._check_carry(params, carry, inputs.shape[:-1])
     drive = sweep.driven(self.equations, params, inputs)
     new, _ = self.equations.step(params, drive, carry, 1.0)
     return new, jax.tree.leaves(new)[0].astype(inputs.dtype)
@@ -236,20 +241,31 @@ class Cell:
       )
     steps, batch, _ = xs.shape
     _check_lengths(lengths, steps, batch)
-    expected = jax.tree.map(
-      lambda size: (batch, size), self.equations.sizes(params)
-    )
     if carry is None:
       return _sharded_like(xs, self.initial_carry(params, batch))
-    shapes = jax.tree.map(jnp.shape, carry)
-    if shapes != expected:
-      raise ValueError(
-        f"{self.name}: the initial carry has the shapes {shapes}, but must "
-        f"have {expected}."
-      )
+    self._check_carry(params, carry, (batch,))
     dtype = accumulator(weights.dtype)
     carry = jax.tree.map(lambda array: jnp.asarray(array, dtype), carry)
     return _sharded_like(xs, carry)
+
+  def _check_carry(
+    self, params: Any, carry: Any, batch: tuple[int, ...]
+  ) -> None:
+    sizes = self.equations.sizes(params)
+    expected = jax.tree.map(lambda size: (*batch, size), sizes)
+    shapes = jax.tree.map(jnp.shape, carry)
+    kind: Any = jax.tree.structure(sizes)
+    if kind != jax.tree.structure(carry):
+      raise ValueError(
+        f"{self.name}: the carry is a {type(carry).__name__} of the shapes "
+        f"{shapes}, but must be {expected}: give its arrays by these names, as "
+        "libraries differ in their order."
+      )
+    if shapes != expected:
+      raise ValueError(
+        f"{self.name}: the carry has the shapes {shapes}, but must have "
+        f"{expected}, without an axis of layers or directions."
+      )
 
 
 def _sharded_like(xs: jax.Array, carry: Any) -> Any:
@@ -286,6 +302,13 @@ def _check_lengths(lengths: jax.Array | None, steps: int, batch: int) -> None:
       f"lengths must be between 0 and {steps}, the number of steps; got "
       f"{wrong.tolist()}."
     )
+
+
+def check_sizes(**sizes: int) -> None:
+  """Raises ValueError for sizes of arrays that are not positive integers."""
+  for name, size in sizes.items():
+    if not isinstance(size, int | np.integer) or size < 1:
+      raise ValueError(f"{name}={size!r}; give at least 1, an integer.")
 
 
 def uniform(

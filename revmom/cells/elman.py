@@ -16,7 +16,7 @@ from revmom.cells.affine import (
   product_adjoint,
   weights_adjoint,
 )
-from revmom.cells.cell import Cell, uniform
+from revmom.cells.cell import Cell, check_sizes, uniform
 from revmom.cells.equations import Equations, Parts
 
 
@@ -67,11 +67,15 @@ def init(
     learned_carry: make the initial carry a parameter.
     dtype: of the parameters.
 
+  Raises:
+    ValueError: if a size is no positive integer.
+
   >>> params = init(jax.random.key(0), 3, 5)
   >>> outputs, carry = apply(params, jnp.ones((7, 2, 3)))
   >>> outputs.shape, carry.shape
   ((7, 2, 5), (2, 5))
   """
+  check_sizes(input_size=input_size, hidden_size=hidden_size)
   keys = jax.random.split(key, 2)
   ones = jnp.ones(hidden_size, dtype) if layer_norm else None
   zeros = jnp.zeros(hidden_size, dtype)

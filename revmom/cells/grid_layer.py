@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells import grid, grid_weights, pipeline
-from revmom.cells.affine import accumulator
+from revmom.cells.affine import accumulator, broadcasting
 
 
 class Equations(NamedTuple):
@@ -98,6 +98,7 @@ def _axes(ndim: int) -> str:
   return ", ".join(f"S_{axis + 1}" for axis in range(ndim))
 
 
+@broadcasting
 def outputs(
   equations: Equations, plan: grid.Plan, params: Any, xs: jax.Array, sizes: Any
 ) -> jax.Array:
@@ -107,6 +108,7 @@ def outputs(
   return _states(equations, plan, params, xs, sizes, outputs=True)
 
 
+@broadcasting
 def forward(
   equations: Equations, plan: grid.Plan, params: Any, xs: jax.Array, sizes: Any
 ) -> tuple[jax.Array, Any]:
@@ -142,6 +144,7 @@ def _states(
   return grid.sweep(recurrence, drive, valid, plan, keep)
 
 
+@broadcasting
 def backward(
   equations: Equations,
   params: Any,

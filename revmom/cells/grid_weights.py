@@ -13,6 +13,7 @@ from jax import lax
 
 from revmom.cells import grid
 from revmom.cells.affine import accumulator, product
+from revmom.cells.cell import check_sizes
 
 # Rows of the factors of one partial sum of the gradients of the weights.  They
 # stay in a CPU's cache, and are enough for a product to be efficient.
@@ -31,7 +32,7 @@ def init(
   Returns:
     input_weights [D, G H] and recurrent_weights [n, H, G H].
   """
-  _check_sizes(input_size=input_size, hidden_size=hidden_size, ndim=ndim)
+  check_sizes(input_size=input_size, hidden_size=hidden_size, ndim=ndim)
   input_key, recurrent_key = jax.random.split(key)
   input_weights = jax.nn.initializers.lecun_normal()(
     input_key, (input_size, gates * hidden_size), jnp.float32
@@ -42,12 +43,6 @@ def init(
   recurrent_weights = jnp.moveaxis(recurrent_weights, 1, 2)
   shape = (ndim, hidden_size, gates * hidden_size)
   return input_weights, recurrent_weights.reshape(shape) / ndim
-
-
-def _check_sizes(**sizes: int) -> None:
-  for name, size in sizes.items():
-    if size < 1:
-      raise ValueError(f"{name}={size}; give at least 1.")
 
 
 def drive(params: Any, xs: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ from revmom.cells.affine import (
   total,
   weights_adjoint,
 )
-from revmom.cells.cell import Cell, uniform
+from revmom.cells.cell import Cell, check_sizes, uniform
 from revmom.cells.equations import Equations, Parts
 
 
@@ -104,13 +104,15 @@ def init(
     dtype: of the parameters.
 
   Raises:
-    ValueError: if `reset` is something else.
+    ValueError: if `reset` is something else, or a size is no positive
+      integer.
 
   >>> params = init(jax.random.key(0), 3, 5, reset="before")
   >>> outputs, carry = apply(params, jnp.ones((7, 2, 3)))
   >>> outputs.shape, carry.shape
   ((7, 2, 5), (2, 5))
   """
+  check_sizes(input_size=input_size, hidden_size=hidden_size)
   if reset not in ("before", "after"):
     raise ValueError(
       f"reset must be 'before' or 'after' the recurrent product; got {reset!r}."

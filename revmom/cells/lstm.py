@@ -36,7 +36,7 @@ from revmom.cells.affine import (
   total,
   weights_adjoint,
 )
-from revmom.cells.cell import Cell, uniform
+from revmom.cells.cell import Cell, check_sizes, uniform
 from revmom.cells.equations import Equations, Parts
 
 
@@ -130,11 +130,17 @@ def init(
     learned_carry: make the initial carry a parameter.
     dtype: of the parameters.
 
+  Raises:
+    ValueError: if a size is no positive integer.
+
   >>> params = init(jax.random.key(0), 3, 5)
   >>> outputs, carry = apply(params, jnp.ones((7, 2, 3)))
   >>> outputs.shape, carry.cell.shape
   ((7, 2, 5), (2, 5))
   """
+  check_sizes(input_size=input_size, hidden_size=hidden_size)
+  if projection_size is not None:
+    check_sizes(projection_size=projection_size)
   keys = jax.random.split(key, 4)
   gates, output_size = 4 * hidden_size, projection_size or hidden_size
   weights = lambda key, *shape: uniform(key, shape, hidden_size, dtype)

@@ -10,6 +10,7 @@ same calls and the same outputs for the same weights (`conversion` has them):
 
 - Outputs beyond `seq_lengths` are zero, and padding gets no gradients.
 - A sequence of length 0 returns its initial carry.
+- It is no cell to be wrapped by `nnx.RNN`, but a layer of its own.
 - There are no activations, initializers or `unroll` to choose.  Weights start
   as `init` of the cell says; an LSTM's forget gate has a bias of 1.
 - Carries are float32 where the parameters are shorter.
@@ -43,7 +44,7 @@ from jax.typing import DTypeLike
 from revmom.cells import elman, gated_input, gru, lstm, ugrnn
 from revmom.cells.cell import Cell
 from revmom.cells.nnx_grid import MDLSTM, MDRNN
-from revmom.cells.nnx_weights import Weighted
+from revmom.cells.nnx_weights import Weighted, check_options
 
 __all__ = ["LSTM", "GRU", "UGRNN", "Elman", "GatedInput", "MDRNN", "MDLSTM"]
 
@@ -88,7 +89,11 @@ class Recurrent(Weighted):
         be the same.
       param_dtype: of the parameters.
       **options: of `init` of the cell.
+
+    Raises:
+      ValueError: if a size or an option does not exist.
     """
+    check_options(type(self).__name__, self.cell.init, options)
     self.in_features = in_features
     self.hidden_features = hidden_features
     self.time_major = time_major
@@ -105,7 +110,7 @@ class Recurrent(Weighted):
     params = self.cell.init(
       rngs.params(), in_features, hidden_features, dtype=param_dtype, **options
     )
-    self.load(params)
+    self._hold(params)
 
   def __call__(
     self,
@@ -169,6 +174,16 @@ class Recurrent(Weighted):
     carry = jax.tree.map(lambda c: c.reshape(*batch, c.shape[-1]), carry)
     return self._flax_carry(carry), outputs
 
+  @property
+  def num_feature_axes(self) -> int:
+    """Of a cell of Flax, which this is not."""
+    name = type(self).__name__
+    raise AttributeError(
+      f"{name} is a layer, not a cell: it sweeps over sequences itself. Write "
+      f"{name}(...) in place of nnx.RNN({name}(...)), with the arguments of "
+      "nnx.RNN as its own."
+    )
+
   def _key(self, deterministic: bool, rngs: Rngs | None) -> jax.Array | None:
     if deterministic or self.rngs is None:
       return None
@@ -178,9 +193,17 @@ class Recurrent(Weighted):
     return rngs() if isinstance(rngs, nnx.RngStream) else rngs
 
   def _flat_carry(self, carry: Any, batch: tuple[int, ...]) -> Any:
-    return jax.tree.map(
-      lambda c: jnp.reshape(c, (_size(batch), *jnp.shape(c)[-1:])), carry
-    )
+    def flat(array: jax.Array) -> jax.Array:
+      shape = jnp.shape(array)
+      if shape[:-1] != batch:
+        raise ValueError(
+          f"{type(self).__name__}: an array of the initial carry has the shape "
+          f"{shape}, but must have {(*batch, 'H')}, as the inputs: there is no "
+          "axis of layers."
+        )
+      return jnp.reshape(array, (_size(batch), shape[-1]))
+
+    return jax.tree.map(flat, carry)
 
   def _flax_carry(self, carry: Any) -> Any:
     return carry

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from revmom.cells import mdlstm, mdrnn, multidirectional
-from revmom.cells.nnx_weights import Weighted
+from revmom.cells.nnx_weights import Weighted, check_options
 
 
 class OverGrid(Weighted):
@@ -43,7 +43,11 @@ class OverGrid(Weighted):
       schedule: as for `apply` of the cell.
       dtype, param_dtype: as for `LSTM`.
       **options: of `init` of the cell.
+
+    Raises:
+      ValueError: if a size or an option does not exist.
     """
+    check_options(type(self).__name__, self.functions.init, options)
     self.in_features = in_features
     self.hidden_features = hidden_features
     self.directions = None if directions is None else _static(directions)
@@ -58,7 +62,7 @@ class OverGrid(Weighted):
       ndim=ndim,
       directions=self.directions,
     )
-    self.load(params)
+    self._hold(params)
 
   def __call__(self, inputs: jax.Array, *, sizes: Any = None) -> jax.Array:
     """Sweeps over a grid.

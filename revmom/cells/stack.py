@@ -168,6 +168,13 @@ def _check(
       "a layer at least, and 1 or 2 in each: for a single cell's parameters "
       "write ((params,),)."
     )
+  for layer in carries:
+    if not isinstance(layer, list | tuple) or hasattr(layer, "_fields"):
+      raise ValueError(
+        f"initial_carries have a {type(layer).__name__} for a layer, but there "
+        "must be a tuple with a carry, or None, for each direction: take "
+        "arrays with an axis of layers, such as PyTorch's, apart."
+      )
   given = [len(layer) for layer in carries]
   if given != directions:
     raise ValueError(

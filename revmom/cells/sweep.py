@@ -23,7 +23,12 @@ from jax import lax
 
 from revmom.cells import blocks
 from revmom.cells import masks as masking
-from revmom.cells.affine import accumulator, project, project_adjoint
+from revmom.cells.affine import (
+  accumulator,
+  broadcasting,
+  project,
+  project_adjoint,
+)
 from revmom.cells.equations import Equations, Parts
 from revmom.cells.masks import Rates
 
@@ -70,6 +75,7 @@ class Gradients(NamedTuple):
   adjoints: Any = None  # of every gate and state at every step, if asked for
 
 
+@broadcasting
 def forward(
   equations: Equations,
   options: Options,
@@ -129,6 +135,7 @@ def forward(
   return outputs, final, residuals
 
 
+@broadcasting
 def backward(
   equations: Equations,
   params: Any,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from revmom.cells.affine import accumulator
+from revmom.cells.affine import accumulator, broadcasting
 from revmom.models.bijection import batch_shape, event_sum
 from revmom.models.conditional import Conditional
 
@@ -111,8 +111,10 @@ def class_embedding(
       f"got no label, expected integers in 0, ..., {len(table) - 1}, one for "
       "each event: the network has classes."
     )
-  return table.at[label].get(
-    mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+  return (
+    jnp.asarray(table)
+    .at[label]
+    .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
   )
 
 
@@ -129,6 +131,7 @@ class Autoregressive(NamedTuple):
   network: CausalNetwork
   conditional: Conditional
 
+  @broadcasting
   def init(self, key: jax.Array, x: ArrayLike) -> Any:
     """Parameters.
 
@@ -173,6 +176,7 @@ class Autoregressive(NamedTuple):
     log_probs = self.element_log_probs(params, x, label)
     return event_sum(log_probs, self.network.event_ndim)
 
+  @broadcasting
   def element_log_probs(
     self, params: Any, x: ArrayLike, label: ArrayLike | None = None
   ) -> jax.Array:
@@ -180,9 +184,13 @@ class Autoregressive(NamedTuple):
 
     Arguments and errors are those of `log_prob`.
     """
-    x = jnp.asarray(x)
+    params, x = jax.tree.map(jnp.asarray, params), jnp.asarray(x)
     label = _labels(label, batch_shape(x, self.network.event_ndim))
-    outputs = self.network.forward(params, self._inputs(x), label)
+    inputs = self._inputs(x)
+    if not x.size:
+      outputs = jnp.zeros((*x.shape, self.conditional.num_outputs))
+      return self.conditional.log_prob(outputs.astype(_widest(params)), x)
+    outputs = self.network.forward(params, inputs, label)
     return self.conditional.log_prob(outputs.reshape(*x.shape, -1), x)
 
   def sample(
@@ -244,6 +252,7 @@ class Autoregressive(NamedTuple):
     inputs = self.conditional.encode(x)
     return inputs.reshape(math.prod(batch), *x.shape[len(batch) :])
 
+  @broadcasting
   def _generate(
     self,
     key: jax.Array,
@@ -254,9 +263,14 @@ class Autoregressive(NamedTuple):
   ) -> jax.Array:
     """Draws the elements in order; `given` has x and which of it to keep."""
     network, conditional = self.network, self.conditional
+    params = jax.tree.map(jnp.asarray, params)
     like: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
     batch = batch_shape(like, network.event_ndim)
     event, size = shape[len(batch) :], math.prod(batch)
+    if 0 in shape:
+      outputs = jnp.zeros((*shape, conditional.num_outputs), _widest(params))
+      drawn = conditional.sample(key, outputs)
+      return drawn if given is None else given[0]
     positions, channels = positions_and_channels(event)
     at_once = 1 if network.ordered_channels else channels
 

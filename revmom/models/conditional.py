@@ -51,13 +51,15 @@ def categorical(levels: int = 256) -> Conditional:
 
   def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
     x = _integers(x, levels)
-    log_probs = jax.nn.log_softmax(_widened(outputs))
+    log_probs = jax.nn.log_softmax(_widened(outputs, levels))
     index = jnp.clip(x, 0, levels - 1)[..., None]
     chosen = jnp.take_along_axis(log_probs, index, -1)[..., 0]
     return _inside(chosen, x, levels)
 
   def sample(key: jax.Array, outputs: jax.Array) -> jax.Array:
-    return jax.random.categorical(key, _widened(outputs)).astype(jnp.int32)
+    return jax.random.categorical(key, _widened(outputs, levels)).astype(
+      jnp.int32
+    )
 
   return Conditional(levels, log_prob, sample, lambda x: _encode(x, levels))
 
@@ -72,12 +74,12 @@ def bernoulli() -> Conditional:
   """
 
   def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
-    x, logits = _integers(x, 2), _widened(outputs)[..., 0]
+    x, logits = _integers(x, 2), _widened(outputs, 1)[..., 0]
     sign = (1 - 2 * x).astype(logits.dtype)
     return _inside(-jax.nn.softplus(sign * logits), x, 2)
 
   def sample(key: jax.Array, outputs: jax.Array) -> jax.Array:
-    probability = jax.nn.sigmoid(_widened(outputs)[..., 0])
+    probability = jax.nn.sigmoid(_widened(outputs, 1)[..., 0])
     return jax.random.bernoulli(key, probability).astype(jnp.int32)
 
   return Conditional(1, log_prob, sample, lambda x: _encode(x, 2))
@@ -111,13 +113,13 @@ def gaussian(scale: float = 1.0) -> Conditional:
     return x
 
   def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
-    x, mean = encode(x), _widened(outputs)[..., 0]
+    x, mean = encode(x), _widened(outputs, 1)[..., 0]
     dtype = jnp.promote_types(x.dtype, mean.dtype)
     deviation = (x.astype(dtype) - mean.astype(dtype)) / scale
     return -0.5 * deviation**2 - math.log(scale) - 0.5 * math.log(2 * math.pi)
 
   def sample(key: jax.Array, outputs: jax.Array) -> jax.Array:
-    mean = _widened(outputs)[..., 0]
+    mean = _widened(outputs, 1)[..., 0]
     return mean + scale * jax.random.normal(key, mean.shape, mean.dtype)
 
   return Conditional(1, log_prob, sample, encode)
@@ -159,7 +161,9 @@ def mixture_of_logistics(
     raise ValueError(f"got components={components}, expected 1 or more.")
 
   def split(outputs: jax.Array) -> list[jax.Array]:
-    log_weights, means, log_scales = jnp.split(_widened(outputs), 3, -1)
+    log_weights, means, log_scales = jnp.split(
+      _widened(outputs, 3 * components), 3, -1
+    )
     return [log_weights, means, _bounded(log_scales, levels)]
 
   def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
@@ -221,7 +225,12 @@ def _check_levels(levels: int) -> None:
     raise ValueError(f"got levels={levels}, expected 2 or more.")
 
 
-def _widened(outputs: jax.Array) -> jax.Array:
+def _widened(outputs: jax.Array, num_outputs: int) -> jax.Array:
+  if outputs.shape[-1:] != (num_outputs,):
+    raise ValueError(
+      f"got outputs of shape {outputs.shape}, expected [..., {num_outputs}] "
+      "for this conditional: the network's parameters are for another."
+    )
   return outputs.astype(accumulator(outputs.dtype))
 
 

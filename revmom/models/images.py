@@ -5,8 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
+from revmom.cells.affine import accumulator
 from revmom.models.bijection import Bijection, event_sum
 
 
@@ -28,28 +29,56 @@ def dequantise(
     dtype: of the result.
 
   Returns:
-    x in [0, 1], of the same shape.
+    x in [0, 1], of the same shape, of which `quantise` gives the images.
 
   Raises:
-    ValueError: if the images are not integers.
+    ValueError: if the images are not integers, or the type has too few digits
+      for so many levels.
   """
   if not jnp.issubdtype(jnp.result_type(images), jnp.integer):
     raise ValueError(
       f"dequantise got images of {jnp.result_type(images)}, expected integers "
       f"in 0, ..., {levels - 1}: floats have a density without noise."
     )
-  noise = jax.random.uniform(key, jnp.shape(images), dtype)
-  return (jnp.asarray(images).astype(dtype) + noise) / levels
+  digits = jnp.finfo(dtype).nmant + 1
+  if not 1 <= levels <= 2**digits:
+    raise ValueError(
+      f"got levels={levels} and {jnp.dtype(dtype)}, which tells numbers of "
+      f"{digits} binary digits apart: expected 1 to {2**digits} levels."
+    )
+  wide = accumulator(jnp.dtype(dtype))
+  images = jnp.asarray(images).astype(wide)
+  noise = jax.random.uniform(key, images.shape, wide)
+  x = ((images + noise) / levels).astype(dtype)
+  for _ in range(2):  # rounding may have made it a neighbour's
+    found = jnp.floor(x.astype(wide) * levels)
+    x = jnp.where(found > images, jnp.nextafter(x, jnp.zeros_like(x)), x)
+    x = jnp.where(found < images, jnp.nextafter(x, jnp.ones_like(x)), x)
+  return x
 
 
 def quantise(
-  x: jax.Array, levels: int = 256, dtype: DTypeLike = jnp.uint8
+  x: ArrayLike, levels: int = 256, dtype: DTypeLike = jnp.uint8
 ) -> jax.Array:
   """The integers k of x = (k + u) / levels, clipped to 0, ..., levels - 1.
+
+  Raises:
+    ValueError: if x is no float, or `dtype` does not hold so many levels.
 
   >>> quantise(jnp.array([-0.1, 0.0, 0.499, 1.2]))
   Array([  0,   0, 127, 255], dtype=uint8)
   """
+  x = jnp.asarray(x)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f"quantise got x of {x.dtype}, expected floats in [0, 1].")
+  if not jnp.issubdtype(dtype, jnp.integer) or not (
+    1 <= levels <= int(jnp.iinfo(dtype).max) + 1
+  ):
+    raise ValueError(
+      f"got levels={levels}, which {jnp.dtype(dtype)} can't hold: give an "
+      "integer type that does, such as dtype=jnp.int32."
+    )
+  x = x.astype(accumulator(x.dtype))
   return jnp.clip(jnp.floor(x * levels), 0, levels - 1).astype(dtype)
 
 

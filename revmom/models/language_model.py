@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells import lstm
-from revmom.cells.affine import product
+from revmom.cells.affine import broadcasting, product
 from revmom.cells.cell import Cell
 from revmom.models.autoregressive import CausalNetwork, class_embedding
 from revmom.models.conditional import Conditional, categorical
@@ -94,6 +94,7 @@ def init(
   )
 
 
+@broadcasting
 def initial(
   params: Params,
   batch: int,
@@ -120,6 +121,7 @@ def initial(
   return structure.unflatten([h + classes.astype(h.dtype), *others])
 
 
+@broadcasting
 def log_probs(
   params: Params,
   tokens: jax.Array,
@@ -151,7 +153,7 @@ def log_probs(
   """
   inputs = _read(params, tokens, class_embedding(params.classes, label))
   outputs, after = cell.apply(params.cell, inputs, carry)
-  scores = _scores(params, _before(carry, outputs[:-1]))
+  scores = _scores(params, _before(carry, outputs)[:-1])
   return categorical(len(params.embeddings)).log_prob(scores, tokens), after
 
 
@@ -235,7 +237,7 @@ def _read(
   params: Params, tokens: jax.Array, classes: jax.Array | None
 ) -> jax.Array:
   """What the cell reads of tokens [..., B]: [..., B, E]."""
-  embedded = params.embeddings[tokens]
+  embedded = jnp.asarray(params.embeddings)[tokens]
   return embedded if classes is None else embedded + classes
 
 

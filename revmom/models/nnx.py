@@ -65,7 +65,7 @@ class UGCNN(Weighted):
       ValueError: if there are no channels, or no filter.
     """
     self.dtype = dtype
-    self.load(
+    self._hold(
       ugcnn.init(
         rngs.params(),
         channels,

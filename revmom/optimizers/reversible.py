@@ -365,6 +365,12 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     largest = fixed_point.largest(bits, self.integer)
     for path, leaf in jax.tree.leaves_with_path(params):
       name = jax.tree_util.keystr(path) or "params"
+      if not isinstance(leaf, float | int) and not hasattr(leaf, "dtype"):
+        raise ValueError(
+          f"the parameter {name} is a {type(leaf).__name__}, which is no array;"
+          " train the arrays of a model alone, such as Equinox's partition "
+          "gives them, and let the loss put them together with the rest."
+        )
       if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
         raise ValueError(
           f"the parameter array {name} is {jnp.result_type(leaf)}; parameters "

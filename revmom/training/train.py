@@ -194,6 +194,7 @@ def rewind(
   >>> bool((rewound.params == run.initial_params).all())
   True
   """
+  state = jax.tree.map(jnp.asarray, state)
   changed = receipts.differences(state.fingerprint, receipts.fingerprint())
   if changed:
     raise ValueError(

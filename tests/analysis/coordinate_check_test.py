@@ -179,13 +179,25 @@ def test_wrong_input():
     result.exponents("l2")
 
 
-def test_a_reversible_optimizer():
+@pytest.mark.parametrize(
+  ("ours", "theirs"),
+  [
+    (revmom.sgd(0.1, 0.5), optax.sgd(0.1, 0.5)),
+    (revmom.adam(0.1), optax.adam(0.1)),
+  ],
+)
+def test_a_reversible_optimizer(ours, theirs):
   """Sizes are those of the same training with optax, to the grid."""
   x, key = jnp.ones((2, 4, 3)), jax.random.key(0)
-  ours = lambda width: linear(width)._replace(optimizer=revmom.sgd(0.1, 0.5))
-  theirs = lambda width: linear(width)._replace(optimizer=optax.sgd(0.1, 0.5))
   with jax.numpy_dtype_promotion("standard"):
     got, expected = (
-      coordinate_check(of, [4, 5], x, key, num_seeds=2) for of in (ours, theirs)
+      coordinate_check(
+        lambda width, o=optimizer: linear(width)._replace(optimizer=o),
+        [4, 5],
+        x,
+        key,
+        num_seeds=2,
+      )
+      for optimizer in (ours, theirs)
     )
   np.testing.assert_allclose(got.rms, expected.rms, rtol=1e-3)

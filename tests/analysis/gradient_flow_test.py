@@ -198,10 +198,20 @@ def test_integers_are_left_alone():
     gradient_flow([embed], [jnp.ones((5, 3))], jnp.array([1]), spectra=True)
 
 
+class Callable:
+  """A module of another library."""
+
+  def __call__(self, x):
+    return x
+
+
 @pytest.mark.parametrize(
   "layers, params, message",
   [
     ([], [], "no layers"),
+    (object(), None, "neither a Flax module nor a function"),
+    (Callable(), None, "Callable and no Flax module.*Give a list of func"),
+    (Callable(), jax.nn.relu, "Callable and no Flax module"),
     ([layer, 3], [None, None], "layer 1 is a int"),
     ([layer], [None, None], "list or tuple of 1"),
     (layer, (jnp.ones((2, 3, 3)), jnp.ones((4, 3))), "leading axis"),

@@ -124,6 +124,16 @@ def test_calibration_reaches_any_gain(gain):
     np.testing.assert_array_equal(after["b"], before["b"])
 
 
+def test_calibration_in_bfloat16():
+  half = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)
+  x = half(jax.random.normal(jax.random.key(1), (64, 8)))
+  scaled = calibrate([relu_layer] * 3, half(stack(3)), x, target=0.3)
+  for params in scaled:
+    x = relu_layer(params, x)
+    assert params["w"].dtype == x.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(x, float).std(), 0.3, rtol=2**-7)
+
+
 @pytest.mark.sampled(1)
 @pytest.mark.parametrize("gain", [0.5, 1.5])
 def test_calibrated_gradients_have_that_gain_too(gain):

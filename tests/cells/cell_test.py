@@ -590,11 +590,35 @@ def test_wrong_inputs(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_wrong_carries(name):
-  match = "initial carry has the shapes .* must have"
+  match = "the carry .* shapes .* must (have|be)"
   carry = problem(name, dtype=jnp.float32).carry
   wrong(name, match, initial_carry=jax.tree.map(lambda a: a[:2], carry))
   wrong(name, match, initial_carry=jax.tree.map(lambda a: a[0], carry))
   wrong(name, match, initial_carry=(jnp.zeros((B, H)),) * 3)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_carries_of_other_libraries(name):
+  given = problem(name, dtype=jnp.float32)
+  arrays = tuple(jax.tree.leaves(given.carry))
+  if name == "lstm":  # (h, c) and (c, h) can't be told apart
+    wrong(name, r"is a tuple.*LSTMCarry\(hidden=\(3, 4\)", initial_carry=arrays)
+  layered = jax.tree.map(lambda array: array[None], given.carry)
+  wrong(name, "without an axis of layers", initial_carry=layered)
+  with pytest.raises(ValueError, match="without an axis of layers"):
+    given.cell.step(given.params, layered, jnp.zeros((B, D)))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_wrong_sizes(name):
+  key, init = jax.random.key(0), CELLS[name].init
+  for size in (0, -3, 2.5):
+    with pytest.raises(
+      ValueError, match=f"hidden_size={size}; give at least 1"
+    ):
+      init(key, D, size)
+    with pytest.raises(ValueError, match=f"input_size={size}; give at least 1"):
+      init(key, size, H)
 
 
 def test_wrong_lengths():

@@ -332,3 +332,14 @@ def test_hypergradient_of_a_classifier():
   optimizer = revmom.sgd(*rates)
   initial = optimizer.params(optimizer.init(start, STEPS))
   jax.tree.map(np.testing.assert_array_equal, rewound.params, initial)
+
+
+def test_ranks_may_be_promoted_by_the_library():
+  params = lstm.init(jax.random.key(0), 3, 5)
+  loss = lambda params: jnp.sum(lstm.apply(params, jnp.ones((2, 4, 3)))[0] ** 2)
+  expected = jax.grad(loss)(params)
+  with jax.numpy_rank_promotion("raise"):
+    got = jax.grad(jax.jit(loss))(params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), got, expected
+  )

@@ -9,7 +9,15 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from revmom.cells import conversion, elman, gru, lstm, mdlstm, multidirectional
+from revmom.cells import (
+  conversion,
+  elman,
+  gru,
+  lstm,
+  mdlstm,
+  multidirectional,
+  stack,
+)
 from revmom.cells import nnx as layers
 
 STEPS, BATCH, INPUTS, HIDDEN = 6, 3, 4, 5
@@ -242,13 +250,45 @@ def test_types():
     ({"seq_lengths": np.array([7, 1, 1])}, "between 0 and 6"),
     ({"seq_lengths": np.array([1.0, 1.0, 1.0])}, "must be 3 integers"),
     ({"seq_lengths": np.array([1, 1])}, "broadcast"),
-    ({"initial_carry": (np.zeros((3, 4)), np.zeros((3, 4)))}, "initial carry"),
+    ({"initial_carry": (np.zeros((3, 4)), np.zeros((3, 4)))}, "the carry has"),
+    ({"initial_carry": (np.zeros((1, 3, 5)),) * 2}, "no axis of layers"),
   ],
 )
 def test_errors(call, message):
   layer = layers.LSTM(INPUTS, HIDDEN, rngs=nnx.Rngs(0))
   with pytest.raises(ValueError, match=message):
     layer(jnp.zeros((BATCH, STEPS, INPUTS)), **call)
+
+
+def test_parameters_of_another_layer_are_refused():
+  key = jax.random.key(0)
+  layer = layers.LSTM(INPUTS, HIDDEN, rngs=nnx.Rngs(0), bias=False)
+  params = lstm.init(key, INPUTS, HIDDEN)
+  layer.load(params)  # with a bias, or without
+  layer.load(params._replace(bias=None))
+  for other, message in (
+    (
+      lstm.init(key, INPUTS + 1, HIDDEN),
+      r"input_weights .*\(4, 20\).*\(5, 20\)",
+    ),
+    (lstm.init(key, INPUTS, HIDDEN + 1), r"input_weights .*\(4, 20\)"),
+    (gru.init(key, INPUTS, HIDDEN), "are LSTMParams, but got GRUParams"),
+    (stack.init(lstm.cell, key, INPUTS, HIDDEN), "but got a tuple of 1"),
+    (params._asdict(), "but got dict"),
+    (params._replace(recurrent_weights=None), "recurrent_weights .*NoneType"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      layer.load(other)
+
+
+def test_what_only_cells_of_flax_have():
+  with pytest.raises(ValueError, match="no activation_fn.*peephole"):
+    layers.LSTM(INPUTS, HIDDEN, rngs=nnx.Rngs(0), activation_fn=jnp.tanh)
+  with pytest.raises(ValueError, match="no kernel_init"):
+    layers.MDLSTM(INPUTS, HIDDEN, rngs=nnx.Rngs(0), kernel_init=None)
+  layer = layers.GRU(INPUTS, HIDDEN, rngs=nnx.Rngs(0))
+  with pytest.raises(AttributeError, match="in place of nnx.RNN"):
+    nnx.RNN(layer)(jnp.zeros((BATCH, STEPS, INPUTS)))
 
 
 @pytest.mark.slow

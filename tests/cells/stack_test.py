@@ -264,6 +264,7 @@ def test_second_derivatives(x64):
     (lambda p, x: stack.apply(gru.cell, (), x), "a layer at least"),
     (lambda p, x: stack.apply(gru.cell, (p[0] * 3,), x), "1 or 2 in each"),
     (lambda p, x: stack.apply(gru.cell, p, x, ((None,),)), "one for each"),
+    (lambda p, x: stack.apply(gru.cell, p, x, jnp.ones((2, 3, 5))), "PyTorch"),
     (lambda p, x: stack.apply(gru.cell, p, x[..., :3]), "inputs have"),
     (lambda p, x: stack.apply(gru.cell, p, x, zoneout=-0.1), "zoneout"),
   ],

@@ -278,3 +278,60 @@ def test_errors():
     known = np.ones(event, bool)
     floats = x.astype(np.float32)
     jax.eval_shape(model.complete, KEY, params, floats, known)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_has_no_elements(name):
+  model, params, event = build(name, CATEGORICAL)
+  for shape, batch in (
+    ((0, *event), (0,)),
+    ((2, 0, *event[1:]), (2,)),
+    ((3, 0, *event), (3, 0)),
+  ):
+    x = jnp.zeros(shape, jnp.int32)
+    log_probs = model.log_prob(params, x)
+    np.testing.assert_array_equal(log_probs, np.zeros(batch))
+    assert model.sample(KEY, params, shape).shape == shape
+    assert model.complete(KEY, params, x, x > 0).dtype == jnp.int32
+
+
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_arrays_of_numpy(name):
+  model, params, event = build(name, CATEGORICAL, 2)
+  shape, label = (2, *event), np.array([0, 1])
+  drawn = model.sample(KEY, params, shape, label)
+  host = jax.device_get(params)
+  np.testing.assert_array_equal(model.sample(KEY, host, shape, label), drawn)
+  np.testing.assert_array_equal(
+    model.log_prob(host, np.asarray(drawn), label),
+    model.log_prob(params, drawn, label),
+  )
+
+
+@pytest.mark.parametrize("other", [categorical(2), bernoulli()])
+def test_parameters_for_another_conditional_are_refused(other):
+  model, params, event = build("pixelcnn", categorical(4))
+  model = model._replace(conditional=other)
+  with pytest.raises(ValueError, match="the network's parameters are for"):
+    model.log_prob(params, jnp.zeros((2, *event), jnp.int32))
+  with pytest.raises(ValueError, match="the network's parameters are for"):
+    model.sample(KEY, params, (2, *event))
+
+
+@pytest.mark.parametrize("name", ["wavenet", "gated pixelcnn"])
+def test_ranks_may_be_promoted_by_the_library(name):
+  model, params, event = build(name, CATEGORICAL, 2)
+  shape, label = (2, *event), jnp.array([0, 1])
+
+  def program(params):
+    x = model.sample(KEY, params, shape, label)
+    return jax.grad(lambda p: model.log_prob(p, x, label).sum())(params)
+
+  with jax.numpy_rank_promotion("raise"):
+    got = jax.jit(program)(params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6),
+    got,
+    jax.jit(program)(params),
+  )

@@ -192,10 +192,26 @@ def test_any_function_may_condition():
   np.testing.assert_allclose(log_det, s, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ("levels", "dtype"),
+  [(256, "bfloat16"), (100, "bfloat16"), (1000, "float16"), (1000, "float32")],
+)
+def test_rounding_makes_no_other_integer(levels, dtype):
+  images = jnp.tile(jnp.arange(levels), (300, 1))
+  x = dequantise(jax.random.key(2), images, levels, dtype)
+  assert x.dtype == dtype and 0 <= x.min() and x.max() <= 1
+  np.testing.assert_array_equal(quantise(x, levels, jnp.int32), images)
+
+
 def test_images_as_floats():
   images = jnp.array([[0, 3, 128, 255]], jnp.uint8)
   x = dequantise(jax.random.key(0), images)
   np.testing.assert_array_equal(quantise(x), images)
+  with pytest.raises(ValueError, match="levels=1000, which uint8"):
+    quantise(0.5, 1000)
+  assert quantise(0.5, 1000, jnp.int32) == 500
+  with pytest.raises(ValueError, match="levels=257 and bfloat16.*1 to 256"):
+    dequantise(jax.random.key(0), images, 257, jnp.bfloat16)
   # A uniform density on [0, 1] gives each of 256 levels 8 bits, of 32 five.
   assert bits_per_dim(jnp.zeros(()), 4) == 8
   assert bits_per_dim(jnp.zeros(()), 4, levels=32) == 5

@@ -172,3 +172,12 @@ def test_only_an_lstm_projects():
 def test_tokens_are_integers():
   with pytest.raises(ValueError, match="expected integers"):
     tokens(3).encode(jnp.array([0.0]))
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (3, 0), (0, 0)])
+def test_nothing_has_no_tokens(shape):
+  params = shaken(init(jax.random.key(0), 5, 4))
+  carry = initial(params, shape[1])
+  values, after = log_probs(params, jnp.zeros(shape, jnp.int32), carry)
+  assert values.shape == shape
+  jax.tree.map(np.testing.assert_array_equal, after, carry)

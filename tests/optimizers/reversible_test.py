@@ -230,6 +230,16 @@ def test_known_initial_values_must_fit():
   assert np.isnan(shown(jnp.array([1.0, -64.0]))).tolist() == [False, True]
 
 
+@pytest.mark.parametrize("leaf", [jax.nn.relu, "gelu", object()])
+def test_leaves_that_are_no_arrays_are_named(leaf):
+  params = {"weights": jnp.ones(2), "layer": (leaf,)}
+  match = rf"parameter \['layer'\]\[0\] is a {type(leaf).__name__}, which is no"
+  with pytest.raises(ValueError, match=match):
+    revmom.sgd(0.1, 0.9).init(params)
+  with pytest.raises(ValueError, match=match):
+    revmom.train(lambda p, b: 0.0, revmom.adam(0.1), params, jnp.ones(3))
+
+
 def test_known_factors_must_have_an_inverse():
   params = jnp.ones(2)
   for momentum in (1e-3, lambda step: 0.0, lambda step: 1.5):

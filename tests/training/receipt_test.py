@@ -61,6 +61,13 @@ def test_an_exact_reversal_has_a_receipt(optimizer, run):
   assert int(rewound.state.count) == 0
 
 
+def test_a_state_of_numpy_arrays(optimizer, run):
+  rewound = rewind(optimizer, jax.device_get(run.state))
+  expected = rewind(optimizer, run.state)
+  assert bool(rewound.receipt.ok)
+  np.testing.assert_array_equal(rewound.params, expected.params)
+
+
 def test_another_loss_is_named_at_the_last_steps(optimizer, run):
   other = lambda params, batch: loss_fn(params, batch, 1.0001)
   with pytest.raises(RuntimeError, match="between steps 96 and 100"):
