@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.leaf import PARAMS
-from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.reversible import NO_DERIVATIVE, ReversibleOptimizer
 from revmom.optimizers.state import State
 
 
@@ -99,6 +100,9 @@ def as_optax(
         "update got no params; pass transformation.update(gradients, state, "
         "params), which must be the parameters of the state."
       )
+    gradients, params = refuse_derivative(
+      (gradients, params), NO_DERIVATIVE.format("as_optax(...).update")
+    )
     same = jax.tree.map(
       lambda given, own: jnp.all((given == own) | jnp.isnan(own)),
       params,

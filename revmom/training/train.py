@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.leaf import with_words
-from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.reversible import NO_DERIVATIVE, ReversibleOptimizer
 from revmom.optimizers.state import State
 from revmom.training import plan as plans
 from revmom.training import receipt as receipts
@@ -25,9 +26,15 @@ class RunState(State):
 
   checksums: jax.Array  # uint32 [1 + steps // checksum_every]
   kept: list[Any]  # checkpoints or words of the plan's leading segments
+  zero: jax.Array  # float []: 0, with the tangents that integers can't have
   plan: Plan = struct.field(pytree_node=False)
   checksum_every: int = struct.field(pytree_node=False)
   fingerprint: Fingerprint = struct.field(pytree_node=False)
+
+  @property
+  def witness(self) -> Any:
+    """Whatever differentiates the run differentiates this."""
+    return self.zero
 
 
 class Run(struct.PyTreeNode):
@@ -140,6 +147,7 @@ def train(
     structure=structure,
     dtypes=dtypes,
     packing=dynamics.packing,
+    zero=jnp.sum(losses[:0]),
     plan=plan,
     checksum_every=checksum_every,
     fingerprint=receipts.fingerprint(),
@@ -202,7 +210,12 @@ def rewind(
   )
   dynamics = optimizer.resolve_for(state)
   spills = dynamics.spills()._replace(schedules=state.schedules)
-  inputs = runs.Inputs(dynamics, spills, pieces.shared, pieces.stacked)
+  message = NO_DERIVATIVE.format("revmom.rewind")
+  state, values, shared, stacked = refuse_derivative(
+    (state, dynamics.hyperparameters, *pieces), message
+  )
+  dynamics = dynamics.replace(hyperparameters=values)
+  inputs = runs.Inputs(dynamics, spills, shared, stacked)
   back = runs.backward(
     problem,
     inputs,
