@@ -134,10 +134,10 @@ def adamw(
   check_factor("b2", b2)
   room = {FIRST_MOMENT: floor(b1), SECOND_MOMENT: floor(b2)}
   return Adam(
-    b1=wrap(b1),
-    b2=wrap(b2),
-    eps=wrap(eps),
-    eps_root=wrap(eps_root),
+    b1=wrap("b1", b1),
+    b2=wrap("b2", b2),
+    eps=wrap("eps", eps),
+    eps_root=wrap("eps_root", eps_root),
     **choices(
       {FIRST_MOMENT: 24, SECOND_MOMENT: 26, PARAMS: 24},
       room,

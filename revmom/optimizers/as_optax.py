@@ -10,7 +10,11 @@ import optax
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.leaf import PARAMS
-from revmom.optimizers.reversible import NO_DERIVATIVE, ReversibleOptimizer
+from revmom.optimizers.reversible import (
+  NO_DERIVATIVE,
+  ReversibleOptimizer,
+  check_optimizer,
+)
 from revmom.optimizers.state import State
 
 
@@ -75,6 +79,7 @@ def as_optax(
   >>> bool((params == start).all())
   True
   """
+  check_optimizer("as_optax", optimizer)
   # The largest integer has `span` bits; a float's mantissa holds fewer.
   wide = jnp.dtype(optimizer.integer).itemsize == 8
   dtype = jnp.dtype("float64" if wide else "float32")

@@ -227,6 +227,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     """The first half of `inverse`: equation (2) undone, parameters restored."""
     dynamics, state = self._constant(state, "optimizer.inverse")
     step = state.count - 1
+    dynamics.check_factors(state.schedules, step)
     leaves = [
       dynamics.undo_update(
         i,
@@ -382,6 +383,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
   def _constant(self, state: State, what: str) -> tuple[Dynamics, State]:
     """The dynamics of a state, neither of which may be differentiated."""
     dynamics = self.resolve_for(state)
+    dynamics.check_slots(state.leaves)
     message = NO_DERIVATIVE.format(what)
     values = refuse_derivative(dynamics.hyperparameters, message)
     return dynamics.replace(hyperparameters=values), refuse_derivative(
@@ -452,6 +454,35 @@ def _packing(
     for array, number in zip(arrays, part, strict=True)
   ]
   return packing.make(arrays, kinds)
+
+
+def check_optimizer(where: str, optimizer: Any) -> None:
+  """Raises ValueError for what is no reversible optimizer.
+
+  Args:
+    where: it was given, for the message.
+    optimizer: anything.
+  """
+  if isinstance(optimizer, ReversibleOptimizer):
+    return
+  own = getattr(optimizer, "optimizer", None)
+  if isinstance(own, ReversibleOptimizer):
+    raise ValueError(
+      f"{where} got as_optax(optimizer); pass the optimizer itself, here a "
+      f"revmom {type(own).__name__}."
+    )
+  if isinstance(optimizer, optax.GradientTransformation):
+    raise ValueError(
+      f"{where} got an optax transformation, whose steps can't be undone.  Use "
+      "the revmom optimizer of the same name and arguments: revmom.adamw for "
+      "optax.adamw, and likewise sgd (with a momentum), adam, adagrad, rmsprop "
+      "and muon; revmom.partition for optax.partition.  Transformations of "
+      "gradients without a state, such as clipping, go into its `preprocess`."
+    )
+  raise ValueError(
+    f"{where} got {optimizer!r} as its optimizer; build one with revmom.sgd, "
+    "revmom.adamw or another of revmom's optimizers."
+  )
 
 
 def check_like(name: str, tree: Any, params: Any) -> None:

@@ -123,7 +123,7 @@ def sgd(
   check_factor("momentum", momentum)
   room = {VELOCITY: floor(momentum)}
   return SGD(
-    momentum=wrap(momentum),
+    momentum=wrap("momentum", momentum),
     form=form,
     **choices(
       {VELOCITY: 28 if form == "heavy_ball" else 24, PARAMS: 24},

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact.bit_buffer import Schedule
-from revmom.exact.fence import fence_tree, isolate, keep_alive, origin
+from revmom.exact.fence import isolate, keep_alive, origin
 from revmom.optimizers.dynamics import Dynamics, Spills, clip
 from revmom.optimizers.leaf import Leaf, with_words
 from revmom.training import receipt

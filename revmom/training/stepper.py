@@ -6,7 +6,11 @@ from typing import Any
 import jax
 
 from revmom.exact.refusal import refuse_derivative
-from revmom.optimizers.reversible import NO_DERIVATIVE, ReversibleOptimizer
+from revmom.optimizers.reversible import (
+  NO_DERIVATIVE,
+  ReversibleOptimizer,
+  check_optimizer,
+)
 from revmom.optimizers.state import State
 
 
@@ -45,6 +49,7 @@ class Stepper:
       loss_fn: (params, batch, *args) -> scalar.
       optimizer: such as `revmom.adamw`; concrete, not traced.
     """
+    check_optimizer("Stepper", optimizer)
     self.optimizer = optimizer
     self._value_and_grad = jax.jit(jax.value_and_grad(loss_fn))
     self._params = jax.jit(self._float_params)

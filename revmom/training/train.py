@@ -10,7 +10,11 @@ from flax import struct
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.leaf import with_words
-from revmom.optimizers.reversible import NO_DERIVATIVE, ReversibleOptimizer
+from revmom.optimizers.reversible import (
+  NO_DERIVATIVE,
+  ReversibleOptimizer,
+  check_optimizer,
+)
 from revmom.optimizers.state import State
 from revmom.training import plan as plans
 from revmom.training import receipt as receipts
@@ -112,6 +116,12 @@ def train(
   >>> print(f"{gradient.learning_rate:.2f} {gradient.momentum:.2f}")
   1.63 -0.46
   """
+  check_optimizer("train", optimizer)
+  if checksum_every < 1:
+    raise ValueError(
+      f"checksum_every={checksum_every}; there must be one step or more "
+      "between checksums."
+    )
   optimizer.check_params(params)
   steps = run_length(optimizer, batches, num_steps)
   dynamics = optimizer.resolve(params, steps)
@@ -191,6 +201,13 @@ def rewind(
   >>> print(run.params, rewound.params, rewound.receipt.ok)
   [-2.2469645 -2.2469645] [0. 0.] True
   """
+  check_optimizer("rewind", optimizer)
+  if not isinstance(state, RunState):
+    raise ValueError(
+      f"rewind got a {type(state).__name__}; it needs the `state` of what "
+      "revmom.train returned, which keeps checksums and the plan of the run.  "
+      "Undo steps that optimizer.forward or a Stepper took with its inverse."
+    )
   changed = receipts.differences(state.fingerprint, receipts.fingerprint())
   if changed:
     raise ValueError(
@@ -209,6 +226,8 @@ def rewind(
     state.packing,
   )
   dynamics = optimizer.resolve_for(state)
+  dynamics.check_slots(state.leaves)
+  dynamics.check_factors(state.schedules)
   spills = dynamics.spills()._replace(schedules=state.schedules)
   message = NO_DERIVATIVE.format("revmom.rewind")
   state, values, shared, stacked = refuse_derivative(

@@ -15,7 +15,7 @@ PARAMS = {"w": jnp.zeros((2, 3)), "b": [jnp.zeros(3), jnp.zeros(())]}
 
 def resolve(value, params=PARAMS, steps=STEPS):
   return hyperparameters.per_leaf(
-    "rate", hyperparameters.wrap(value), params, steps
+    "rate", hyperparameters.wrap("rate", value), params, steps
   )
 
 
@@ -79,10 +79,10 @@ def test_a_value_per_step_and_element():
 
 
 def test_functions_are_pytrees_without_leaves():
-  wrapped = hyperparameters.wrap({"w": lambda step: 0.1, "b": 0.5})
+  wrapped = hyperparameters.wrap("rate", {"w": lambda step: 0.1, "b": 0.5})
   assert isinstance(wrapped["w"], StepFunction)
   assert jax.tree.leaves(wrapped) == [0.5]
-  assert hyperparameters.wrap(None) is None
+  assert hyperparameters.wrap("clip", None) is None
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_functions_are_pytrees_without_leaves():
   ],
 )
 def test_num_steps(value, expected):
-  wrapped = hyperparameters.wrap(value)
+  wrapped = hyperparameters.wrap("rate", value)
   assert hyperparameters.num_steps(wrapped) == expected
 
 
@@ -155,7 +155,7 @@ def test_extremes_of_known_numbers():
   assert hyperparameters.extreme(value, np.min) == 0.25
   assert hyperparameters.extreme(value, np.max) == np.float64(0.9)
   assert hyperparameters.extreme(lambda step: 0.1, np.min) is None
-  wrapped = hyperparameters.wrap({"w": lambda step: 0.1, "b": 0.5})
+  wrapped = hyperparameters.wrap("rate", {"w": lambda step: 0.1, "b": 0.5})
   assert hyperparameters.extreme(wrapped, np.min) is None
   assert hyperparameters.extreme(None, np.min) is None
 
