@@ -51,11 +51,11 @@ class Partition(ReversibleOptimizer, kw_only=True):
         f"{jax.tree.structure(params)}; give one label for each array, or for "
         "all arrays of a subtree."
       ) from error
-    unknown = sorted({repr(l) for l in found if l not in self.optimizers})
+    unknown = sorted({str(l) for l in found if l not in self.optimizers})
     if unknown:
       raise ValueError(
         f"some parameters are labelled {', '.join(unknown)}, but there are "
-        f"optimizers for {', '.join(map(repr, self.optimizers))} only."
+        f"optimizers for {', '.join(map(str, self.optimizers))} only."
       )
     return found
 

@@ -37,6 +37,7 @@ from revmom.optimizers.packing import Packing
 from revmom.optimizers.state import State, check_in_range
 
 DEFAULT_STEPS = 1000
+_NUDGE = 1e-15  # its square is a normal number, too
 NO_DERIVATIVE = (
   "{} computes on integers, through which every derivative would be zero.  "
   "Differentiate revmom.train instead: the params, average and losses of its "
@@ -416,9 +417,18 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     """The gradients after `preprocess`."""
     if self.preprocess is None:
       return gradients
-    return self.preprocess.update(
+    change = lambda gradients: self.preprocess.update(
       gradients, self.preprocess.init(params), params
     )[0]
+    # A norm has no derivative at zero, where clipping is the identity; so the
+    # value is of the gradients, and the derivative of such a little beside.
+    nudged = jax.tree.map(lambda g: jnp.where(g == 0, g + _NUDGE, g), gradients)
+    near = change(nudged)
+    return jax.tree.map(
+      lambda value, near: value + (near - lax.stop_gradient(near)),
+      change(lax.stop_gradient(gradients)),
+      near,
+    )
 
   def gradients(
     self, dynamics: Dynamics, state: State, grad_fn: Callable[[Any], Any]

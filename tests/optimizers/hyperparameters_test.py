@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import revmom
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep, StepFunction
 
@@ -172,3 +173,16 @@ def test_traced_numbers_are_not_known():
   function(0.9)
   assert seen == [None, None]
   assert hyperparameters.concrete(0.5) == 0.5
+
+
+def test_a_function_has_no_derivative_and_says_how_to_get_one():
+  optimizer = revmom.sgd(optax.linear_schedule(0.1, 0.0, 3), 0.9)
+  loss = lambda params, batch: jnp.sum(params * batch)
+  objective = lambda optimizer: jnp.sum(
+    revmom.train(loss, optimizer, jnp.ones(2), jnp.ones(3)).params
+  )
+  rate = jax.grad(objective)(optimizer).learning_rate
+  assert "tabulate it" in repr(rate)
+  for convert in float, np.asarray, jnp.asarray, lambda rate: jnp.add(rate, 1):
+    with pytest.raises(ValueError, match="tabulate it"):
+      convert(rate)
