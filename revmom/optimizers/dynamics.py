@@ -367,14 +367,14 @@ class Dynamics(struct.PyTreeNode):
     for part, own in enumerate(schedules):
       for role, forgetting in self._factors(part).items():
         then = own[role]
-        known = [
-          hyperparameters.concrete(a)
-          for a in (then.before, then.after, forgetting)
-        ]
+        arrays = map(
+          hyperparameters.concrete, (then.before, then.after, forgetting)
+        )
+        known = [a.astype(np.float64) for a in arrays if a is not None]
         at = 0 if step is None else hyperparameters.concrete(step)
-        if at is None or any(a is None for a in known):
+        if at is None or len(known) < 3:
           continue
-        before, after, now = (a.astype(np.float64) for a in known)
+        before, after, now = known
         if before.ndim != now.ndim:  # a batch of runs
           continue
         if step is not None:

@@ -132,7 +132,7 @@ def partition(
   )
 
 
-def _labels_of(tree: Any) -> Labels:
+def _labels_of(tree: Any) -> Any:
   leaves, structure = jax.tree.flatten(tree)
   for label in leaves:
     if not isinstance(label, str | int):
