@@ -112,14 +112,16 @@ def adamw(
       (26); with int32 values reach 2^(30 - bits), so that gradients may stay
       at 4.  With int64 all are 48.
     floors: smallest factors to make room for when they are traced.
-    integer: "int32", or "int64" where x64 is on.
+    integer: "int32", or "int64" where x64 is on; for how closely factors are
+      met see `revmom.sgd`.
 
   Returns:
     A `ReversibleOptimizer`.
 
   Raises:
-    ValueError: b1 or b2 outside (0, 1], an unknown role, or a `preprocess` with
-      a state.
+    ValueError: b1 or b2 outside (0, 1], a negative eps, a clip that is not
+      positive, an argument of the wrong kind, an unknown role, or a
+      `preprocess` with a state.
 
   >>> import jax, jax.numpy as jnp, revmom
   >>> optimizer = revmom.adamw(learning_rate=0.1)
@@ -134,10 +136,10 @@ def adamw(
   check_factor("b2", b2)
   room = {FIRST_MOMENT: floor(b1), SECOND_MOMENT: floor(b2)}
   return Adam(
-    b1=wrap(b1),
-    b2=wrap(b2),
-    eps=wrap(eps),
-    eps_root=wrap(eps_root),
+    b1=wrap("b1", b1),
+    b2=wrap("b2", b2),
+    eps=wrap("eps", eps),
+    eps_root=wrap("eps_root", eps_root),
     **choices(
       {FIRST_MOMENT: 24, SECOND_MOMENT: 26, PARAMS: 24},
       room,

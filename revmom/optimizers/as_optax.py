@@ -6,10 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
+from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.leaf import PARAMS
-from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.reversible import (
+  NO_DERIVATIVE,
+  ReversibleOptimizer,
+  check_like,
+  check_optimizer,
+)
 from revmom.optimizers.state import State
 
 
@@ -48,6 +55,10 @@ def as_optax(
   which snaps them to the grid.  Nothing may change the updates on their way;
   give stateless transformations of gradients as the optimizer's `preprocess`.
 
+  It works in `flax.nnx.Optimizer` and Linen's `TrainState`, too.
+  `optax.tree.map_params` doesn't know the arrays of the state, in which small
+  parameters are packed together; map over `state.leaves`.
+
   Args:
     optimizer: such as `revmom.adamw`.
     num_steps: that the buffers must hold; see `ReversibleOptimizer.init`.
@@ -56,10 +67,10 @@ def as_optax(
     A `ReversibleTransformation`.
 
   Raises:
-    ValueError: from `init` if parameters have another type than float32
-      (float64 for int64), from `update` if `params` are not those of the
-      state; where that can't be known because they are traced, the updates
-      are NaN.
+    ValueError: `optimizer` is none of revmom's; from `init` if parameters
+      have another type than float32 (float64 for int64), from `update` if
+      `params` are not those of the state; where that can't be known because
+      they are traced, the updates are NaN.
 
   >>> import revmom
   >>> gradient = jax.jit(jax.grad(lambda x: jnp.sum(jnp.cos(x))))
@@ -74,6 +85,7 @@ def as_optax(
   >>> bool((params == start).all())
   True
   """
+  check_optimizer("as_optax", optimizer)
   # The largest integer has `span` bits; a float's mantissa holds fewer.
   wide = jnp.dtype(optimizer.integer).itemsize == 8
   dtype = jnp.dtype("float64" if wide else "float32")
@@ -83,6 +95,14 @@ def as_optax(
   optimizer = optimizer.replace(shown_bits=bits - (span - mantissa))
 
   def init(params: Any) -> State:
+    if _is_placeholder(params):
+      raise ValueError(
+        "optax.tree.map_params can't tell which arrays of the state belong to "
+        "which parameters: the state holds integers, in which small arrays "
+        "are packed together.  Map over state.leaves instead, as in "
+        "state.replace(leaves=jax.tree.map(f, state.leaves))."
+      )
+    params = _without_variables(params)
     for path, leaf in jax.tree.leaves_with_path(params):
       if jnp.result_type(leaf) != dtype:
         raise ValueError(
@@ -99,12 +119,22 @@ def as_optax(
         "update got no params; pass transformation.update(gradients, state, "
         "params), which must be the parameters of the state."
       )
-    same = jax.tree.map(
-      lambda given, own: jnp.all((given == own) | jnp.isnan(own)),
-      params,
-      optimizer.params(state),
+    structure: Any = jax.tree.structure(gradients)
+    state = _without_variables(state)
+    gradients, params = refuse_derivative(
+      (
+        _like_state("gradients", gradients, state),
+        _like_state("params", params, state),
+      ),
+      NO_DERIVATIVE.format("as_optax(...).update"),
     )
-    same = jnp.all(jnp.stack(jax.tree.leaves(same)))
+    same = jnp.ones((), bool)
+    for given, own in zip(
+      jax.tree.leaves(params),
+      jax.tree.leaves(optimizer.params(state)),
+      strict=True,
+    ):
+      same = same & jnp.all((given == own) | jnp.isnan(own))
     known = hyperparameters.concrete(same)
     if known is not None and not known:
       raise ValueError(
@@ -118,12 +148,54 @@ def as_optax(
       optimizer.params(state),
       params,
     )
-    return updates, state
+    return structure.unflatten(jax.tree.leaves(updates)), state
 
   def inverse(grad_fn: Callable[[Any], Any], state: State):
-    state = optimizer.inverse(state, grad_fn)
+    state = _without_variables(state)
+    gradients = lambda params: _like_state("gradients", grad_fn(params), state)
+    state = optimizer.inverse(state, gradients)
     return optimizer.params(state), state
 
-  return ReversibleTransformation(
-    init, update, inverse, optimizer.params, optimizer
+  def params_of(state: State) -> Any:
+    return optimizer.params(_without_variables(state))
+
+  return ReversibleTransformation(init, update, inverse, params_of, optimizer)
+
+
+def _without_variables(tree: Any) -> Any:
+  """Arrays instead of the variables that `flax.nnx.Optimizer` makes of them."""
+  is_variable = lambda node: isinstance(node, nnx.Variable)
+  return jax.tree.map(
+    lambda node: node.get_value() if is_variable(node) else node,
+    tree,
+    is_leaf=is_variable,
   )
+
+
+def _like_state(name: str, tree: Any, state: State) -> Any:
+  """A tree in the containers of the state's parameters.
+
+  `flax.nnx.Optimizer` initialises with other containers than it updates.
+  """
+  tree = _without_variables(tree)
+  names = [
+    [jax.tree_util.keystr((key,), simple=True) for key in path]
+    for path, _ in jax.tree.leaves_with_path(tree)
+  ]
+  own = [
+    [jax.tree_util.keystr((key,), simple=True) for key in path]
+    for path, _ in jax.tree.leaves_with_path(state.like_params())
+  ]
+  if names == own:
+    tree = state.structure.unflatten(jax.tree.leaves(tree))
+  check_like(name, tree, state.like_params())
+  return tree
+
+
+def _is_placeholder(params: Any) -> bool:
+  """Whether optax asks where the parameters are in a state.
+
+  `optax.tree.map_params` initialises with a node of its own, without leaves.
+  """
+  ours = type(params).__module__.startswith("optax.")
+  return ours and not isinstance(params, tuple) and not jax.tree.leaves(params)

@@ -40,6 +40,8 @@ def choices(
   Raises:
     ValueError: an unknown role or type, or a `preprocess` with a state.
   """
+  learning_rate = hyperparameters.wrap("learning_rate", learning_rate)
+  weight_decay = hyperparameters.wrap("weight_decay", weight_decay)
   check_stateless(preprocess)
   integer = _check_integer(integer)
   if integer == np.dtype("int64"):
@@ -48,9 +50,9 @@ def choices(
     room = _decay_floor(learning_rate, weight_decay)
     factor_floors = {**factor_floors, PARAMS: room}
   return {
-    "learning_rate": hyperparameters.wrap(learning_rate),
-    "weight_decay": hyperparameters.wrap(weight_decay),
-    "clip": hyperparameters.wrap(clip),
+    "learning_rate": learning_rate,
+    "weight_decay": weight_decay,
+    "clip": hyperparameters.wrap("clip", clip),
     "preprocess": preprocess,
     "fraction_bits": tuple(
       _override("fraction_bits", bits, fraction_bits).items()
@@ -61,7 +63,8 @@ def choices(
 
 
 def check_factor(name: str, value: Any) -> None:
-  """Raises ValueError for a known factor outside (0, 1]."""
+  """Raises ValueError for no factor, or a known one outside (0, 1]."""
+  hyperparameters.check_kind(name, value)
   smallest = hyperparameters.extreme(value, np.min)
   largest = hyperparameters.extreme(value, np.max)
   if smallest is None or largest is None:
@@ -83,6 +86,11 @@ def check_stateless(preprocess: optax.GradientTransformation | None) -> None:
   """
   if preprocess is None:
     return
+  if not isinstance(preprocess, optax.GradientTransformation):
+    raise ValueError(
+      f"preprocess is {preprocess!r}; give an optax transformation without a "
+      "state, such as optax.clip_by_global_norm(1.0)."
+    )
   state = preprocess.init({"probe": jax.numpy.zeros(1)})
   if jax.tree.leaves(state):
     raise ValueError(
@@ -141,4 +149,13 @@ def _override(
     raise ValueError(
       f"{name} has roles {sorted(unknown)}; choose from {sorted(default)}."
     )
+  for role, value in (given or {}).items():
+    fits = (
+      isinstance(value, int | np.integer)
+      if name == "fraction_bits"
+      else hyperparameters.is_real(value) and 0 < value <= 1
+    )
+    if not fits:
+      kind = "a whole number" if name == "fraction_bits" else "in (0, 1]"
+      raise ValueError(f"{name}[{role!r}] is {value!r}; it must be {kind}.")
   return {**default, **(given or {})}

@@ -31,6 +31,8 @@ from revmom.optimizers.leaf import (
 )
 from revmom.optimizers.packing import Packing
 
+_OTHER = "the state was made by another optimizer"
+
 
 class Spills(NamedTuple):
   """When the buffers of a run spill, and how large they get.
@@ -129,13 +131,27 @@ class Dynamics(struct.PyTreeNode):
     """1 - rho of every role at one step; each must be one number."""
     factors = self.at(leaf, step, dtype).all_forgetting(step)
     for role, forgotten in factors.items():
-      if jnp.ndim(forgotten):
+      if role == PARAMS and not self._decays(leaf):
+        # Nothing decays, whatever the learning rate of each element.
+        factors[role] = jnp.zeros((), dtype)
+      elif jnp.ndim(forgotten):
         raise ValueError(
           f"the factor of {role!r} has shape {jnp.shape(forgotten)} within one "
           "parameter array; a factor must be one number for a whole array, "
           "because all its elements spill together."
         )
     return factors
+
+  def _decays(self, leaf: int) -> bool:
+    """Whether the weight decay of a leaf may be other than zero."""
+    values = self.hyperparameters[self.part[leaf]].get("weight_decay")
+    if values is None:
+      return False
+    value = values[leaf if len(values) > 1 else 0]
+    if isinstance(value, PerStep):
+      value = value.values
+    known = hyperparameters.concrete(value)
+    return known is None or bool(np.any(known))
 
   def _columns(self, part: int) -> list[int]:
     """The leaves whose factors a part's schedules hold."""
@@ -327,6 +343,76 @@ class Dynamics(struct.PyTreeNode):
       log = self._log_factor(self.forgetting(i)[AVERAGE], count)
       weights.append(-jnp.expm1(log.total))
     return weights
+
+  def check_slots(self, leaves: Sequence[Leaf]) -> None:
+    """Raises ValueError unless leaves are those of such an optimizer.
+
+    What an optimizer keeps can always be compared; see also `check_factors`.
+    """
+    if len(leaves) != len(self.part):
+      raise ValueError(
+        f"{_OTHER}: it has {len(leaves)} arrays of parameters, but "
+        f"the optimizer has {len(self.part)}."
+      )
+    for leaf, part in zip(leaves, self.part, strict=True):
+      roles = sorted(set(self.equations[part].roles) - {PARAMS})
+      if sorted(leaf.slots) != roles:
+        raise ValueError(
+          f"{_OTHER}: it keeps {sorted(leaf.slots)}, but the optimizer keeps "
+          f"{roles}."
+        )
+      decays = "weight_decay" in self.hyperparameters[part]
+      if decays != (PARAMS in leaf.buffers):
+        raise ValueError(
+          f"{_OTHER}: its weight_decay was "
+          + (
+            "None, but the optimizer has one."
+            if decays
+            else "a number, but the optimizer's is None."
+          )
+        )
+      if leaf.params.dtype != self.integer:
+        raise ValueError(
+          f"{_OTHER}: its integers are {leaf.params.dtype}, but those of the "
+          f"optimizer are {self.integer}."
+        )
+
+  def check_factors(self, schedules: list, step: Any = None) -> None:
+    """Raises ValueError if what is known of the factors says another optimizer.
+
+    Args:
+      schedules: of a state.
+      step: the one to look at; by default all.
+    """
+    for part, own in enumerate(schedules):
+      for role, forgetting in self._factors(part).items():
+        then = own[role]
+        arrays = map(
+          hyperparameters.concrete, (then.before, then.after, forgetting)
+        )
+        known = [a.astype(np.float64) for a in arrays if a is not None]
+        at = 0 if step is None else hyperparameters.concrete(step)
+        if at is None or len(known) < 3:
+          continue
+        before, after, now = known
+        if before.ndim != now.ndim:  # a batch of runs
+          continue
+        if step is not None:
+          before, after, now = (a[at : at + 1] for a in (before, after, now))
+        if before.shape != now.shape:
+          raise ValueError(
+            f"{_OTHER}: it has {before.shape[1]} factors of {role!r} for each "
+            f"step, but the optimizer has {now.shape[1]}."
+          )
+        different = np.abs(before / after - (1 - now)) > 2.0**-20
+        if np.any(different):
+          row = tuple(np.argwhere(different)[0])
+          hint = " (1 - learning_rate * weight_decay)" if role == PARAMS else ""
+          raise ValueError(
+            f"{_OTHER}: it multiplied {role!r}{hint} by "
+            f"{before[row] / after[row]:.7g} in step {row[0] + at}, but the "
+            f"optimizer by {1 - now[row]:.7g}."
+          )
 
   def log_factors(self, count: jax.Array) -> list[compensated.Sum]:
     """Of an element of each leaf, what `count` steps multiply volume with."""

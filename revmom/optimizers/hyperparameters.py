@@ -16,11 +16,43 @@ from flax import struct
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+# What hyperparameters may be.
+_KINDS = (
+  "give a real number, an array over steps, a function of the step, or a "
+  "pytree of these like the parameters"
+)
+_OPTIONAL = ("clip", "eps_root", "weight_decay")
+_LEAST = {
+  "clip": "more than 0",
+  "eps": "at least 0",
+  "eps_root": "at least 0",
+  "initial_accumulator_value": "at least 0",
+}
+
+
+_TABULATE = (
+  "it has no derivative; for one, tabulate it, as in learning_rate="
+  "jax.vmap(schedule)(jnp.arange(num_steps)), or build the optimizer from the "
+  "numbers that the function depends on"
+)
+
 
 class StepFunction(struct.PyTreeNode):
   """A hyperparameter given as a function of the step; it has no leaves."""
 
   function: Callable[[ArrayLike], ArrayLike] = struct.field(pytree_node=False)
+
+  def __repr__(self) -> str:
+    return f"StepFunction({self.function!r}: {_TABULATE})"
+
+  def __float__(self) -> float:
+    raise ValueError(f"a function of the step is no number: {_TABULATE}")
+
+  def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+    raise ValueError(f"a function of the step is no array: {_TABULATE}")
+
+  def __jax_array__(self) -> jax.Array:
+    raise ValueError(f"a function of the step is no array: {_TABULATE}")
 
 
 class PerStep(NamedTuple):
@@ -29,14 +61,81 @@ class PerStep(NamedTuple):
   values: jax.Array  # [steps, ...]
 
 
-def wrap(value: Any) -> Any:
-  """Makes functions of the step into pytrees without leaves."""
-  is_function = lambda leaf: callable(leaf)
+def wrap(name: str, value: Any) -> Any:
+  """Makes functions of the step into pytrees without leaves.
+
+  Args:
+    name: of the hyperparameter, for error messages.
+    value: as the user gave it; None where it may be left out.
+
+  Raises:
+    ValueError: a leaf is neither a real number, an array of them nor a
+      function of the step, or a number is out of the hyperparameter's range.
+  """
+  if value is None and name in _OPTIONAL:
+    return None
+  check_kind(name, value)
   return jax.tree.map(
     lambda leaf: StepFunction(leaf) if callable(leaf) else leaf,
     value,
-    is_leaf=is_function,
+    is_leaf=callable,
   )
+
+
+def check_kind(name: str, value: Any) -> None:
+  """Raises ValueError unless a value can be a hyperparameter."""
+  leaves = jax.tree.leaves_with_path(
+    value, is_leaf=lambda leaf: leaf is None or callable(leaf)
+  )
+  if not leaves:
+    raise ValueError(f"{name}={value!r} holds no number; {_KINDS}.")
+  for path, leaf in leaves:
+    where = f"{name}{jax.tree_util.keystr(path)}"
+    if callable(leaf):
+      _check_function(where, leaf)
+    elif not is_real(leaf):
+      raise ValueError(f"{where} is {leaf!r}; {_KINDS}.")
+    else:
+      check_range(name, leaf)
+
+
+def is_real(leaf: Any) -> bool:
+  """Whether a leaf is a real number or an array of them."""
+  dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+  return jnp.issubdtype(dtype, np.floating) or jnp.issubdtype(dtype, np.integer)
+
+
+def _check_function(where: str, function: Callable) -> None:
+  try:
+    out = jax.eval_shape(function, jax.ShapeDtypeStruct((), jnp.int32))
+  except Exception as error:
+    raise ValueError(
+      f"{where} is {function!r}, which fails with a traced step (int32 []) as "
+      "its argument; a schedule is a function of the step alone that gives a "
+      "number, such as optax.cosine_decay_schedule(0.1, 100).  The failure: "
+      f"{error}"
+    ) from error
+  if not (isinstance(out, jax.ShapeDtypeStruct) and is_real(out)):
+    raise ValueError(
+      f"{where} is {function!r}, which gives {out} for a step; a schedule "
+      "gives a real number, or an array with one for each element."
+    )
+
+
+def check_range(name: str, numbers: Any) -> None:
+  """Raises ValueError if known numbers are out of a hyperparameter's range."""
+  if name not in _LEAST:
+    return
+  known = concrete(numbers)
+  if known is None:
+    return
+  inside = known > 0 if _LEAST[name] == "more than 0" else known >= 0
+  if not np.all(inside):
+    bad = known[~inside].flat[0] if known.ndim else known
+    raise ValueError(
+      f"{name}={bad}, but it must be {_LEAST[name]}"
+      + (" (None is no limit)." if name == "clip" else ".")
+    )
 
 
 def _is_leaf(value: Any) -> bool:
@@ -91,7 +190,9 @@ def _resolve(
     value = jax.vmap(value.function)(jnp.arange(steps, dtype=jnp.int32))
     value = jnp.asarray(value)
     _check_shape(name, value, shapes)
+    check_range(name, value)
     return PerStep(value)
+  check_range(name, value)
   value = jnp.asarray(value)
   if not jnp.issubdtype(value.dtype, jnp.inexact):
     value = value.astype(jnp.result_type(float))

@@ -125,8 +125,8 @@ def muon(
   check_factor("momentum", momentum)
   room = {MOMENTUM: floor(momentum)}
   matrices = Muon(
-    momentum=wrap(momentum),
-    eps=wrap(eps),
+    momentum=wrap("momentum", momentum),
+    eps=wrap("eps", eps),
     iterations=iterations,
     **choices(
       {MOMENTUM: 24, PARAMS: 24},

@@ -1,7 +1,7 @@
 """Different optimizers for different parameters, and averages of them."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from flax import struct
@@ -9,35 +9,59 @@ from flax import struct
 from revmom.optimizers.choices import check_factor, floor
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.leaf import AVERAGE, PARAMS
-from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.reversible import ReversibleOptimizer, check_optimizer
+
+
+class Labels(NamedTuple):
+  """A pytree of labels as a function of the parameters, which can be hashed."""
+
+  leaves: tuple[Hashable, ...]
+  structure: Any
+
+  def __call__(self, params: Any) -> Any:
+    return self.structure.unflatten(self.leaves)
 
 
 class Partition(ReversibleOptimizer, kw_only=True):
   """One optimizer for each label; build it with `partition`."""
 
-  optimizers: dict[str, ReversibleOptimizer]
+  optimizers: dict[Hashable, ReversibleOptimizer]
   labels: Callable[[Any], Any] = struct.field(pytree_node=False)
 
   def parts(self, params: Any) -> tuple[list[tuple[Any, list[int]]], dict]:
-    labels = jax.tree.leaves(jax.tree.broadcast(self.labels(params), params))
-    unknown = sorted(set(map(str, labels)) - set(self.optimizers))
+    labels = self._labels(params)
+    parts = []
+    for name, optimizer in self.optimizers.items():
+      own = {i for i, label in enumerate(labels) if label == name}
+      within, _ = optimizer.replace(shown_bits=self.shown_bits).parts(params)
+      parts += [
+        (part, [leaf for leaf in leaves if leaf in own])
+        for part, leaves in within
+      ]
+    return parts, {} if self.clip is None else {"clip": self.clip}
+
+  def _labels(self, params: Any) -> list[Hashable]:
+    """Of each parameter array."""
+    labels = self.labels(params)
+    try:
+      found = jax.tree.leaves(jax.tree.broadcast(labels, params))
+    except ValueError as error:
+      raise ValueError(
+        f"the labels are {labels}, but the parameters are "
+        f"{jax.tree.structure(params)}; give one label for each array, or for "
+        "all arrays of a subtree."
+      ) from error
+    unknown = sorted({str(l) for l in found if l not in self.optimizers})
     if unknown:
       raise ValueError(
         f"some parameters are labelled {', '.join(unknown)}, but there are "
-        f"optimizers for {', '.join(self.optimizers)} only."
+        f"optimizers for {', '.join(map(str, self.optimizers))} only."
       )
-    parts = [
-      (
-        optimizer.replace(shown_bits=self.shown_bits),
-        [i for i, label in enumerate(labels) if label == name],
-      )
-      for name, optimizer in self.optimizers.items()
-    ]
-    return parts, {} if self.clip is None else {"clip": self.clip}
+    return found
 
 
 def partition(
-  optimizers: Mapping[str, ReversibleOptimizer],
+  optimizers: Mapping[Any, ReversibleOptimizer],
   labels: Any,
   *,
   clip: Any = None,
@@ -46,11 +70,13 @@ def partition(
   """Different optimizers for different parameter arrays.
 
   Args:
-    optimizers: label -> optimizer.  Hyperparameters that are pytrees are like
-      all the parameters, not only those of their label.
-    labels: a function of the parameters that gives a pytree of labels like
-      them, or a prefix of it (optax calls it `param_labels`); it is called with
-      shapes as well.
+    optimizers: label (a string or an integer) -> optimizer, which may be a
+      partition itself, such as `revmom.muon`.  Hyperparameters that are
+      pytrees are like all the parameters, not only those of their label.
+    labels: a pytree of labels like the parameters, or a prefix of it, or a
+      function of the parameters that gives one (optax calls it
+      `param_labels`); it is called with shapes as well, and with all the
+      parameters inside of another partition, too.
     clip: largest norm of all gradients together, or, as a pytree like the
       parameters, of each array.
     preprocess: a stateless optax transformation of all gradients.
@@ -75,6 +101,10 @@ def partition(
   >>> print(params["w"], params["b"])
   [0.9 0.9] [0.]
   """
+  if not optimizers:
+    raise ValueError("partition got no optimizers; give one for each label.")
+  for label, optimizer in optimizers.items():
+    check_optimizer(f"partition, for the label {label!r},", optimizer)
   alike = {
     (dict(o.fraction_bits)[PARAMS], o.integer) for o in optimizers.values()
   }
@@ -93,13 +123,23 @@ def partition(
   ((bits, integer),) = alike
   return Partition(
     optimizers=dict(optimizers),
-    labels=labels,
-    clip=wrap(clip),
+    labels=labels if callable(labels) else _labels_of(labels),
+    clip=wrap("clip", clip),
     preprocess=preprocess,
     fraction_bits=((PARAMS, bits),),
     floors=(),
     integer=integer,
   )
+
+
+def _labels_of(tree: Any) -> Any:
+  leaves, structure = jax.tree.flatten(tree)
+  for label in leaves:
+    if not isinstance(label, str | int):
+      raise ValueError(
+        f"{label!r} is no label; labels are strings or integers."
+      )
+  return Labels(tuple(leaves), structure)
 
 
 def averaged(optimizer: ReversibleOptimizer, decay: Any) -> ReversibleOptimizer:
@@ -130,6 +170,7 @@ def averaged(optimizer: ReversibleOptimizer, decay: Any) -> ReversibleOptimizer:
   >>> print(optimizer.average_params(state))
   [-3.3333333]
   """
+  check_optimizer("averaged", optimizer)
   check_factor("decay", decay)
   if AVERAGE in optimizer.roles:
     raise ValueError(
@@ -142,7 +183,7 @@ def averaged(optimizer: ReversibleOptimizer, decay: Any) -> ReversibleOptimizer:
     return optimizer.replace(optimizers=optimizers)
   bits = dict(optimizer.fraction_bits)[PARAMS]
   return optimizer.replace(
-    average=wrap(decay),
+    average=wrap("decay", decay),
     fraction_bits=(*optimizer.fraction_bits, (AVERAGE, bits)),
     floors=(*optimizer.floors, (AVERAGE, floor(decay))),
     fine=(*optimizer.fine, AVERAGE),

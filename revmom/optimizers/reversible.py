@@ -29,6 +29,7 @@ from jax import lax
 
 from revmom.exact import bit_buffer, compensated, fixed_point
 from revmom.exact.bit_buffer import Schedule
+from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters, packing
 from revmom.optimizers.dynamics import Dynamics, clip, compute_dtype
 from revmom.optimizers.leaf import AVERAGE, PARAMS, Leaf
@@ -36,6 +37,14 @@ from revmom.optimizers.packing import Packing
 from revmom.optimizers.state import State, check_in_range
 
 DEFAULT_STEPS = 1000
+_NUDGE = 1e-15  # its square is a normal number, too
+NO_DERIVATIVE = (
+  "{} computes on integers, through which every derivative would be zero.  "
+  "Differentiate revmom.train instead: the params, average and losses of its "
+  "result have exact derivatives with respect to the optimizer, the "
+  "parameters, the batches and args.  Where no derivative is meant, pass "
+  "jax.lax.stop_gradient of the arguments."
+)
 
 
 class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
@@ -160,6 +169,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
         factor has no inverse.
     """
     self.check_params(params)
+    params = refuse_derivative(params, NO_DERIVATIVE.format("optimizer.init"))
     steps = self.num_steps() or DEFAULT_STEPS
     steps = steps if num_steps is None else num_steps
     if steps < 0:
@@ -188,8 +198,11 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     Raises:
       ValueError: the gradients are not like the parameters.
     """
-    dynamics = self.resolve_for(state)
-    gradients = self.gradients(dynamics, state, grad_fn)
+    dynamics, state = self._constant(state, "optimizer.forward")
+    gradients = refuse_derivative(
+      self.gradients(dynamics, state, grad_fn),
+      NO_DERIVATIVE.format("optimizer.forward"),
+    )
     # A step that the buffers have no room for must not look like one.
     gradients = [
       jnp.where(state.count < state.steps, g, jnp.nan) for g in gradients
@@ -206,15 +219,16 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     two alike, and give both the same batch, devices and threads.
     """
     before = self.undo_update(state)
-    dynamics = self.resolve_for(state)
+    dynamics, before = self._constant(before, "optimizer.inverse")
     return self.undo_increments(
       before, self.gradients(dynamics, before, grad_fn)
     )
 
   def undo_update(self, state: State) -> State:
     """The first half of `inverse`: equation (2) undone, parameters restored."""
-    dynamics = self.resolve_for(state)
+    dynamics, state = self._constant(state, "optimizer.inverse")
     step = state.count - 1
+    dynamics.check_factors(state.schedules, step)
     leaves = [
       dynamics.undo_update(
         i,
@@ -231,7 +245,10 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
 
   def undo_increments(self, state: State, gradients: list) -> State:
     """The second half: equation (1) undone, with the gradients consumed."""
-    dynamics = self.resolve_for(state)
+    dynamics, state = self._constant(state, "optimizer.inverse")
+    gradients = refuse_derivative(
+      gradients, NO_DERIVATIVE.format("optimizer.inverse")
+    )
     # There is nothing before the first step.
     gradients = [jnp.where(state.count >= 0, g, jnp.nan) for g in gradients]
     leaves = []
@@ -251,7 +268,12 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     """
     dynamics = self.resolve_for(state)
     views = dynamics.views(state.leaves, state.compute_dtypes)
-    return state.shown(views)
+    return refuse_derivative(
+      state.shown(views),
+      NO_DERIVATIVE.format("optimizer.params"),
+      dynamics.hyperparameters,
+      state.witness,
+    )
 
   def average_params(self, state: State) -> Any:
     """The average of the parameters after each step, see `averaged`.
@@ -263,7 +285,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     Raises:
       ValueError: the optimizer keeps no average.
     """
-    dynamics = self.resolve_for(state)
+    dynamics, state = self._constant(state, "optimizer.average_params")
     if not dynamics.keeps_average:
       raise ValueError(
         "this optimizer keeps no average; use revmom.averaged(optimizer, rho)."
@@ -359,6 +381,16 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     """The dynamics of the run that a state belongs to."""
     return self.resolve(state.like_params(), state.steps, state.packing)
 
+  def _constant(self, state: State, what: str) -> tuple[Dynamics, State]:
+    """The dynamics of a state, neither of which may be differentiated."""
+    dynamics = self.resolve_for(state)
+    dynamics.check_slots(state.leaves)
+    message = NO_DERIVATIVE.format(what)
+    values = refuse_derivative(dynamics.hyperparameters, message)
+    return dynamics.replace(hyperparameters=values), refuse_derivative(
+      state, message
+    )
+
   def check_params(self, params: Any) -> None:
     """Raises ValueError for parameters that can't live on the grid."""
     bits = dict(self.fraction_bits)[PARAMS]
@@ -391,9 +423,18 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     """The gradients after `preprocess`."""
     if self.preprocess is None:
       return gradients
-    return self.preprocess.update(
+    change = lambda gradients: self.preprocess.update(
       gradients, self.preprocess.init(params), params
     )[0]
+    # A norm has no derivative at zero, where clipping is the identity; so the
+    # value is of the gradients, and the derivative of such a little beside.
+    nudged = jax.tree.map(lambda g: jnp.where(g == 0, g + _NUDGE, g), gradients)
+    near = change(nudged)
+    return jax.tree.map(
+      lambda value, near: value + (near - lax.stop_gradient(near)),
+      change(lax.stop_gradient(gradients)),
+      near,
+    )
 
   def gradients(
     self, dynamics: Dynamics, state: State, grad_fn: Callable[[Any], Any]
@@ -429,6 +470,35 @@ def _packing(
     for array, number in zip(arrays, part, strict=True)
   ]
   return packing.make(arrays, kinds)
+
+
+def check_optimizer(where: str, optimizer: Any) -> None:
+  """Raises ValueError for what is no reversible optimizer.
+
+  Args:
+    where: it was given, for the message.
+    optimizer: anything.
+  """
+  if isinstance(optimizer, ReversibleOptimizer):
+    return
+  own = getattr(optimizer, "optimizer", None)
+  if isinstance(own, ReversibleOptimizer):
+    raise ValueError(
+      f"{where} got as_optax(optimizer); pass the optimizer itself, here a "
+      f"revmom {type(own).__name__}."
+    )
+  if isinstance(optimizer, optax.GradientTransformation):
+    raise ValueError(
+      f"{where} got an optax transformation, whose steps can't be undone.  Use "
+      "the revmom optimizer of the same name and arguments: revmom.adamw for "
+      "optax.adamw, and likewise sgd (with a momentum), adam, adagrad, rmsprop "
+      "and muon; revmom.partition for optax.partition.  Transformations of "
+      "gradients without a state, such as clipping, go into its `preprocess`."
+    )
+  raise ValueError(
+    f"{where} got {optimizer!r} as its optimizer; build one with revmom.sgd, "
+    "revmom.adamw or another of revmom's optimizers."
+  )
 
 
 def check_like(name: str, tree: Any, params: Any) -> None:

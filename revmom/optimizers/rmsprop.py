@@ -144,9 +144,9 @@ def rmsprop(
   check_factor("momentum", momentum)
   room = {SQUARES: floor(decay), VELOCITY: floor(momentum)}
   return RMSProp(
-    decay=wrap(decay),
-    momentum=wrap(momentum),
-    eps=wrap(eps),
+    decay=wrap("decay", decay),
+    momentum=wrap("momentum", momentum),
+    eps=wrap("eps", eps),
     eps_in_sqrt=eps_in_sqrt,
     **choices(
       {SQUARES: 24, VELOCITY: 28, PARAMS: 24},
@@ -209,9 +209,11 @@ def adagrad(
   """
   check_factor("momentum", momentum)
   return Adagrad(
-    momentum=wrap(momentum),
-    initial_accumulator_value=wrap(initial_accumulator_value),
-    eps=wrap(eps),
+    momentum=wrap("momentum", momentum),
+    initial_accumulator_value=wrap(
+      "initial_accumulator_value", initial_accumulator_value
+    ),
+    eps=wrap("eps", eps),
     **choices(
       {SQUARES: 20, VELOCITY: 28, PARAMS: 24},
       {SQUARES: 1.0, VELOCITY: floor(momentum)},

@@ -81,7 +81,7 @@ def sgd(
     learning_rate: a number; an array over steps, [steps] or with a value per
       element [steps or 1, *leaf]; a function of the step, such as an optax
       schedule; or a pytree of these like the parameters or a prefix of them.
-      May be traced and differentiated.
+      May be traced and differentiated, except for functions: tabulate them.
     momentum: likewise, in (0, 1] and one number per step and parameter array.
     weight_decay: likewise, with zeros for arrays that should not decay;
       0 <= learning_rate * weight_decay < 1, or None.
@@ -97,14 +97,18 @@ def sgd(
     floors: the smallest factor of "velocity" (and "params" under weight decay)
       to make room for when it is traced; by default twice the bits of the
       values given here, or 0.5 (0.99) if they are traced already.
-    integer: "int32", or "int64" where x64 is on.
+    integer: "int32", or "int64" where x64 is on.  With int64 a step multiplies
+      by a factor that is within some 2^-30 of itself of the one given (2^-22
+      with int32) and carries the rest to the next step, so that runs with a
+      weight decay follow float64 to some 1e-9.
 
   Returns:
     A `ReversibleOptimizer`: `init`, `forward`, `inverse`, `params`, `log_det`.
 
   Raises:
-    ValueError: momentum outside (0, 1], an unknown form or role, or a
-      `preprocess` with a state.
+    ValueError: momentum outside (0, 1], a clip that is not positive, an
+      argument of the wrong kind, an unknown form or role, or a `preprocess`
+      with a state.
 
   >>> import jax, jax.numpy as jnp, revmom
   >>> optimizer = revmom.sgd(learning_rate=0.1, momentum=0.9)
@@ -123,7 +127,7 @@ def sgd(
   check_factor("momentum", momentum)
   room = {VELOCITY: floor(momentum)}
   return SGD(
-    momentum=wrap(momentum),
+    momentum=wrap("momentum", momentum),
     form=form,
     **choices(
       {VELOCITY: 28 if form == "heavy_ball" else 24, PARAMS: 24},

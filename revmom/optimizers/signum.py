@@ -85,7 +85,7 @@ def signum(
   check_factor("momentum", momentum)
   room = {MOMENTUM: floor(momentum)}
   return Signum(
-    momentum=wrap(momentum),
+    momentum=wrap("momentum", momentum),
     **choices(
       {MOMENTUM: 24, PARAMS: 24},
       room,

@@ -26,6 +26,11 @@ class State(struct.PyTreeNode):
   packing: Packing = struct.field(pytree_node=False)
 
   @property
+  def witness(self) -> Any:
+    """Floats that depend on what the integers depend on, if there are any."""
+    return ()
+
+  @property
   def compute_dtypes(self) -> list[Any]:
     """Of the float views of the leaves."""
     return [compute_dtype(d) for d in self.packing.first(self.dtypes)]

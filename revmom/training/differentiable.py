@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.custom_derivatives import SymbolicZero
 
+from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers.dynamics import Dynamics, Spills
 from revmom.optimizers.leaf import AVERAGE
 from revmom.optimizers.state import overflowed
@@ -57,13 +58,10 @@ def differentiable(
 
   def forward(hypers, timing, params, shared, stacked):
     masks = _perturbed(shared), _perturbed(stacked)
-    hypers, params, shared, stacked = jax.tree.map(
-      lambda leaf: type(leaf)(_once(leaf.value), leaf.perturbed),
-      (hypers, params, shared, stacked),
+    timing, *inputs = jax.tree.map(
+      lambda leaf: leaf.value, (timing, hypers, params, shared, stacked)
     )
-    hypers, timing, params, shared, stacked = jax.tree.map(
-      lambda leaf: leaf.value, (hypers, timing, params, shared, stacked)
-    )
+    hypers, params, shared, stacked = refuse_derivative(inputs, _TWICE)
     out = run(hypers, timing, params, shared, stacked)
     return out, Residuals(
       hypers, timing, params, shared, stacked, out[3], masks
@@ -90,36 +88,14 @@ def differentiable(
   return run
 
 
-def _once(value: Any) -> Any:
-  """The value, which must not be differentiated.
-
-  What follows are integers and rules of our own, through which derivatives of
-  derivatives would be zero or wrong.
-  """
-  if not jnp.issubdtype(jnp.result_type(value), jnp.inexact):
-    return value
-  return _raising(value)
-
-
-@jax.custom_jvp
-def _raising(value):
-  return value
-
-
-def _raise(primals, tangents):
-  if all(isinstance(tangent, SymbolicZero) for tangent in tangents):
-    return primals[0], tangents[0]
-  raise ValueError(
-    "a hypergradient can't be differentiated again: the reverse pass of "
-    "revmom.train restores integers, and a derivative through them would be "
-    "wrong.  This happens with jax.grad of jax.grad, jax.hessian, a penalty on "
-    "a hypergradient, or revmom.train inside of a loss that revmom.train "
-    "differentiates.  Take differences of hypergradients, or give the inner "
-    "one jax.lax.stop_gradient of its arguments."
-  )
-
-
-_raising.defjvp(_raise, symbolic_zeros=True)
+_TWICE = (
+  "a hypergradient can't be differentiated again: the reverse pass of "
+  "revmom.train restores integers, and a derivative through them would be "
+  "wrong.  This happens with jax.grad of jax.grad, jax.hessian, a penalty on "
+  "a hypergradient, or revmom.train inside of a loss that revmom.train "
+  "differentiates.  Take differences of hypergradients, or give the inner "
+  "one jax.lax.stop_gradient of its arguments."
+)
 
 
 def _forward(problem, plan, inputs, params):

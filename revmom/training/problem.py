@@ -1,10 +1,11 @@
 """From a user's loss and batches to a function of flat arrays and the step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from revmom.optimizers.dynamics import compute_dtype
 from revmom.optimizers.packing import Packing
@@ -12,6 +13,12 @@ from revmom.optimizers.reversible import ReversibleOptimizer
 from revmom.training import run as runs
 from revmom.training import second_order
 from revmom.training.closure import hoist
+
+_STACK = (
+  "A list of batches is stacked by jax.tree.map(lambda *a: jnp.stack(a), "
+  "*batches); what yields one batch after the other, such as a generator or a "
+  "data loader, is for a revmom.Stepper."
+)
 
 
 class Pieces(NamedTuple):
@@ -158,13 +165,18 @@ def run_length(
   """The length of a run, on which all its inputs must agree."""
   known = {}
   if not callable(batches):
-    for path, leaf in jax.tree.leaves_with_path(batches):
+    for path, leaf in jax.tree.leaves_with_path(
+      batches, is_leaf=lambda node: isinstance(node, Iterator)
+    ):
+      name = f"batches{jax.tree_util.keystr(path)}"
+      if not hasattr(leaf, "dtype") and not np.isscalar(leaf):
+        raise ValueError(f"{name} is a {type(leaf).__name__}.  {_STACK}")
       if jnp.ndim(leaf) == 0:
         raise ValueError(
-          f"batches{jax.tree_util.keystr(path)} is a scalar; every array of "
-          "the batches needs a leading step axis."
+          f"{name} is a scalar; every array of the batches needs a leading "
+          f"step axis.  {_STACK}"
         )
-      known[f"batches{jax.tree_util.keystr(path)}"] = jnp.shape(leaf)[0]
+      known[name] = jnp.shape(leaf)[0]
   if num_steps is not None:
     if num_steps < 0:
       raise ValueError(f"num_steps={num_steps}; a run has zero steps or more.")
@@ -181,5 +193,6 @@ def run_length(
     raise ValueError(
       "the lengths of the run disagree: "
       + ", ".join(f"{name}: {length}" for name, length in known.items())
+      + (f".  {_STACK}" if isinstance(batches, list) else "")
     )
   return next(iter(known.values()))

@@ -5,7 +5,12 @@ from typing import Any
 
 import jax
 
-from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.exact.refusal import refuse_derivative
+from revmom.optimizers.reversible import (
+  NO_DERIVATIVE,
+  ReversibleOptimizer,
+  check_optimizer,
+)
 from revmom.optimizers.state import State
 
 
@@ -44,6 +49,7 @@ class Stepper:
       loss_fn: (params, batch, *args) -> scalar.
       optimizer: such as `revmom.adamw`; concrete, not traced.
     """
+    check_optimizer("Stepper", optimizer)
     self.optimizer = optimizer
     self._value_and_grad = jax.jit(jax.value_and_grad(loss_fn))
     self._params = jax.jit(self._float_params)
@@ -65,6 +71,7 @@ class Stepper:
     self, state: State, batch: Any, *args: Any
   ) -> tuple[State, jax.Array]:
     """One step; the loss is that before it."""
+    batch, args = self._constant((batch, args))
     loss, gradients = self._value_and_grad(self._params(state), batch, *args)
     return self._advance(state, gradients), loss
 
@@ -72,9 +79,13 @@ class Stepper:
     self, state: State, batch: Any, *args: Any
   ) -> tuple[State, jax.Array]:
     """The state before the last step, which had this batch, and its loss."""
+    batch, args = self._constant((batch, args))
     state = self._undo_update(state)
     loss, gradients = self._value_and_grad(self._params(state), batch, *args)
     return self._undo_increments(state, gradients), loss
+
+  def _constant(self, inputs: Any) -> Any:
+    return refuse_derivative(inputs, NO_DERIVATIVE.format("revmom.Stepper"))
 
   def _float_params(self, state: State) -> Any:
     dynamics = self.optimizer.resolve_for(state)

@@ -7,9 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.leaf import with_words
-from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.reversible import (
+  NO_DERIVATIVE,
+  ReversibleOptimizer,
+  check_optimizer,
+)
 from revmom.optimizers.state import State
 from revmom.training import plan as plans
 from revmom.training import receipt as receipts
@@ -25,9 +30,15 @@ class RunState(State):
 
   checksums: jax.Array  # uint32 [1 + ceil(steps / checksum_every), 2]
   kept: list[Any]  # checkpoints or words of the plan's leading segments
+  zero: jax.Array  # float []: 0, with the tangents that integers can't have
   plan: Plan = struct.field(pytree_node=False)
   checksum_every: int = struct.field(pytree_node=False)
   fingerprint: Fingerprint = struct.field(pytree_node=False)
+
+  @property
+  def witness(self) -> Any:
+    """Whatever differentiates the run differentiates this."""
+    return self.zero
 
 
 class Run(struct.PyTreeNode):
@@ -107,6 +118,12 @@ def train(
   >>> print(f"{gradient.learning_rate:.2f} {gradient.momentum:.2f}")
   1.63 -0.46
   """
+  check_optimizer("train", optimizer)
+  if checksum_every < 1:
+    raise ValueError(
+      f"checksum_every={checksum_every}; there must be one step or more "
+      "between checksums."
+    )
   optimizer.check_params(params)
   steps = run_length(optimizer, batches, num_steps)
   dynamics = optimizer.resolve(params, steps)
@@ -142,6 +159,7 @@ def train(
     structure=structure,
     dtypes=dtypes,
     packing=dynamics.packing,
+    zero=jnp.sum(losses[:0]),
     plan=plan,
     checksum_every=checksum_every,
     fingerprint=receipts.fingerprint(),
@@ -194,6 +212,13 @@ def rewind(
   >>> bool((rewound.params == run.initial_params).all())
   True
   """
+  check_optimizer("rewind", optimizer)
+  if not isinstance(state, RunState):
+    raise ValueError(
+      f"rewind got a {type(state).__name__}; it needs the `state` of what "
+      "revmom.train returned, which keeps checksums and the plan of the run.  "
+      "Undo steps that optimizer.forward or a Stepper took with its inverse."
+    )
   state = jax.tree.map(jnp.asarray, state)
   changed = receipts.differences(state.fingerprint, receipts.fingerprint())
   if changed:
@@ -213,8 +238,15 @@ def rewind(
     state.packing,
   )
   dynamics = optimizer.resolve_for(state)
+  dynamics.check_slots(state.leaves)
+  dynamics.check_factors(state.schedules)
   spills = dynamics.spills()._replace(schedules=state.schedules)
-  inputs = runs.Inputs(dynamics, spills, pieces.shared, pieces.stacked)
+  message = NO_DERIVATIVE.format("revmom.rewind")
+  state, values, shared, stacked = refuse_derivative(
+    (state, dynamics.hyperparameters, *pieces), message
+  )
+  dynamics = dynamics.replace(hyperparameters=values)
+  inputs = runs.Inputs(dynamics, spills, shared, stacked)
   back = runs.backward(
     problem,
     inputs,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import revmom
 
@@ -114,3 +115,90 @@ def test_errors():
     transformation.update(params, state)
   updates, _ = jax.jit(transformation.update)(params, state, params)
   assert bool(jnp.all(jnp.isnan(updates["w"])))
+
+
+@pytest.mark.parametrize("params", [{}, {"w": optax.MaskedNode()}])
+def test_nothing_to_do(params):
+  transformation = revmom.as_optax(revmom.adam(0.1), 3)
+  state = transformation.init(params)
+  updates, state = transformation.update(params, state, params)
+  assert updates == params
+  params, state = transformation.inverse(lambda p: p, state)
+  assert updates == params and int(state.count) == 0
+
+
+def test_a_label_that_no_array_has():
+  transformation = optax.partition(
+    {
+      "ours": revmom.as_optax(revmom.sgd(0.125, 0.5), 3),
+      "none": revmom.as_optax(revmom.adam(0.1), 3),
+    },
+    lambda params: jax.tree.map(lambda _: "ours", params),
+  )
+  params = {"w": jnp.ones(2)}
+  updates, _ = transformation.update(
+    params, transformation.init(params), params
+  )
+  np.testing.assert_array_equal(updates["w"], -0.125)
+
+
+@pytest.mark.parametrize(
+  "compile", [lambda f: f, nnx.jit], ids=["eager", "jit"]
+)
+def test_in_an_nnx_optimizer(compile):
+  model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+  transformation = revmom.as_optax(revmom.sgd(0.125, 0.5), 3)
+  nnx.update(
+    model,
+    transformation.params(transformation.init(nnx.state(model, nnx.Param))),
+  )
+  start = jax.tree.map(jnp.copy, nnx.as_pure(nnx.state(model, nnx.Param)))
+  optimizer = nnx.Optimizer(model, transformation, wrt=nnx.Param)
+  loss = lambda model: jnp.sum(model(jnp.ones((1, 3))) ** 2)
+
+  def step(model, optimizer):
+    optimizer.update(model, nnx.grad(loss)(model))
+
+  before = float(loss(model))
+  for _ in range(3):
+    compile(step)(model, optimizer)
+  assert float(loss(model)) < before
+  graph = nnx.graphdef(model)
+  gradient = jax.jit(jax.grad(lambda params: loss(nnx.merge(graph, params))))
+  state = optimizer.opt_state
+  chex.assert_trees_all_equal(
+    jax.tree.leaves(transformation.params(state)),
+    jax.tree.leaves(nnx.state(model, nnx.Param)),
+  )
+  for _ in range(3):
+    params, state = transformation.inverse(gradient, state)
+  assert int(state.count) == 0
+  np.testing.assert_allclose(params["kernel"], start["kernel"], atol=2.0**-16)
+
+
+def test_map_params_says_what_to_map():
+  transformation = revmom.as_optax(revmom.adam(0.1), 3)
+  state = transformation.init({"w": jnp.ones((2, 3)), "b": jnp.ones(2)})
+  with pytest.raises(ValueError, match=r"state\.leaves"):
+    optax.tree.map_params(transformation, lambda a: 2 * a, state)
+
+
+def test_injected_hyperparameters():
+  make = lambda learning_rate: revmom.as_optax(
+    revmom.sgd(learning_rate, 0.5), 3
+  )
+  transformation = optax.inject_hyperparams(make)(
+    learning_rate=lambda count: 0.25 / (1 + jnp.float32(count))
+  )
+  params = {"w": jnp.ones(2)}
+  state = transformation.init(params)
+  update = jax.jit(transformation.update)
+  p, v = 1.0, 0.0
+  for count in range(3):
+    updates, state = update(params, state, params)
+    p, v = (
+      p + 0.5 * v - 0.25 / (1 + count) * p,
+      0.5 * v - 0.25 / (1 + count) * p,
+    )
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(params["w"], p, atol=2.0**-17)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import revmom
@@ -22,18 +23,36 @@ def test_an_overflowing_norm_of_many():
   np.testing.assert_allclose(clipped, 0.1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("limit", [1.0, {"a": 1.0, "b": 1.0}])
-def test_hypergradients_with_a_gradient_of_zero(limit):
+@pytest.mark.parametrize(
+  "clipping",
+  [
+    {"clip": 1.0},
+    {"clip": {"a": 1.0, "b": 1.0}},
+    {"preprocess": optax.clip_by_global_norm(1.0)},
+    {"preprocess": optax.clip_by_block_rms(1.0)},
+  ],
+)
+def test_hypergradients_with_a_gradient_of_zero(clipping):
   """Where nothing is clipped, as without clipping."""
 
-  def final(rate, limit):
-    optimizer = revmom.sgd(rate, 0.9, clip=limit)
+  def final(rate, clipping):
+    optimizer = revmom.sgd(rate, 0.9, **clipping)
     loss = lambda p, w: w * jnp.sum(0.1 * p["a"] ** 2) + 0 * jnp.sum(p["b"])
     params = {"a": jnp.ones(2), "b": jnp.ones(3)}
     batches = jnp.array([1.0, 0.0, 1.0])
     run = revmom.train(loss, optimizer, params, batches)
     return jnp.sum(run.params["a"])
 
-  own = jax.jit(jax.grad(lambda rate: final(rate, limit)))(0.1)
-  free = jax.jit(jax.grad(lambda rate: final(rate, None)))(0.1)
+  own = jax.jit(jax.grad(lambda rate: final(rate, clipping)))(0.1)
+  free = jax.jit(jax.grad(lambda rate: final(rate, {})))(0.1)
   np.testing.assert_allclose(own, free, rtol=1e-5)
+
+
+def test_preprocessing_keeps_its_values():
+  optimizer = revmom.sgd(
+    0.1, 0.9, preprocess=optax.chain(optax.clip_by_global_norm(1.0))
+  )
+  gradients = {"a": jnp.array([0.0, 3.0]), "b": jnp.array([-4.0, -0.0])}
+  changed = optimizer.transform(gradients, gradients)
+  np.testing.assert_array_equal(changed["a"], np.float32([0.0, 0.6]))
+  np.testing.assert_array_equal(changed["b"], np.float32([-0.8, 0.0]))

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+import revmom
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep, StepFunction
 
@@ -15,7 +16,7 @@ PARAMS = {"w": jnp.zeros((2, 3)), "b": [jnp.zeros(3), jnp.zeros(())]}
 
 def resolve(value, params=PARAMS, steps=STEPS):
   return hyperparameters.per_leaf(
-    "rate", hyperparameters.wrap(value), params, steps
+    "rate", hyperparameters.wrap("rate", value), params, steps
   )
 
 
@@ -79,10 +80,10 @@ def test_a_value_per_step_and_element():
 
 
 def test_functions_are_pytrees_without_leaves():
-  wrapped = hyperparameters.wrap({"w": lambda step: 0.1, "b": 0.5})
+  wrapped = hyperparameters.wrap("rate", {"w": lambda step: 0.1, "b": 0.5})
   assert isinstance(wrapped["w"], StepFunction)
   assert jax.tree.leaves(wrapped) == [0.5]
-  assert hyperparameters.wrap(None) is None
+  assert hyperparameters.wrap("clip", None) is None
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_functions_are_pytrees_without_leaves():
   ],
 )
 def test_num_steps(value, expected):
-  wrapped = hyperparameters.wrap(value)
+  wrapped = hyperparameters.wrap("rate", value)
   assert hyperparameters.num_steps(wrapped) == expected
 
 
@@ -155,7 +156,7 @@ def test_extremes_of_known_numbers():
   assert hyperparameters.extreme(value, np.min) == 0.25
   assert hyperparameters.extreme(value, np.max) == np.float64(0.9)
   assert hyperparameters.extreme(lambda step: 0.1, np.min) is None
-  wrapped = hyperparameters.wrap({"w": lambda step: 0.1, "b": 0.5})
+  wrapped = hyperparameters.wrap("rate", {"w": lambda step: 0.1, "b": 0.5})
   assert hyperparameters.extreme(wrapped, np.min) is None
   assert hyperparameters.extreme(None, np.min) is None
 
@@ -172,3 +173,16 @@ def test_traced_numbers_are_not_known():
   function(0.9)
   assert seen == [None, None]
   assert hyperparameters.concrete(0.5) == 0.5
+
+
+def test_a_function_has_no_derivative_and_says_how_to_get_one():
+  optimizer = revmom.sgd(optax.linear_schedule(0.1, 0.0, 3), 0.9)
+  loss = lambda params, batch: jnp.sum(params * batch)
+  objective = lambda optimizer: jnp.sum(
+    revmom.train(loss, optimizer, jnp.ones(2), jnp.ones(3)).params
+  )
+  rate = jax.grad(objective)(optimizer).learning_rate
+  assert "tabulate it" in repr(rate)
+  for convert in float, np.asarray, jnp.asarray, lambda rate: jnp.add(rate, 1):
+    with pytest.raises(ValueError, match="tabulate it"):
+      convert(rate)

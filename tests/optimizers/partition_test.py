@@ -1,5 +1,6 @@
 """Different optimizers for different parameters, and averages."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -228,3 +229,48 @@ def test_what_has_no_inverse_says_why(name):
     ValueError, match=f"{name} has no explicit inverse: .*Use"
   ):
     getattr(revmom, name)(0.1)
+
+
+@pytest.mark.parametrize("kind", ["function", "tree", "integers"])
+def test_partitions_inside_of_a_partition(kind):
+  """The same steps as one flat partition."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  params = {"w": draw(3, 2), "b": draw(2), "s": draw(4), "t": draw(2, 2)}
+  sgd = revmom.sgd(0.1, 0.5)
+  adam = revmom.adam(0.1)
+  deep, plain = (0, 1) if kind == "integers" else ("deep", "plain")
+  named = {"w": deep, "b": deep, "s": plain, "t": plain}
+  labels = (lambda params: named) if kind == "function" else named
+  nested = revmom.partition({deep: revmom.muon(0.1), plain: sgd}, labels)
+  nested = revmom.partition(
+    {"all": nested, "none": adam}, jax.tree.map(lambda _: "all", params)
+  )
+  flat = revmom.partition(
+    {"muon": revmom.muon(0.1).optimizers["matrices"], "adam": adam, "sgd": sgd},
+    {"w": "muon", "b": "adam", "s": "sgd", "t": "sgd"},
+  )
+
+  @jax.jit  # an optimizer is an argument, so its labels must be hashable
+  def after(optimizer):
+    start = optimizer.init(params, 2)
+    state = optimizer.forward(start, lambda p: p)
+    back = optimizer.inverse(state, lambda p: p)
+    return optimizer.params(state), back, start
+
+  got, back, start = after(nested)
+  chex.assert_trees_all_equal(got, after(flat)[0])
+  chex.assert_trees_all_equal(back, start)
+
+
+def test_labels_that_do_not_fit():
+  sgd = revmom.sgd(0.1, 0.5)
+  params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+  for labels, match in [
+    ({"w": 1}, "labels are"),
+    ({"w": 1, "b": 2}, "labelled 2"),
+  ]:
+    with pytest.raises(ValueError, match=match):
+      revmom.partition({1: sgd}, labels).init(params)
+  with pytest.raises(ValueError, match="no label"):
+    revmom.partition({1: sgd}, {"w": 1.5, "b": 1})
