@@ -25,6 +25,7 @@ import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import flags
 from doctor_cases import CASES, Case
 from tqdm import tqdm
@@ -240,10 +241,8 @@ def reverse(case: Case, dtype: str, steps: int, seed: int) -> Outcome:
     run = revmom.train(
       case.loss_fn, optimizer, params, batches, num_steps=steps
     )
-    return sum(
-      jnp.sum(jnp.square(a.astype(jnp.float32)))
-      for a in jax.tree.leaves(run.params)
-    )
+    floats = [a.astype(jnp.float32) for a in jax.tree.leaves(run.params)]
+    return optax.global_norm(floats) ** 2
 
   hypergradient = jax.jit(jax.grad(objective))
   done = lambda verdict, detail="", digest="": Outcome(

@@ -99,7 +99,7 @@ def _bare(leaves: list[Leaf]) -> list[Leaf]:
   ]
 
 
-def _words(leaves: list[Leaf]) -> list[dict[str, jax.Array]]:
+def _words(leaves: list[Leaf]) -> list[dict[str, jax.Array | None]]:
   return [{r: b.words for r, b in leaf.buffers.items()} for leaf in leaves]
 
 
