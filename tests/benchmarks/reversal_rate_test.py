@@ -49,7 +49,7 @@ def check(case):
     {"kind": "convolution", "normalisation": "batch", "dtype": "float64"},
     {"kind": "attention", "steps": 1},
   ],
-  ids=str,
+  ids=range(7),
 )
 def test_what_failed_once(changes):
   check(TINY._replace(**changes))
