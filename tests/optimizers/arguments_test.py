@@ -32,7 +32,7 @@ import revmom
     {"fraction_bits": {"params": "20"}},
     {"floors": {"velocity": 0.0}},
   ],
-  ids=repr,
+  ids=range(19),
 )
 def test_of_sgd(arguments):
   (name,) = arguments
