@@ -184,10 +184,12 @@ def stored(loss, optimizer, params, batches, steps) -> jax.Array:
   Each new value is that of the library's integers, and differentiates as the
   equation that it rounds.
   """
-  dynamics = optimizer.resolve(params, steps)
-  state = jax.lax.stop_gradient(optimizer).init(params, num_steps=steps)
+  state = jax.lax.stop_gradient(optimizer).init(
+    lax.stop_gradient(params), num_steps=steps
+  )
   fixed = jax.lax.stop_gradient(optimizer)
-  known = fixed.resolve(params, steps)
+  known = fixed.resolve_for(state)
+  dynamics = optimizer.resolve(params, steps, state.packing)
   dtypes = state.compute_dtypes
   exact = lambda value, approximate: (
     approximate + lax.stop_gradient(value - approximate)
