@@ -63,7 +63,7 @@ def inverse(f: Callable[..., Any], *like: Any) -> Callable[[Any], Any]:
   >>> inverse(jnp.sin)(jnp.array([0.5]))
   Traceback (most recent call last):
   ...
-  revmom.jacobian.knowledge.NotInvertible: ... `sin` is periodic.
+  revmom.jacobian.knowledge.NotInvertible: ... `sin` is periodic...
   """
 
   def inverted(y: Any) -> Any:

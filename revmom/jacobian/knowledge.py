@@ -18,7 +18,8 @@ def located(reason: str, equation: Equation) -> str:
   """A reason with the line of the user's function that it is about."""
   if equation.source is None or "(at " in reason:
     return reason
-  return f"{reason} (at {source_info_util.summarize(equation.source)})"
+  where = source_info_util.summarize(equation.source)
+  return f"{reason} (at {where})" if where else reason
 
 
 class Known(NamedTuple):

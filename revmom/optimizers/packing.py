@@ -82,7 +82,7 @@ def make(arrays: Sequence[Any], kinds: Sequence[Hashable]) -> Packing:
     arrays: or their shapes.
     kinds: what arrays that are packed together agree in; None keeps its shape.
 
-  >>> shapes = [(3, 2), (), (200, 100), (5,)]
+  >>> shapes = [(3, 2), (), (2000, 1000), (5,)]
   >>> packing = make([np.zeros(shape) for shape in shapes], ["any"] * 4)
   >>> [group.members for group in packing.groups]
   [(0, 1, 3), (2,)]
