@@ -1,6 +1,6 @@
 """How often a hypergradient of a random ordinary network is not a number.
 
-    python benchmarks/reversal_rate.py                # 400 networks: an hour
+    python benchmarks/reversal_rate.py  # 400 networks: over an hour
     python benchmarks/reversal_rate.py --networks=40
 
 Each network is drawn at random: batch 1 to 100, widths 1 to 100, 1 to 4 layers
