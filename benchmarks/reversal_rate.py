@@ -9,7 +9,9 @@ so are the length of its run, the optimizer, clipping, the mode of second
 derivatives, and whether the hypergradient is compiled as a whole or called
 eagerly.  The gradient of the sum of squares of the final parameters with
 respect to the optimizer and the initial parameters must be finite and equal to
-what autodiff makes of the stored run of the same integers.
+what autodiff makes of the stored run of the same integers.  Where they differ
+by more than a thousandth, the same network is run again in float64: there a
+difference that is due to rounding is gone.
 """
 
 import collections
@@ -259,12 +261,22 @@ def run(case: Case) -> tuple[bool, float]:
     if not finite:
       return False, math.nan
     expected = jax.jit(jax.grad(theirs, (0, 1)))(optimizer, params)
-    error = _largest_error(got, expected)
-    if error > 1e-3:
-      # How well it is determined: the same derivative, rounded otherwise.
-      other = jax.grad(theirs, (0, 1))(optimizer, params)
-      error = max(0.0, error - 30 * _largest_error(other, expected))
-    return True, error
+    return True, _largest_error(got, expected)
+
+
+def run_and_check(case: Case) -> dict:
+  """`run`, and whether the derivative is right, as a row of results."""
+  finite, error = run(case)
+  exact = error
+  if finite and error > 1e-3 and case.dtype != "float64":
+    finite, exact = run(case._replace(dtype="float64"))
+  limit = 1e-3 if error <= 1e-3 else 1e-6
+  return case._asdict() | {
+    "finite": finite,
+    "error": error,
+    "error in float64": exact,
+    "right": finite and exact <= limit,
+  }
 
 
 def _largest_error(got: Any, expected: Any) -> float:
@@ -287,8 +299,8 @@ def main(_: Any) -> None:
   results = []
   for seed in range(FIRST.value, FIRST.value + NETWORKS.value):
     case = draw(seed)
-    finite, error = run(case)
-    results.append(case._asdict() | {"finite": finite, "error": error})
+    results.append(run_and_check(case))
+    finite = results[-1]["finite"]
     for field in (
       "kind",
       "normalisation",
@@ -303,14 +315,18 @@ def main(_: Any) -> None:
       entry = table[field, str(getattr(case, field))]
       entry[0] += 1
       entry[1] += not finite
-    if not finite or error > (0.2 if case.dtype == "bfloat16" else 0.01):
-      print("!", finite, error, case, flush=True)
+    if not results[-1]["right"]:
+      print("!", results[-1], flush=True)
     jax.clear_caches()
     if (seed + 1) % 20 == 0:
       bad = sum(not r["finite"] for r in results)
       print(f"{bad} of {len(results)} are not a number", flush=True)
   failed = sum(not r["finite"] for r in results)
-  print(f"\njax {jax.__version__}: not a number {failed} of {len(results)}\n")
+  wrong = sum(r["finite"] and not r["right"] for r in results)
+  print(
+    f"\njax {jax.__version__}: not a number {failed} of {len(results)}, "
+    f"wrong {wrong}\n"
+  )
   print("| what is drawn | networks | not a number |\n|---|---|---|")
   for (field, value), (count, bad) in sorted(table.items()):
     print(f"| {field} {value} | {count} | {bad} |")

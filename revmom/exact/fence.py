@@ -90,8 +90,10 @@ def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:
   """
 
   def never(*args: Any) -> Any:
-    noise = jnp.arange(_LARGE, dtype=jnp.float32) * step.astype(jnp.float32)
-    nan = jnp.sqrt(-1 - jnp.sum(noise**2))
+    # Sorted, since a compiler does not make away with the memory for that.
+    angles = jnp.arange(_LARGE, dtype=jnp.float32) + step.astype(jnp.float32)
+    noise = jnp.sort(jnp.sin(angles))
+    nan = jnp.sqrt(-1 - noise[0] ** 2)
     return jax.tree.map(
       lambda out: jnp.full(out.shape, nan.astype(out.dtype)),
       jax.eval_shape(function, *args),

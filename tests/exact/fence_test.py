@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from revmom.exact.fence import fence
+from revmom.exact.fence import fence, isolate, origin
 
 STEP = jnp.array(3, jnp.int32)
 
@@ -39,3 +39,20 @@ def test_without_it_the_same_equation_may_have_other_bits():
   np.testing.assert_allclose(fused, a * b + c, atol=1e-6)
   if np.array_equal(fused, a * b + c):
     pytest.skip("this compiler fused nothing, so that fences can't be tested")
+
+
+def test_a_short_loop_is_not_compiled_as_one_function():
+  """XLA on CPU would make one of a loop that touches little memory."""
+
+  def step(carry, t):
+    value, gradient = isolate(jax.value_and_grad(jnp.sum), t, carry)
+    return carry - gradient, value
+
+  @jax.jit
+  def loop(integers):
+    steps = origin([integers]) + jnp.arange(3)
+    return jax.lax.scan(step, integers.astype(jnp.float32), steps)
+
+  compiled = loop.lower(jnp.arange(2)).compile()
+  assert "xla_cpu_small_call" not in compiled.as_text()
+  assert "conditional" in compiled.as_text()
