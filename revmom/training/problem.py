@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.optimizers.dynamics import compute_dtype
+from revmom.optimizers.dynamics import clip, compute_dtype
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import ReversibleOptimizer
 from revmom.training import run as runs
@@ -88,25 +88,29 @@ def pose(
     casts = [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
     return pure_loss(loss_constants, structure.unflatten(casts), batch, *args)
 
-  def transform(gradients, views):
-    changed = optimizer.transform(
-      structure.unflatten(packing.unpack(gradients)),
-      structure.unflatten(packing.unpack(views)),
-    )
-    return packing.pack(jax.tree.leaves(changed))
+  def consume(gradients, views, thresholds):
+    if optimizer.preprocess is not None:
+      changed = optimizer.transform(
+        structure.unflatten(packing.unpack(gradients)),
+        structure.unflatten(packing.unpack(views)),
+      )
+      gradients = packing.pack(jax.tree.leaves(changed))
+    return clip(gradients, thresholds)
 
-  def pull_back(one_loss, views, chosen, gradient_bar, value_bar):
+  def pull_back(others_of, views, chosen, t, gradient_bar, value_bar):
     first = lambda views, others: loss(views, others, jnp.zeros((), jnp.int32))
     others = _shaped(shared), _items(source.stacked)
     choice = second_order.choose(mode, first, views, others)
-    return choice(one_loss, views, chosen, gradient_bar, value_bar)
+    own = lambda views, chosen: loss(views, others_of(chosen), t)
+    return choice(own, views, chosen, gradient_bar, value_bar)
 
+  consumes = optimizer.preprocess is not None or optimizer.clip is not None
   problem = runs.Problem(
-    loss=loss,
+    gradient=jax.value_and_grad(loss),
+    consume=consume if consumes else None,
+    pull_back=pull_back,
     select=lambda others: ([], []),
     merge=lambda others, chosen: others,
-    transform=None if optimizer.preprocess is None else transform,
-    pull_back=pull_back,
     dtypes=tuple(compute_dtype(dtype) for dtype in packing.first(dtypes)),
     checksum_every=checksum_every,
   )

@@ -15,7 +15,7 @@ from jax import lax
 
 from revmom.exact.bit_buffer import Schedule
 from revmom.exact.fence import isolate, keep_alive, origin
-from revmom.optimizers.dynamics import Dynamics, Spills, clip
+from revmom.optimizers.dynamics import Dynamics, Spills
 from revmom.optimizers.leaf import Leaf, with_words
 from revmom.training import receipt
 from revmom.training.adjoint import (
@@ -39,12 +39,15 @@ class Backward(NamedTuple):
 class Problem(NamedTuple):
   """The static side of a run: what is computed, and how it is kept."""
 
-  # Of packed arrays: a loss never sees that some are.  (views, others, step)
-  loss: Callable[[list, Any, jax.Array], jax.Array]
+  # (views, others, step) -> (loss, gradients), of packed arrays
+  gradient: Callable[[list, Any, jax.Array], tuple[jax.Array, list]]
+  # (gradients, views, thresholds) -> what a step consumes; None is as is
+  consume: Callable[[list, list, list], list] | None
+  # (others of the differentiated ones, views, those ones, step, cotangents of
+  # the gradients, of the loss) -> cotangents of views and of those ones
+  pull_back: Callable[..., tuple[list, Any]]
   select: Callable[[Any], Any]  # others -> the differentiated ones
   merge: Callable[[Any, Any], Any]  # (others, differentiated ones) -> others
-  transform: Callable[[list, list], list] | None  # (gradients, views)
-  pull_back: Callable  # of second_order
   dtypes: tuple  # of the floats of leaves
   checksum_every: int
 
@@ -60,20 +63,7 @@ class Inputs(NamedTuple):
 
 def _gradient(problem: Problem, views: list, others: Any, t: jax.Array):
   """The loss and its gradient, alike in all passes."""
-  return isolate(jax.value_and_grad(problem.loss), t, views, others, t)
-
-
-def _consumed(problem: Problem, thresholds: list) -> Callable | None:
-  """(gradients, views, thresholds) -> what a step consumes; None is as is."""
-  if problem.transform is None and not thresholds:
-    return None
-
-  def consume(gradients, views, thresholds):
-    if problem.transform is not None:
-      gradients = problem.transform(gradients, views)
-    return clip(gradients, thresholds)
-
-  return consume
+  return isolate(problem.gradient, t, views, others, t)
 
 
 def first_step(leaves: list[Leaf]) -> jax.Array:
@@ -142,10 +132,9 @@ def forward_steps(
     views = dynamics.views(leaves, problem.dtypes)
     others = shared, _item(stacked, t)
     value, gradients = _gradient(problem, views, others, t)
-    thresholds = dynamics.thresholds(t)
-    consume = _consumed(problem, thresholds)
-    if consume is not None:
-      gradients = isolate(consume, t, gradients, views, thresholds)
+    if problem.consume is not None:
+      thresholds = dynamics.thresholds(t)
+      gradients = isolate(problem.consume, t, gradients, views, thresholds)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
     # Of the new integers, which nothing overwrites in this step: a compiler
     # would copy the old ones for it.
@@ -286,10 +275,9 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
   thresholds = dynamics.thresholds(t)
   value, raw = _gradient(problem, views, others, t)
   gradients = raw
-  consume = _consumed(problem, thresholds)
-  if consume is not None:
-    gradients = isolate(consume, t, raw, views, thresholds)
-  t = keep_alive(t, value)
+  if problem.consume is not None:
+    gradients = isolate(problem.consume, t, raw, views, thresholds)
+  t = keep_alive(t, jnp.sum(value))
   before = [
     dynamics.undo_increments(i, leaf, gradient, t, now[i])
     for i, (leaf, gradient) in enumerate(zip(between, gradients, strict=True))
@@ -300,15 +288,13 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
       dynamics, between, before, now, gradients, adjoint, t
     )
     raw_bar, views_bar, thresholds_bar = gradients_bar, None, []
-    if consume is not None:
-      _, consumed_pullback = jax.vjp(consume, raw, views, thresholds)
+    if problem.consume is not None:
+      _, consumed_pullback = jax.vjp(problem.consume, raw, views, thresholds)
       raw_bar, views_bar, thresholds_bar = consumed_pullback(gradients_bar)
     value_bar = None if losses_bar is None else losses_bar[t]
-    loss = lambda views, chosen: problem.loss(
-      views, problem.merge(others, chosen), t
-    )
+    others_of = lambda chosen: problem.merge(others, chosen)
     params_bar, chosen_bar = problem.pull_back(
-      loss, views, problem.select(others), raw_bar, value_bar
+      others_of, views, problem.select(others), t, raw_bar, value_bar
     )
     adjoint = adjoint._replace(
       hyperparameters=accumulate_thresholds(
