@@ -32,6 +32,7 @@ from revmom.optimizers import (
   signum,
 )
 from revmom.training import (
+  Outcome,
   Receipt,
   Run,
   Stepper,
@@ -40,11 +41,13 @@ from revmom.training import (
   ledger,
   rewind,
   train,
+  train_jvp,
 )
 
 __all__ = [
   "LogDet",
   "NotInvertible",
+  "Outcome",
   "Receipt",
   "ReversibleOptimizer",
   "Run",
@@ -81,4 +84,5 @@ __all__ = [
   "sgd",
   "signum",
   "train",
+  "train_jvp",
 ]

@@ -88,31 +88,28 @@ def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:
   >>> isolate(jnp.sum, jnp.array(3), jnp.arange(4.0))
   Array(6., dtype=float32)
   """
+  # On one axis there is but one layout that a compiler can choose.
+  leaves, structure = jax.tree.flatten(args)
+  inputs = [jax.typeof(leaf) for leaf in map(jnp.asarray, leaves)]
+  results, out_structure = jax.tree.flatten(jax.eval_shape(function, *args))
 
-  def never(*args: Any) -> Any:
+  def once(*flat: jax.Array) -> list[jax.Array]:
+    arrays = [a.reshape(x.shape) for a, x in zip(flat, inputs, strict=True)]
+    out = function(*structure.unflatten(arrays))
+    return [leaf.reshape(-1) for leaf in jax.tree.leaves(out)]
+
+  def never(*flat: jax.Array) -> list[jax.Array]:
     # Sorted, since a compiler does not make away with the memory for that.
     angles = jnp.arange(_LARGE, dtype=jnp.float32) + step.astype(jnp.float32)
     noise = jnp.sort(jnp.sin(angles))
     nan = jnp.sqrt(-1 - noise[0] ** 2)
-    return jax.tree.map(
-      lambda out: jnp.full(out.shape, nan.astype(out.dtype)),
-      jax.eval_shape(function, *args),
-    )
-
-  # On one axis there is but one layout that a compiler can choose.
-  structure: Any
-  leaves, structure = jax.tree.flatten(args)
-  shapes = [jnp.shape(leaf) for leaf in leaves]
-
-  def shaped(branch: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*flat: jax.Array) -> Any:
-      arrays = [a.reshape(s) for a, s in zip(flat, shapes, strict=True)]
-      return branch(*structure.unflatten(arrays))
-
-    return call
+    return [jnp.full(x.size, nan.astype(x.dtype)) for x in results]
 
   flat = [jnp.reshape(leaf, -1) for leaf in leaves]
-  return lax.cond(step >= 0, shaped(function), shaped(never), *flat)
+  out = lax.cond(step >= 0, once, never, *flat)
+  return out_structure.unflatten(
+    [a.reshape(x.shape) for a, x in zip(out, results, strict=True)]
+  )
 
 
 def keep_alive(step: jax.Array, values: jax.Array) -> jax.Array:

@@ -25,6 +25,8 @@ from revmom.optimizers.leaf import (
   PARAMS,
   Leaf,
   advance,
+  base,
+  is_tangent,
   retreat,
   value_after,
   with_words,
@@ -104,7 +106,7 @@ class Dynamics(struct.PyTreeNode):
       name: hyperparameters.at(values, leaf, step, dtype)
       for name, values in self.hyperparameters[part].items()
     }
-    return self.equations[part].replace(**values)
+    return self.equations[part].with_values(values)
 
   def thresholds(self, step: jax.Array) -> list[jax.Array]:
     """Of the clipping at one step: none, a global one, or one for each leaf."""
@@ -113,6 +115,10 @@ class Dynamics(struct.PyTreeNode):
       hyperparameters.at((value,), 0, step, jnp.result_type(float))
       for value in values
     ]
+
+  def add_thresholds_bar(self, totals: tuple, bars: list, step: Any) -> tuple:
+    """Adds the cotangents of `thresholds` to those of hyperparameters."""
+    return (*totals[:-1], _add_bars(totals[-1], "clip", bars, step))
 
   def forgetting(self, leaf: int) -> dict[str, jax.Array]:
     """1 - rho of every role, [] if no step differs from another or [steps]."""
@@ -131,7 +137,7 @@ class Dynamics(struct.PyTreeNode):
     """1 - rho of every role at one step; each must be one number."""
     factors = self.at(leaf, step, dtype).all_forgetting(step)
     for role, forgotten in factors.items():
-      if role == PARAMS and not self._decays(leaf):
+      if base(role) == PARAMS and not self._decays(leaf):
         # Nothing decays, whatever the learning rate of each element.
         factors[role] = jnp.zeros((), dtype)
       elif jnp.ndim(forgotten):
@@ -210,6 +216,14 @@ class Dynamics(struct.PyTreeNode):
     part, column = self._group(leaf)
     pick = lambda a: lax.dynamic_index_in_dim(a, step, keepdims=False)[column]
     return jax.tree.map(pick, schedules[part])
+
+  def bars_of_roles(self, params_bar: jax.Array, slots_bar: dict) -> dict:
+    """The cotangents of a leaf's floats, by role."""
+    return {PARAMS: params_bar, **slots_bar}
+
+  def bars_of_leaf(self, bars: dict) -> tuple[jax.Array, dict]:
+    """Undoes `bars_of_roles`."""
+    return bars[PARAMS], {r: bar for r, bar in bars.items() if r != PARAMS}
 
   def pack(self, arrays: Sequence[Any]) -> list[jax.Array]:
     """The parameters as the floats of leaves."""
@@ -299,7 +313,8 @@ class Dynamics(struct.PyTreeNode):
       gradient = None
     if gradient is not None:
       gradient = fence(gradient, step)
-    if not equations.elementwise:  # products and sums meet within it
+    if not equations.elementwise or is_tangent(role):
+      # Products and sums meet within it.
       increment = lambda equations, *args: equations.increment_of(role, *args)
       return isolate(increment, step, equations, gradient, values, step)
     return fence(equations.increment_of(role, gradient, values, step), step)
@@ -441,6 +456,13 @@ class Dynamics(struct.PyTreeNode):
     return compensated.total_of(
       jax.tree.map(lambda a: jnp.where(taken, a, 0), terms)
     )
+
+
+def _add_bars(totals: dict, name: str, bars: list, step: Any) -> dict:
+  values = totals.get(name, ())
+  for i, bar in enumerate(bars):
+    values = hyperparameters.accumulate(values, i, step, bar)
+  return {**totals, name: values} if bars else totals
 
 
 def clip(gradients: list[jax.Array], thresholds: list[jax.Array]) -> list:

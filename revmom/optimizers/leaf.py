@@ -8,6 +8,22 @@ from revmom.exact import bit_buffer, fixed_point
 from revmom.exact.bit_buffer import BitBuffer
 
 PARAMS, AVERAGE = "params", "average"
+_TANGENT = "_tangent"
+
+
+def tangent_of(role: str) -> str:
+  """The role that holds the tangent of another one."""
+  return role + _TANGENT
+
+
+def is_tangent(role: str) -> bool:
+  """Whether a role holds the tangent of another one."""
+  return role.endswith(_TANGENT)
+
+
+def base(role: str) -> str:
+  """The role that a tangent is of; any other role itself."""
+  return role.removesuffix(_TANGENT)
 
 
 class Leaf(NamedTuple):
@@ -47,29 +63,32 @@ def with_words(leaves: list[Leaf], rows: list[dict[str, int]]) -> list[Leaf]:
 
 def value_after(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
   """A role as floats, after the step that `now` belongs to."""
-  bits = dict(equations.fraction_bits)[role]
-  if role not in equations.fine:
-    return fixed_point.from_fixed(leaf.of(role), bits, dtype)
-  return _fine_value(leaf, role, now[role].after, bits, dtype)
+  return _value(
+    equations, role, leaf, now[role].after if role in now else 0, dtype
+  )
 
 
 def value_before(equations, role, leaf: Leaf, now, dtype) -> jax.Array:
   """A role as floats, before the step that `now` belongs to."""
-  bits = dict(equations.fraction_bits)[role]
+  return _value(
+    equations, role, leaf, now[role].full if role in now else 0, dtype
+  )
+
+
+def _value(equations, role, leaf: Leaf, capacity, dtype) -> jax.Array:
+  bits, integers = dict(equations.fraction_bits)[role], leaf.of(role)
   if role not in equations.fine:
-    return fixed_point.from_fixed(leaf.of(role), bits, dtype)
-  return _fine_value(leaf, role, now[role].full, bits, dtype)
-
-
-def _fine_value(leaf: Leaf, role, capacity, bits, dtype) -> jax.Array:
-  integers, number = leaf.of(role), leaf.buffers[role].number
-  parts = bit_buffer.remainder(integers, number, capacity)
-  return fixed_point.from_fine(integers, parts, capacity, bits, dtype)
+    held = fixed_point.from_fixed(integers, bits, dtype)
+  else:
+    parts = bit_buffer.remainder(integers, leaf.buffers[role].number, capacity)
+    held = fixed_point.from_fine(integers, parts, capacity, bits, dtype)
+  return held / equations.scale(role)
 
 
 def _round(equations, role, increment, now) -> tuple:
   """The increment as integers, and their parts if its role is fine."""
   bits = dict(equations.fraction_bits)[role]
+  increment = increment * equations.scale(role)
   if role not in equations.fine:
     return fixed_point.to_increment(increment, bits, equations.integer), 0
   return fixed_point.to_fine(

@@ -154,6 +154,10 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       return self.update(values, step)
     return self.increment(role, gradient, values, step)
 
+  def scale(self, role: str) -> Any:
+    """A power of two that the integers of a role are multiplied with."""
+    return 1
+
   # What follows from them.
 
   def init(self, params: Any, num_steps: int | None = None) -> State:
@@ -339,6 +343,14 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
       if field.metadata.get("pytree_node", True)
     }
     return {name: v for name, v in values.items() if v is not None}
+
+  def value(self, name: str) -> Any:
+    """One of the hyperparameters, by its name."""
+    return getattr(self, name)
+
+  def with_values(self, values: dict[str, Any]) -> "ReversibleOptimizer":
+    """The optimizer with other values of some of its hyperparameters."""
+    return self.replace(**values)
 
   def num_steps(self) -> int | None:
     """The length of the hyperparameters' step axis, if one has it."""

@@ -10,12 +10,14 @@ from revmom.training.ledger import (
 from revmom.training.microbatches import accumulated
 from revmom.training.receipt import Fingerprint, Receipt, fingerprint
 from revmom.training.stepper import Stepper
+from revmom.training.tangent import Outcome, train_jvp
 from revmom.training.train import Rewound, Run, RunState, rewind, train
 
 __all__ = [
   "Fingerprint",
   "Ledger",
   "Receipt",
+  "Outcome",
   "Rewound",
   "Run",
   "RunState",
@@ -28,4 +30,5 @@ __all__ = [
   "rewind",
   "sgd_curvature",
   "train",
+  "train_jvp",
 ]

@@ -16,7 +16,7 @@ import jax
 
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.dynamics import Dynamics
-from revmom.optimizers.leaf import PARAMS, Leaf, value_after, value_before
+from revmom.optimizers.leaf import Leaf, value_after, value_before
 
 
 class Adjoint(NamedTuple):
@@ -66,7 +66,7 @@ def _pull_back(dynamics, after, before, now, gradients, adjoint, step, early):
   for i, gradient in enumerate(gradients):
     dtype = adjoint.params[i].dtype
     equations = dynamics.at(i, step, dtype)
-    bars = {PARAMS: adjoint.params[i], **adjoint.slots[i]}
+    bars = dynamics.bars_of_roles(adjoint.params[i], adjoint.slots[i])
     gradient_bar = None
     for role in reversed(equations.early if early else equations.late):
       values = {
@@ -85,8 +85,10 @@ def _pull_back(dynamics, after, before, now, gradients, adjoint, step, early):
       bars |= {r: bars[r] + bar for r, bar in values_bar.items()}
       gradient_bar = tree_sum(gradient_bar, own_bar)
       totals = _accumulate(dynamics, totals, i, step, equations_bar)
-    params_bar.append(bars.pop(PARAMS))
-    slots_bar.append(bars)
+    for total, bar in zip(
+      (params_bar, slots_bar), dynamics.bars_of_leaf(bars), strict=True
+    ):
+      total.append(bar)
     gradients_bar.append(gradient_bar)
   adjoint = adjoint._replace(
     params=params_bar, slots=slots_bar, hyperparameters=totals
@@ -97,24 +99,10 @@ def _pull_back(dynamics, after, before, now, gradients, adjoint, step, early):
 def _accumulate(dynamics, totals, i, step, equations_bar) -> tuple:
   part = dynamics.part[i]
   own = {
-    name: hyperparameters.accumulate(
-      values, i, step, getattr(equations_bar, name)
-    )
+    name: hyperparameters.accumulate(values, i, step, equations_bar.value(name))
     for name, values in totals[part].items()
   }
   return (*totals[:part], own, *totals[part + 1 :])
-
-
-def accumulate_thresholds(
-  totals: tuple, thresholds_bar: list[jax.Array], step: jax.Array
-) -> tuple:
-  """Adds the cotangents of the clipping's thresholds."""
-  if not thresholds_bar:
-    return totals
-  values = totals[-1]["clip"]
-  for i, bar in enumerate(thresholds_bar):
-    values = hyperparameters.accumulate(values, i, step, bar)
-  return (*totals[:-1], {**totals[-1], "clip": values})
 
 
 def tree_sum(first: Any, *others: Any) -> Any:

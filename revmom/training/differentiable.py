@@ -179,14 +179,22 @@ def _first_adjoint(
   inputs, problem, leaves, views_bar, averages_bar, masks
 ) -> Adjoint:
   shared, stacked = selector(masks)((inputs.shared, inputs.stacked))
-  slots_bar = [
-    {role: jnp.zeros_like(leaf.params, dtype) for role in leaf.slots}
-    for leaf, dtype in zip(leaves, problem.dtypes, strict=True)
-  ]
-  for slots, bar in zip(slots_bar, averages_bar, strict=False):
-    slots[AVERAGE] = bar
+  params_bar, slots_bar = [], []
+  zeros = lambda leaf, dtype: {
+    role: jnp.zeros_like(leaf.params, dtype) for role in leaf.slots
+  }
+  for i, (leaf, dtype) in enumerate(zip(leaves, problem.dtypes, strict=True)):
+    bars = {
+      **zeros(leaf, dtype),
+      **inputs.dynamics.bars_of_roles(views_bar[i], {}),
+    }
+    if averages_bar:
+      bars[AVERAGE] = averages_bar[i]
+    own, rest = inputs.dynamics.bars_of_leaf(bars)
+    params_bar.append(own)
+    slots_bar.append(rest)
   return Adjoint(
-    params=views_bar,
+    params=params_bar,
     slots=slots_bar,
     hyperparameters=jax.tree.map(
       jnp.zeros_like, inputs.dynamics.hyperparameters

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from revmom.exact.fence import isolate
 from revmom.optimizers.dynamics import clip, compute_dtype
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import ReversibleOptimizer
@@ -88,7 +89,13 @@ def pose(
     casts = [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
     return pure_loss(loss_constants, structure.unflatten(casts), batch, *args)
 
-  def consume(gradients, views, thresholds):
+  def gradient(views, others, t):
+    return isolate(jax.value_and_grad(loss), t, views, others, t)
+
+  def consume(gradients, views, thresholds, t):
+    return isolate(consumed, t, gradients, views, thresholds)
+
+  def consumed(gradients, views, thresholds):
     if optimizer.preprocess is not None:
       changed = optimizer.transform(
         structure.unflatten(packing.unpack(gradients)),
@@ -106,7 +113,7 @@ def pose(
 
   consumes = optimizer.preprocess is not None or optimizer.clip is not None
   problem = runs.Problem(
-    gradient=jax.value_and_grad(loss),
+    gradient=gradient,
     consume=consume if consumes else None,
     pull_back=pull_back,
     select=lambda others: ([], []),

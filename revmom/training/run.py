@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact.bit_buffer import Schedule
-from revmom.exact.fence import isolate, keep_alive, origin
+from revmom.exact.fence import keep_alive, origin
 from revmom.optimizers.dynamics import Dynamics, Spills
 from revmom.optimizers.leaf import Leaf, with_words
 from revmom.training import receipt
 from revmom.training.adjoint import (
   Adjoint,
-  accumulate_thresholds,
   pull_back_increments,
   pull_back_update,
   tree_sum,
@@ -39,10 +38,10 @@ class Backward(NamedTuple):
 class Problem(NamedTuple):
   """The static side of a run: what is computed, and how it is kept."""
 
-  # (views, others, step) -> (loss, gradients), of packed arrays
+  # (views, others, step) -> (loss, gradients), of packed arrays; isolated
   gradient: Callable[[list, Any, jax.Array], tuple[jax.Array, list]]
-  # (gradients, views, thresholds) -> what a step consumes; None is as is
-  consume: Callable[[list, list, list], list] | None
+  # (gradients, views, thresholds, step) -> what a step consumes; isolated
+  consume: Callable[[list, list, list, jax.Array], list] | None
   # (others of the differentiated ones, views, those ones, step, cotangents of
   # the gradients, of the loss) -> cotangents of views and of those ones
   pull_back: Callable[..., tuple[list, Any]]
@@ -59,11 +58,6 @@ class Inputs(NamedTuple):
   spills: Spills
   shared: list[jax.Array]
   stacked: list[jax.Array]  # [steps, ...]
-
-
-def _gradient(problem: Problem, views: list, others: Any, t: jax.Array):
-  """The loss and its gradient, alike in all passes."""
-  return isolate(problem.gradient, t, views, others, t)
 
 
 def first_step(leaves: list[Leaf]) -> jax.Array:
@@ -131,10 +125,10 @@ def forward_steps(
   def step(leaves, t):
     views = dynamics.views(leaves, problem.dtypes)
     others = shared, _item(stacked, t)
-    value, gradients = _gradient(problem, views, others, t)
+    value, gradients = problem.gradient(views, others, t)
     if problem.consume is not None:
       thresholds = dynamics.thresholds(t)
-      gradients = isolate(problem.consume, t, gradients, views, thresholds)
+      gradients = problem.consume(gradients, views, thresholds, t)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
     # Of the new integers, which nothing overwrites in this step: a compiler
     # would copy the old ones for it.
@@ -273,10 +267,10 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
   views = dynamics.views(between, problem.dtypes)
   others = (shared, _item(stacked, t))
   thresholds = dynamics.thresholds(t)
-  value, raw = _gradient(problem, views, others, t)
+  value, raw = problem.gradient(views, others, t)
   gradients = raw
   if problem.consume is not None:
-    gradients = isolate(problem.consume, t, raw, views, thresholds)
+    gradients = problem.consume(raw, views, thresholds, t)
   t = keep_alive(t, jnp.sum(value))
   before = [
     dynamics.undo_increments(i, leaf, gradient, t, now[i])
@@ -289,15 +283,15 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
     )
     raw_bar, views_bar, thresholds_bar = gradients_bar, None, []
     if problem.consume is not None:
-      _, consumed_pullback = jax.vjp(problem.consume, raw, views, thresholds)
-      raw_bar, views_bar, thresholds_bar = consumed_pullback(gradients_bar)
+      _, pull_back = jax.vjp(problem.consume, raw, views, thresholds, t)
+      raw_bar, views_bar, thresholds_bar, _ = pull_back(gradients_bar)
     value_bar = None if losses_bar is None else losses_bar[t]
     others_of = lambda chosen: problem.merge(others, chosen)
     params_bar, chosen_bar = problem.pull_back(
       others_of, views, problem.select(others), t, raw_bar, value_bar
     )
     adjoint = adjoint._replace(
-      hyperparameters=accumulate_thresholds(
+      hyperparameters=dynamics.add_thresholds_bar(
         adjoint.hyperparameters, thresholds_bar, t
       ),
       params=tree_sum(adjoint.params, tree_sum(views_bar, params_bar)),

@@ -1,0 +1,355 @@
+"""The derivative of a run along a direction, which differentiates again."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from revmom.optimizers.dynamics import Dynamics
+from revmom.optimizers.leaf import (
+  AVERAGE,
+  PARAMS,
+  tangent_of,
+  value_after,
+  with_words,
+)
+from revmom.optimizers.reversible import ReversibleOptimizer, check_optimizer
+from revmom.optimizers.tangent import tangent
+from revmom.training import plan as plans
+from revmom.training import run as runs
+from revmom.training.differentiable import differentiable
+from revmom.training.problem import Pieces, pose, run_length
+from revmom.training.run import Inputs, Problem
+
+# Bits of an integer that the largest tangent of a run leaves unused.
+_UNUSED = 3
+
+
+class Outcome(NamedTuple):
+  """What a run ends in, or the tangent of that."""
+
+  params: Any
+  losses: jax.Array  # [steps]
+
+
+def train_jvp(
+  loss_fn: Callable[..., jax.Array],
+  primals: Sequence[Any],
+  tangents: Sequence[Any],
+  *,
+  num_steps: int | None = None,
+  memory_budget: int | None = None,
+  words: str | None = None,
+  checksum_every: int = 16,
+) -> tuple[Outcome, Outcome]:
+  """A run and its derivative along a direction, as `jax.jvp` has them.
+
+  The derivative is a run of the same form, restored bit for bit on the way
+  back; so `jax.grad` goes through it, and gives Hessian-vector products:
+  with f(x) an objective of a run, H v = grad(x -> df(x) v).
+
+  Args:
+    loss_fn: see `revmom.train`.
+    primals: (optimizer, params, batches, *args), as `revmom.train` takes them.
+    tangents: one for each of the primals, of the same structure; None is zero,
+      and so is that of an integer or of a function of the step.
+    num_steps, memory_budget, words, checksum_every: see `revmom.train`.
+
+  Returns:
+    The `Outcome` (params, losses) of the run, and its tangent.  The run agrees
+    with that of `revmom.train` up to rounding: its gradients are compiled
+    together with their derivatives.
+
+  Raises:
+    ValueError: as `revmom.train`; tangents that don't fit; an optimizer that
+      keeps an average.
+
+  >>> import revmom
+  >>> loss_fn = lambda x, batch: 0.5 * jnp.sum((x - batch) ** 2)
+  >>> optimizer, start = revmom.sgd(0.5, 0.5), jnp.zeros(1)
+  >>> run = lambda x: (optimizer, x, jnp.ones([5, 1]))
+  >>> def slope(x):
+  ...   out, tangent = revmom.train_jvp(loss_fn, run(x), (None, x + 1, None))
+  ...   return jnp.sum(out.params * tangent.params)
+  >>> print(slope(start), jax.grad(slope)(start))
+  -0.26367188 [-0.20214844]
+  """
+  _check(primals, tangents)
+  optimizer, params, batches, *args = primals
+  optimizer_dot, params_dot, batches_dot, *args_dot = tangents
+  optimizer.check_params(params)
+  steps = run_length(optimizer, batches, num_steps)
+  dynamics, along = _resolve(optimizer, optimizer_dot, params, steps)
+  problem, own = pose(
+    loss_fn,
+    params,
+    batches,
+    tuple(args),
+    checksum_every,
+    "reverse_over_reverse",
+    optimizer,
+    dynamics.packing,
+  )
+  pairs = zip(args, args_dot, strict=True)
+  shared_dot = [dot for pair in pairs for dot in _dots("args", *pair)]
+  shared_dot += [None] * (len(own.shared) - len(shared_dot))
+  stacked_dot = [None] * len(own.stacked)
+  if own.stacked:
+    stacked_dot = _dots("batches", batches, batches_dot)
+  problem = _beside(problem, shared_dot, stacked_dot)
+  pieces = Pieces(
+    own.shared + [dot for dot in shared_dot if dot is not None],
+    own.stacked + [dot for dot in stacked_dot if dot is not None],
+  )
+  arrays, structure = jax.tree.flatten(params)
+  params_dot = [
+    jnp.zeros_like(array) if dot is None else dot
+    for array, dot in zip(
+      arrays, _dots("params", params, params_dot), strict=True
+    )
+  ]
+  packed = _stack(dynamics.pack(arrays), dynamics.pack(params_dot))
+  scales = _scales(
+    *lax.stop_gradient((dynamics, along, pieces, packed)), problem
+  )
+  dynamics = tangent(dynamics, along, scales)
+  spills = dynamics.spills()
+  sizes = [both[0].size for both in packed]
+  cost = plans.Costs(spills.state_bytes(sizes), spills.bytes_per_step(sizes))
+  plan = plans.make(steps, cost, memory_budget, words)
+  views, _, losses, _ = differentiable(problem, plan, dynamics, spills)(
+    dynamics.hyperparameters,
+    (spills.schedules, spills.valid),
+    packed,
+    pieces.shared,
+    pieces.stacked,
+  )
+  losses = losses.reshape(steps, 2)
+
+  def outcome(row: int) -> Outcome:
+    unpacked = dynamics.packing.unpack([view[row] for view in views])
+    casts = [
+      view.astype(jnp.result_type(array))
+      for view, array in zip(unpacked, arrays, strict=True)
+    ]
+    return Outcome(structure.unflatten(casts), losses[:, row])
+
+  return outcome(0), outcome(1)
+
+
+def _check(primals: Sequence[Any], tangents: Sequence[Any]) -> None:
+  if len(primals) < 3 or len(primals) != len(tangents):
+    raise ValueError(
+      f"train_jvp got {len(primals)} primals and {len(tangents)} tangents; "
+      "the primals are (optimizer, params, batches, *args), and each has a "
+      "tangent, which may be None."
+    )
+  check_optimizer("train_jvp", primals[0])
+
+
+def _resolve(
+  optimizer: ReversibleOptimizer, along: Any, params: Any, steps: int
+) -> tuple[Dynamics, tuple]:
+  """The dynamics of a run, and the tangents of its hyperparameters."""
+  optimizer = jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.result_type(x, float)), optimizer
+  )
+  dynamics = optimizer.resolve(params, steps)
+  if any(AVERAGE in equations.roles for equations in dynamics.equations):
+    raise ValueError(
+      "train_jvp does not carry averages of the parameters; pass the optimizer "
+      "as it was before revmom.averaged."
+    )
+  dots = _dots("optimizer", optimizer, along)
+  leaves, structure = jax.tree.flatten(optimizer)
+  filled = [
+    jnp.zeros_like(leaf) if dot is None else dot
+    for leaf, dot in zip(leaves, dots, strict=True)
+  ]
+  values = lambda optimizer: optimizer.resolve(params, steps).hyperparameters
+  return dynamics, jax.jvp(
+    values, (optimizer,), (structure.unflatten(filled),)
+  )[1]
+
+
+def _dots(name: str, primal: Any, along: Any) -> list:
+  """The tangent of each array; None is zero."""
+  arrays = jax.tree.leaves_with_path(primal)
+  if along is None:
+    return [None] * len(arrays)
+  if jax.tree.structure(along) != jax.tree.structure(primal):
+    raise ValueError(
+      f"the tangent of the {name} is {jax.tree.structure(along)}, but the "
+      f"{name} are {jax.tree.structure(primal)}; start from "
+      "jax.tree.map(jnp.zeros_like, primal), or pass None for zero."
+    )
+  found: list = []
+  for (path, array), dot in zip(arrays, jax.tree.leaves(along), strict=True):
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+      found.append(None)
+      continue
+    if jnp.shape(dot) != jnp.shape(array):
+      raise ValueError(
+        f"the tangent of {name}{jax.tree_util.keystr(path)} has shape "
+        f"{jnp.shape(dot)}, but it is of shape {jnp.shape(array)}."
+      )
+    found.append(jnp.asarray(dot, dtype))
+  return found
+
+
+def _stack(own: Sequence[Any], along: Sequence[Any]) -> list[jax.Array]:
+  return [jnp.stack(pair) for pair in zip(own, along, strict=True)]
+
+
+def _rows(both: Sequence[Any]) -> tuple[list, list]:
+  return [a[0] for a in both], [a[1] for a in both]
+
+
+def _beside(problem: Problem, shared_dot: list, stacked_dot: list) -> Problem:
+  """The problem of a run and its tangent, of stacked arrays [2, ...].
+
+  The tangents of other arrays than parameters follow those arrays.
+  """
+
+  def split(arrays: list, dots: list) -> tuple[list, list]:
+    own, rest = arrays[: len(dots)], iter(arrays[len(dots) :])
+    return own, [
+      _zero(array) if dot is None else next(rest)
+      for array, dot in zip(own, dots, strict=True)
+    ]
+
+  def gradient(views, others, t):
+    shared, item = others
+    pairs = split(shared, shared_dot), split(item, stacked_dot)
+    inputs, inputs_dot = zip(*pairs, strict=True)
+    own, along = _rows(views)
+    of = lambda views, others: problem.gradient(views, others, t)
+    # The run itself is computed as it is without a tangent: rounding it
+    # otherwise would make it another one.
+    value, grads = of(own, inputs)
+    _, (value_dot, grads_dot) = jax.jvp(of, (own, inputs), (along, inputs_dot))
+    return jnp.stack([value, value_dot]), _stack(grads, grads_dot)
+
+  def consume(*both_and_t):
+    *both, t = both_and_t
+    own, along = zip(*map(_rows, both), strict=True)
+    of = lambda *args: problem.consume(*args, t)
+    return _stack(of(*own), jax.jvp(of, own, along)[1])
+
+  def pull_back(others_of, views, chosen, t, gradient_bar, value_bar):
+    (value, _), vjp = jax.vjp(
+      lambda views, chosen: gradient(views, others_of(chosen), t),
+      views,
+      chosen,
+    )
+    if value_bar is None:
+      value_bar = jnp.zeros_like(value)
+    return vjp((value_bar.astype(value.dtype), gradient_bar))
+
+  return problem._replace(
+    gradient=gradient,
+    consume=None if problem.consume is None else consume,
+    pull_back=pull_back,
+  )
+
+
+def _zero(array: jax.Array) -> Any:
+  if jnp.issubdtype(array.dtype, jnp.inexact):
+    return jnp.zeros_like(array)
+  return np.zeros(jnp.shape(array), jax.dtypes.float0)
+
+
+def _scales(
+  dynamics: Dynamics, along: tuple, pieces: Pieces, packed: list, problem: Any
+) -> list[dict[str, jax.Array]]:
+  """Of each part, role -> power of two that makes the most of its integers.
+
+  The run is made once, with its tangent in floats.
+  """
+  spills = dynamics.spills()
+  probe = tangent(
+    dynamics,
+    along,
+    [dict.fromkeys(own.roles, jnp.ones(())) for own in dynamics.equations],
+  )
+  start, start_dot = _rows(packed)
+  leaves = dynamics.begin(start, spills, 0)
+  rows = [
+    {r: min(1, n) for r, n in own.items()}
+    for own in spills.rows(dynamics.steps)
+  ]
+  leaves = with_words(leaves, rows)  # written, and never read
+  dots = [
+    {role: jnp.zeros_like(dot) for role in leaf.slots} | {PARAMS: dot}
+    for leaf, dot in zip(leaves, start_dot, strict=True)
+  ]
+  inputs = Inputs(dynamics, spills, *pieces)
+
+  def step(carry, t):
+    leaves, dots, peaks = carry
+    after, dots = _float_step(problem, inputs, probe, leaves, dots, t)
+    peaks = jax.tree.map(jnp.maximum, peaks, jax.tree.map(_peak, dots))
+    return (after, dots, peaks), None
+
+  carry = leaves, dots, jax.tree.map(_peak, dots)
+  steps = runs.first_step(leaves) + jnp.arange(dynamics.steps, dtype=jnp.int32)
+  _, _, peaks = lax.scan(step, carry, steps)[0]
+  scales = []
+  for number, equations in enumerate(dynamics.equations):
+    own = [
+      p for p, part in zip(peaks, dynamics.part, strict=True) if part == number
+    ]
+    scales.append(
+      {
+        role: _power(jnp.stack([p[role] for p in own]), bits, equations.integer)
+        if own
+        else jnp.ones(())
+        for role, bits in equations.fraction_bits
+      }
+    )
+  return scales
+
+
+def _peak(values: jax.Array) -> jax.Array:
+  return jnp.max(jnp.abs(values), initial=0)
+
+
+def _power(peaks: jax.Array, fraction_bits: int, integer: Any) -> jax.Array:
+  peak = jnp.max(peaks)
+  known = jnp.isfinite(peak) & (peak > 0)
+  _, exponent = jnp.frexp(jnp.where(known, peak, 1))
+  most = jnp.finfo(peak.dtype).maxexp - 2
+  room = jnp.iinfo(integer).bits - _UNUSED - fraction_bits
+  return jnp.ldexp(jnp.ones_like(peak), jnp.clip(room - exponent, -most, most))
+
+
+def _float_step(problem, inputs, probe, leaves, dots, t):
+  """One step of a run, and of its tangent in floats."""
+  dynamics, spills, shared, stacked = inputs
+  views = _stack(
+    dynamics.views(leaves, problem.dtypes), [dot[PARAMS] for dot in dots]
+  )
+  item = [lax.dynamic_index_in_dim(a, t, keepdims=False) for a in stacked]
+  _, gradients = problem.gradient(views, (shared, item), t)
+  if problem.consume is not None:
+    gradients = problem.consume(gradients, views, probe.thresholds(t), t)
+  after = dynamics.forward(leaves, _rows(gradients)[0], t, spills.schedules)
+  moved = []
+  for i, (leaf, gradient) in enumerate(zip(after, gradients, strict=True)):
+    equations = probe.at(i, t, gradient.dtype)
+    now = dynamics.now(spills.schedules, i, t)
+    values: dict[str, jax.Array] = {}
+    new: dict[str, jax.Array] = {}
+    for role in equations.own.roles:
+      early = gradient if role in equations.own.early else None
+      values[role] = value_after(equations.own, role, leaf, now, gradient.dtype)
+      change = equations.increment_of(tangent_of(role), early, values, t)
+      forgotten = equations.own.all_forgetting(t).get(role, 0)
+      new[role] = (1 - forgotten) * dots[i][role] + change
+      values[tangent_of(role)] = new[role]
+    moved.append(new)
+  return after, moved
