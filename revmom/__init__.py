@@ -1,16 +1,8 @@
 """revmom: learning dynamics as bijections."""
 
-from revmom import analysis, cells, jacobian, models
-from revmom.jacobian import (
-  LogDet,
-  NotInvertible,
-  check_bijection,
-  custom_inverse,
-  custom_log_det,
-  inverse,
-  inverse_and_log_det,
-  log_det,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from revmom.optimizers import (
   ReversibleOptimizer,
   State,
@@ -38,11 +30,25 @@ from revmom.training import (
   Stepper,
   accumulated,
   fingerprint,
-  ledger,
   rewind,
   train,
   train_jvp,
 )
+
+# What takes long to import is so when it is first used.
+if TYPE_CHECKING:
+  from revmom import analysis, cells, jacobian, models
+  from revmom.jacobian import (
+    LogDet,
+    NotInvertible,
+    check_bijection,
+    custom_inverse,
+    custom_log_det,
+    inverse,
+    inverse_and_log_det,
+    log_det,
+  )
+  from revmom.training import ledger
 
 __all__ = [
   "LogDet",
@@ -86,3 +92,20 @@ __all__ = [
   "train",
   "train_jvp",
 ]
+
+_ROOMS = ("analysis", "cells", "jacobian", "models")
+
+
+def __getattr__(name: str) -> Any:
+  """A room of the house, the ledger, or a name of `revmom.jacobian`."""
+  if name not in __all__:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  if name in _ROOMS:
+    return import_module(f"revmom.{name}")
+  if name == "ledger":
+    return import_module("revmom.training.ledger")
+  return getattr(import_module("revmom.jacobian"), name)
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

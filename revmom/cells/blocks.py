@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
+
+from revmom.exact.pytree import Pytree, static
 
 _SMALL = 4096  # numbers that a step leaves, collected as one array
 
@@ -71,12 +72,12 @@ def scan(
   )
 
 
-class Collected(struct.PyTreeNode):
+class Collected(Pytree):
   """Results of steps [T, B, ...]: small ones lie side by side in one array."""
 
   values: Any
-  sizes: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
-  structure: Any = struct.field(pytree_node=False, default=None)
+  sizes: tuple[int, ...] | None = static(default=None)
+  structure: Any = static(default=None)
 
   def results(self) -> Any:
     """As the steps gave them."""

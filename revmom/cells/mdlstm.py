@@ -38,13 +38,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.typing import DTypeLike
 
 from revmom.cells import grid, grid_layer, grid_weights
 from revmom.cells.affine import accumulator, product
 from revmom.cells.grid_layer import Gradients
 from revmom.cells.mdlstm_cells import GRAVES, LEAKY, STABLE, Equations
+from revmom.exact.pytree import Pytree, static
 
 
 class Params(NamedTuple):
@@ -74,7 +74,7 @@ class State(NamedTuple):
   c: jax.Array  # [B, H]
 
 
-class Residuals(struct.PyTreeNode):
+class Residuals(Pytree):
   """What the backward pass needs to know of the forward pass.
 
   With several layers all but the inputs have a leading axis of layers.
@@ -85,7 +85,7 @@ class Residuals(struct.PyTreeNode):
   memory: jax.Array  # [S_1, ..., S_n, B, H], float32 if inputs are shorter
   gates: Any  # a NamedTuple of `mdlstm_cells`, of [S_1, ..., S_n, B, H]
   sizes: jax.Array | None  # [B, n]
-  plan: grid.Plan = struct.field(pytree_node=False)
+  plan: grid.Plan = static()
 
 
 class Adjoints(NamedTuple):

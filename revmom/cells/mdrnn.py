@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.typing import DTypeLike
 
 from revmom.cells import grid, grid_layer, grid_weights
 from revmom.cells.affine import accumulator, product
 from revmom.cells.grid_layer import Gradients
+from revmom.exact.pytree import Pytree, static
 
 
 class Params(NamedTuple):
@@ -37,7 +37,7 @@ class Params(NamedTuple):
   bias: jax.Array | None  # [H]
 
 
-class Residuals(struct.PyTreeNode):
+class Residuals(Pytree):
   """What the backward pass needs to know of the forward pass.
 
   With several layers all but the inputs have a leading axis of layers.
@@ -46,7 +46,7 @@ class Residuals(struct.PyTreeNode):
   inputs: jax.Array  # [S_1, ..., S_n, B, D]
   hidden: jax.Array  # [S_1, ..., S_n, B, H]
   sizes: jax.Array | None  # [B, n]
-  plan: grid.Plan = struct.field(pytree_node=False)
+  plan: grid.Plan = static()
 
 
 class Adjoints(NamedTuple):

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import lax
 
 from revmom.cells import blocks
@@ -31,6 +30,7 @@ from revmom.cells.affine import (
 )
 from revmom.cells.equations import Equations, Parts
 from revmom.cells.masks import Rates
+from revmom.exact.pytree import Pytree, static
 
 BLOCK_ROWS = 512  # steps times sequences in a block
 
@@ -43,7 +43,7 @@ class Options(NamedTuple):
   recompute: bool
 
 
-class Residuals(struct.PyTreeNode):
+class Residuals(Pytree):
   """What the backward pass needs to know of a sweep; time-major."""
 
   inputs: jax.Array  # [T, B, D]
@@ -51,9 +51,9 @@ class Residuals(struct.PyTreeNode):
   initial_carry: Any
   lengths: jax.Array | None
   key: jax.Array | None
-  options: Options = struct.field(pytree_node=False)
-  learned_carry: bool = struct.field(pytree_node=False, default=False)
-  batch_major: bool = struct.field(pytree_node=False, default=False)
+  options: Options = static()
+  learned_carry: bool = static(default=False)
+  batch_major: bool = static(default=False)
 
   @property
   def carries(self) -> Any:

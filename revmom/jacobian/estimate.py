@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 Matvec = Callable[[Any], Any]  # pytree -> pytree, linear
 CONFIDENCE = 0.95
@@ -44,6 +43,8 @@ def t_quantile(num_samples: int) -> float:
   >>> round(t_quantile(5), 3)
   2.776
   """
+  from scipy import special  # comes with jax; slow to import
+
   return float(special.stdtrit(num_samples - 1, (1 + CONFIDENCE) / 2))
 
 

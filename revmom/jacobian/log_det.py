@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from revmom.exact.pytree import Pytree, static
 from revmom.jacobian.blocks import (
   Block,
   BlockReport,
@@ -36,7 +36,7 @@ from revmom.jacobian.structure import Limits, plan
 METHODS = ("auto", "structure", "dense", "stochastic")
 
 
-class LogDet(struct.PyTreeNode):
+class LogDet(Pytree):
   """The determinant of a Jacobian: sign * exp(value).
 
   Attributes:
@@ -55,8 +55,8 @@ class LogDet(struct.PyTreeNode):
   sign: jax.Array
   stderr: jax.Array
   bias_bound: jax.Array
-  method: str = struct.field(pytree_node=False)
-  report: tuple[BlockReport, ...] = struct.field(pytree_node=False)
+  method: str = static()
+  report: tuple[BlockReport, ...] = static()
 
 
 class Declared:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from revmom.exact.fence import fence
+from revmom.exact.pytree import static
 from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.leaf import PARAMS
@@ -26,12 +26,8 @@ class Adam(ReversibleOptimizer, kw_only=True):
   b2: Any
   eps: Any
   eps_root: Any = None
-  fine: tuple[str, ...] = struct.field(
-    pytree_node=False, default=(FIRST_MOMENT, SECOND_MOMENT)
-  )
-  nonnegative: tuple[str, ...] = struct.field(
-    pytree_node=False, default=(SECOND_MOMENT,)
-  )
+  fine: tuple[str, ...] = static(default=(FIRST_MOMENT, SECOND_MOMENT))
+  nonnegative: tuple[str, ...] = static(default=(SECOND_MOMENT,))
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
     return {FIRST_MOMENT: 1 - self.b1, SECOND_MOMENT: 1 - self.b2}

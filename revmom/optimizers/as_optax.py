@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
@@ -164,6 +163,8 @@ def as_optax(
 
 def _without_variables(tree: Any) -> Any:
   """Arrays instead of the variables that `flax.nnx.Optimizer` makes of them."""
+  from flax import nnx  # slow to import
+
   is_variable = lambda node: isinstance(node, nnx.Variable)
   return jax.tree.map(
     lambda node: node.get_value() if is_variable(node) else node,

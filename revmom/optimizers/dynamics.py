@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
 from jax.typing import DTypeLike
 
 from revmom.exact import bit_buffer, compensated, fixed_point
 from revmom.exact.bit_buffer import Schedule
 from revmom.exact.fence import fence, isolate
+from revmom.exact.pytree import Pytree, static
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep
 from revmom.optimizers.leaf import (
@@ -78,16 +78,16 @@ class Spills(NamedTuple):
     return jnp.dtype(self.integer).itemsize * int(np.dot(sizes, arrays))
 
 
-class Dynamics(struct.PyTreeNode):
+class Dynamics(Pytree):
   """An optimizer's equations with the hyperparameters of one run."""
 
   # For each part name -> one value, or one for each leaf; then those of the
   # optimizer as a whole.
   hyperparameters: tuple[dict[str, tuple], ...]
-  equations: tuple = struct.field(pytree_node=False)  # the parts, emptied
-  part: tuple[int, ...] = struct.field(pytree_node=False)  # of each leaf
-  packing: Packing = struct.field(pytree_node=False)  # of arrays in leaves
-  steps: int = struct.field(pytree_node=False)
+  equations: tuple = static()  # the parts, emptied
+  part: tuple[int, ...] = static()  # of each leaf
+  packing: Packing = static()  # of arrays in leaves
+  steps: int = static()
 
   @property
   def keeps_average(self) -> bool:

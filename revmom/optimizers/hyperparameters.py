@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
+
+from revmom.exact.pytree import Pytree, static
 
 # What hyperparameters may be.
 _KINDS = (
@@ -37,10 +38,10 @@ _TABULATE = (
 )
 
 
-class StepFunction(struct.PyTreeNode):
+class StepFunction(Pytree):
   """A hyperparameter given as a function of the step; it has no leaves."""
 
-  function: Callable[[ArrayLike], ArrayLike] = struct.field(pytree_node=False)
+  function: Callable[[ArrayLike], ArrayLike] = static()
 
   def __repr__(self) -> str:
     return f"StepFunction({self.function!r}: {_TABULATE})"

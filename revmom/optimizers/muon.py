@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from revmom.exact.pytree import static
 from revmom.optimizers.adam import adam, weight
 from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.hyperparameters import wrap
@@ -24,8 +24,8 @@ class Muon(ReversibleOptimizer, kw_only=True):
 
   momentum: Any
   eps: Any
-  iterations: int = struct.field(pytree_node=False, default=5)
-  fine: tuple[str, ...] = struct.field(pytree_node=False, default=(MOMENTUM,))
+  iterations: int = static(default=5)
+  fine: tuple[str, ...] = static(default=(MOMENTUM,))
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
     return {MOMENTUM: 1 - self.momentum}

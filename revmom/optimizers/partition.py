@@ -4,8 +4,8 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from flax import struct
 
+from revmom.exact.pytree import static
 from revmom.optimizers.choices import check_factor, floor
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.leaf import AVERAGE, PARAMS
@@ -26,7 +26,7 @@ class Partition(ReversibleOptimizer, kw_only=True):
   """One optimizer for each label; build it with `partition`."""
 
   optimizers: dict[Hashable, ReversibleOptimizer]
-  labels: Callable[[Any], Any] = struct.field(pytree_node=False)
+  labels: Callable[[Any], Any] = static()
 
   def parts(self, params: Any) -> tuple[list[tuple[Any, list[int]]], dict]:
     labels = self._labels(params)

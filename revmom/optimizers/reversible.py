@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jax import lax
 
 from revmom.exact import bit_buffer, compensated, fixed_point
 from revmom.exact.bit_buffer import Schedule
+from revmom.exact.pytree import Pytree, is_static, static
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters, packing
 from revmom.optimizers.dynamics import Dynamics, clip, compute_dtype
@@ -47,7 +47,7 @@ NO_DERIVATIVE = (
 )
 
 
-class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
+class ReversibleOptimizer(Pytree, kw_only=True):
   """A reversible optimizer, as a pytree of its hyperparameters.
 
   A subclass declares its hyperparameters as fields and three equations, each
@@ -83,16 +83,14 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
   weight_decay: Any = None
   clip: Any = None
   average: Any = None
-  fraction_bits: tuple[tuple[str, int], ...] = struct.field(pytree_node=False)
-  floors: tuple[tuple[str, float], ...] = struct.field(pytree_node=False)
-  fine: tuple[str, ...] = struct.field(pytree_node=False, default=())
-  nonnegative: tuple[str, ...] = struct.field(pytree_node=False, default=())
-  preprocess: optax.GradientTransformation | None = struct.field(
-    pytree_node=False, default=None
-  )
-  integer: Any = struct.field(pytree_node=False, default=np.dtype("int32"))
-  shown_bits: int | None = struct.field(pytree_node=False, default=None)
-  forgetting_varies: bool = struct.field(pytree_node=False, default=False)
+  fraction_bits: tuple[tuple[str, int], ...] = static()
+  floors: tuple[tuple[str, float], ...] = static()
+  fine: tuple[str, ...] = static(default=())
+  nonnegative: tuple[str, ...] = static(default=())
+  preprocess: optax.GradientTransformation | None = static(default=None)
+  integer: Any = static(default=np.dtype("int32"))
+  shown_bits: int | None = static(default=None)
+  forgetting_varies: bool = static(default=False)
 
   # The three equations.
 
@@ -340,7 +338,7 @@ class ReversibleOptimizer(struct.PyTreeNode, kw_only=True):
     values = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
-      if field.metadata.get("pytree_node", True)
+      if not is_static(field)
     }
     return {name: v for name, v in values.items() if v is not None}
 

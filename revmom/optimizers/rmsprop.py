@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
+from revmom.exact.pytree import static
 from revmom.optimizers.adam import safe_sqrt
 from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.hyperparameters import wrap
@@ -25,11 +25,9 @@ class RMSProp(ReversibleOptimizer, kw_only=True):
   decay: Any
   momentum: Any
   eps: Any
-  eps_in_sqrt: bool = struct.field(pytree_node=False, default=True)
-  fine: tuple[str, ...] = struct.field(pytree_node=False, default=(SQUARES,))
-  nonnegative: tuple[str, ...] = struct.field(
-    pytree_node=False, default=(SQUARES,)
-  )
+  eps_in_sqrt: bool = static(default=True)
+  fine: tuple[str, ...] = static(default=(SQUARES,))
+  nonnegative: tuple[str, ...] = static(default=(SQUARES,))
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
     return {SQUARES: 1 - self.decay, VELOCITY: 1 - self.momentum}
@@ -62,10 +60,8 @@ class Adagrad(ReversibleOptimizer, kw_only=True):
   momentum: Any
   initial_accumulator_value: Any
   eps: Any
-  fine: tuple[str, ...] = struct.field(pytree_node=False, default=(SQUARES,))
-  nonnegative: tuple[str, ...] = struct.field(
-    pytree_node=False, default=(SQUARES,)
-  )
+  fine: tuple[str, ...] = static(default=(SQUARES,))
+  nonnegative: tuple[str, ...] = static(default=(SQUARES,))
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
     # The sum forgets nothing; it has a buffer for what is below its grid.

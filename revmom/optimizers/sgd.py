@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import optax
-from flax import struct
 
+from revmom.exact.pytree import static
 from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.leaf import PARAMS
@@ -22,7 +22,7 @@ class SGD(ReversibleOptimizer, kw_only=True):
   elementwise = True
 
   momentum: Any
-  form: str = struct.field(pytree_node=False, default="heavy_ball")
+  form: str = static(default="heavy_ball")
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
     return {VELOCITY: 1 - self.momentum}

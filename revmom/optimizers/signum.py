@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
+from revmom.exact.pytree import static
 from revmom.optimizers.choices import check_factor, choices, floor
 from revmom.optimizers.hyperparameters import wrap
 from revmom.optimizers.leaf import PARAMS
@@ -22,7 +22,7 @@ class Signum(ReversibleOptimizer, kw_only=True):
   elementwise = True
 
   momentum: Any
-  fine: tuple[str, ...] = struct.field(pytree_node=False, default=(MOMENTUM,))
+  fine: tuple[str, ...] = static(default=(MOMENTUM,))
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
     return {MOMENTUM: 1 - self.momentum}

@@ -5,25 +5,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from revmom.exact import fixed_point
 from revmom.exact.bit_buffer import Schedule
+from revmom.exact.pytree import Pytree, static
 from revmom.optimizers.dynamics import Dynamics, compute_dtype
 from revmom.optimizers.leaf import Leaf
 from revmom.optimizers.packing import Packing
 
 
-class State(struct.PyTreeNode):
+class State(Pytree):
   """Everything needed to go on with a run, or back to its start."""
 
   count: jax.Array  # int32 []: steps taken
   leaves: list[Leaf]  # of the parameter arrays, small ones packed
   schedules: list[dict[str, Schedule]]  # of each part; role -> [steps, groups]
-  steps: int = struct.field(pytree_node=False)  # that the buffers can hold
-  structure: Any = struct.field(pytree_node=False)  # of the parameters
-  dtypes: tuple = struct.field(pytree_node=False)
-  packing: Packing = struct.field(pytree_node=False)
+  steps: int = static()  # that the buffers can hold
+  structure: Any = static()  # of the parameters
+  dtypes: tuple = static()
+  packing: Packing = static()
 
   @property
   def witness(self) -> Any:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 
 def hoist(
@@ -24,6 +23,8 @@ def hoist(
   Returns:
     `pure` and `constants`, with pure(constants, *args) == function(*args).
   """
+  from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # slow to import
+
   closed, out_shape = jax.make_jaxpr(function, return_shape=True)(*examples)
   structure: Any = jax.tree.structure(out_shape)
 

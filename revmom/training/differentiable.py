@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.custom_derivatives import SymbolicZero
 
+from revmom.exact.pytree import Pytree, static
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers.dynamics import Dynamics, Spills
 from revmom.optimizers.leaf import AVERAGE
@@ -19,7 +19,7 @@ from revmom.training.plan import Plan
 from revmom.training.problem import merger, selector
 
 
-class Residuals(struct.PyTreeNode):
+class Residuals(Pytree):
   """What the reverse pass starts from."""
 
   hyperparameters: Any
@@ -28,7 +28,7 @@ class Residuals(struct.PyTreeNode):
   shared: list[jax.Array]
   stacked: list[jax.Array]
   extra: dict[str, Any]
-  masks: tuple = struct.field(pytree_node=False)  # of shared and stacked
+  masks: tuple = static()  # of shared and stacked
 
 
 def differentiable(

@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
-from scipy import special
 
 from revmom.exact import compensated
 from revmom.exact.compensated import Sum
+from revmom.exact.pytree import Pytree, static
 from revmom.jacobian.estimate import (
   CONFIDENCE,
   Deviation,
@@ -48,7 +47,7 @@ class Total(NamedTuple):
   bias_bound: jax.Array  # []
 
 
-class Ledger(struct.PyTreeNode):
+class Ledger(Pytree):
   """Log-determinants of the steps of a run; build it with `init`."""
 
   factors: tuple[Sum, ...]  # log factor of an element of each parameter array
@@ -56,8 +55,8 @@ class Ledger(struct.PyTreeNode):
   variance: Sum  # []: of the curvature's estimates
   dispersion: Sum  # []: sum of variance^2 / (samples - 1)
   bias_bound: Sum  # []
-  names: tuple[str, ...] = struct.field(pytree_node=False)
-  sizes: tuple[int, ...] = struct.field(pytree_node=False)
+  names: tuple[str, ...] = static()
+  sizes: tuple[int, ...] = static()
 
 
 def init(params: Any, dtype: Any = jnp.float32) -> Ledger:
@@ -277,6 +276,8 @@ def parabola_bound(num_samples: int) -> Estimator:
 
 def _t_quantile(reciprocal: jax.Array) -> jax.Array:
   """Of Student's t for 1 / degrees of freedom, by interpolation."""
+  from scipy import special  # comes with jax; slow to import
+
   grid = np.linspace(0, 1, 257)
   upper = (1 + CONFIDENCE) / 2
   table = special.stdtrit(1 / np.maximum(grid, 1e-9), upper)

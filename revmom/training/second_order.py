@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 MODES = ("auto", "forward_over_reverse", "reverse_over_reverse")
 
@@ -95,8 +94,10 @@ def choose(mode: str, loss: Loss, params: Any, others: Any) -> Callable:
 _SHIFTS = ("max", "select_n", "broadcast_in_dim", "reshape", "reduce_max")
 
 
-def _asymmetric(program: Jaxpr) -> str | None:
+def _asymmetric(program: Any) -> str | None:
   """The first primitive that may make a gradient none of a scalar."""
+  from jax.extend.core import ClosedJaxpr, Jaxpr  # slow to import
+
   made_by = {}
   for equation in program.eqns:
     name = equation.primitive.name

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
+from revmom.exact.pytree import Pytree, static
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.leaf import with_words
@@ -31,9 +31,9 @@ class RunState(State):
   checksums: jax.Array  # uint32 [1 + ceil(steps / checksum_every), 2]
   kept: list[Any]  # checkpoints or words of the plan's leading segments
   zero: jax.Array  # float []: 0, with the tangents that integers can't have
-  plan: Plan = struct.field(pytree_node=False)
-  checksum_every: int = struct.field(pytree_node=False)
-  fingerprint: Fingerprint = struct.field(pytree_node=False)
+  plan: Plan = static()
+  checksum_every: int = static()
+  fingerprint: Fingerprint = static()
 
   @property
   def witness(self) -> Any:
@@ -41,7 +41,7 @@ class RunState(State):
     return self.zero
 
 
-class Run(struct.PyTreeNode):
+class Run(Pytree):
   """What `train` returns."""
 
   params: Any  # like the initial parameters; NaN where a grid was left
