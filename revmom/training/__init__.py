@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from revmom.training.microbatches import accumulated
-from revmom.training.receipt import Fingerprint, Receipt, fingerprint
+from revmom.training.receipt import Fingerprint, Receipt, explain, fingerprint
 from revmom.training.stepper import Stepper
 from revmom.training.tangent import Outcome, train_jvp
 from revmom.training.train import Rewound, Run, RunState, rewind, train
@@ -28,6 +28,7 @@ __all__ = [
   "RunState",
   "Stepper",
   "accumulated",
+  "explain",
   "fingerprint",
   "gaussian_entropy",
   "ledger",

@@ -163,8 +163,9 @@ def _backward(problem, plan, inputs, residuals, bars):
   )
   receipts.report(receipt, problem.checksum_every, plan.steps)
   # A reversal that failed must not return a plausible number.
+  nan = receipts.not_a_number(receipt)
   return jax.tree.map(
-    lambda bar: jnp.where(receipt.ok, bar, jnp.nan), back.adjoint
+    lambda bar: jnp.where(receipt.ok, bar, nan.astype(bar.dtype)), back.adjoint
   )
 
 

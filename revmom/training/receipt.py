@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jaxlib
+import numpy as np
 from absl import logging
 from jax import lax
 
 from revmom.exact import bit_buffer
+from revmom.optimizers.hyperparameters import concrete
 from revmom.optimizers.leaf import Leaf, is_tangent
 from revmom.optimizers.state import overflowed
 
@@ -186,14 +188,62 @@ def _allowed(role: str, integer: Any) -> int:
   return 2 ** (bits - 3 - 18) if is_tangent(role) else 0
 
 
+# A NaN has 22 bits to spare: six that mark it as one of this library, and
+# sixteen for the first checked step that was wrong, or what else went wrong.
+_QUIET, _MARK, _LEFT_GRID = 0x7FC00000, 0x2B, 2**16 - 1
+
+
+def not_a_number(receipt: Receipt) -> jax.Array:
+  """A float32 NaN that says what went wrong, for `explain`."""
+  step = jnp.clip(receipt.diverged_at + 1, 0, _LEFT_GRID - 1)
+  note = jnp.where(receipt.in_range, step, _LEFT_GRID)
+  bits = _QUIET | (_MARK << 16) | note.astype(jnp.uint32)
+  return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def explain(gradients: Any) -> str | None:
+  """Why gradients of `revmom.train` are not numbers; None if they don't say.
+
+  A reverse pass that failed gives NaN whose spare bits hold the step.  They
+  survive further arithmetic on a CPU; narrower types than float32 and most
+  accelerators drop them: ask `revmom.rewind` for a receipt there.
+
+  Args:
+    gradients: a pytree of what `jax.grad` gave, outside of `jit`.
+
+  >>> explain({"learning_rate": jnp.ones(3)}) is None
+  True
+  """
+  for leaf in jax.tree.leaves(gradients):
+    values = np.asarray(leaf)
+    if values.dtype not in (np.float32, np.float64):
+      continue
+    lost = values[np.isnan(values)].astype(np.float32).view(np.uint32)
+    notes = lost[(lost & 0x7FFF0000) == (_QUIET | (_MARK << 16))] & 0xFFFF
+    if notes.size:
+      return _reason(int(notes[0]))
+  return None
+
+
+def _reason(note: int) -> str:
+  if note == _LEFT_GRID:
+    return (
+      "a value left its grid on the way: it was NaN or too large, or a traced "
+      "factor was below its floor.  `optimizer.check(run.state)` names the "
+      "parameter array and the remedy."
+    )
+  where = f"after step {note - 1}" if note else "at the first step"
+  return (
+    f"the reversal diverged {where}: the gradient there was not recomputed bit "
+    "for bit.  scripts/doctor.py names what on this machine makes gradients "
+    "irreproducible."
+  )
+
+
 def report(receipt: Receipt, checksum_every: int, steps: int) -> None:
-  """Logs an error, from inside a compiled program, if a reversal failed."""
-
-  def log(receipt: Receipt) -> None:
-    if not receipt.ok:
-      logging.error("revmom: %s", message(receipt, checksum_every, steps))
-
-  lax.cond(receipt.ok, lambda: None, lambda: jax.debug.callback(log, receipt))
+  """Logs an error if a reversal failed, outside of `jit`."""
+  if concrete(receipt.ok) is not None and not receipt.ok:
+    logging.error("revmom: %s", message(receipt, checksum_every, steps))
 
 
 class Fingerprint(NamedTuple):

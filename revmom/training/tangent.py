@@ -297,7 +297,9 @@ def _scales(
 
   carry = leaves, dots, jax.tree.map(_peak, dots)
   steps = runs.first_step(leaves) + jnp.arange(dynamics.steps, dtype=jnp.int32)
-  _, _, peaks = lax.scan(step, carry, steps)[0]
+  if dynamics.steps:
+    carry, _ = lax.scan(step, carry, steps)
+  peaks = carry[2]
   scales = []
   for number, equations in enumerate(dynamics.equations):
     own = [

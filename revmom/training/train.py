@@ -78,8 +78,8 @@ def train(
   close over, in one reverse pass that recomputes each step instead of storing
   it (Maclaurin, Duvenaud & Adams 2015, Algorithm 2).  They are the exact
   derivatives of the run on its grid, rounding being differentiated as the
-  identity; where the reversal is not exact they are NaN and an error is
-  logged that names the step.
+  identity; where the reversal is not exact they are NaN, and
+  `revmom.explain(gradients)` names the step.
 
   Args:
     loss_fn: (params, batch, *args) -> scalar.

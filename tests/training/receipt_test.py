@@ -1,6 +1,8 @@
 """A reversal that is not exact says so and returns no plausible number."""
 
 import logging
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +160,47 @@ def test_a_gradient_whose_reversal_fails_is_nan(
       logger.removeHandler(caplog.handler)
   for leaf in jax.tree.leaves((by_optimizer, by_start)):
     assert bool(jnp.all(jnp.isnan(leaf)))
-  assert "between steps 48 and 64" in caplog.text
+    assert "after step 48" in revmom.explain(2 * leaf)
+  assert under_jit or "between steps 48 and 64" in caplog.text
+
+
+def test_a_gradient_of_a_run_that_left_its_grid_says_so():
+  objective = lambda optimizer: jnp.sum(train(optimizer).params)
+  gradient = jax.jit(jax.grad(objective))(revmom.sgd(1e4, 0.9))
+  assert "left its grid" in revmom.explain(gradient)
+  assert revmom.explain(gradient.replace(learning_rate=jnp.nan)) is not None
+  assert revmom.explain(jnp.array([1.0, jnp.nan])) is None
+
+
+_TWICE = """
+import sys, jax, jax.numpy as jnp, revmom
+from jax import monitoring
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+events = []
+monitoring.register_event_listener(lambda event, **_: events.append(event))
+loss = lambda x, batch: jnp.sum(jnp.cos(x - batch))
+run = lambda o: revmom.train(loss, o, jnp.ones(3), jnp.ones([5, 3]))
+gradient = jax.jit(jax.grad(lambda o: jnp.sum(run(o).params)))
+program = gradient.lower(revmom.sgd(0.1, 0.9))
+events.clear()
+program.compile()
+print(events.count("/jax/compilation_cache/cache_hits"))
+"""
+
+
+def test_hypergradients_are_found_in_a_persistent_cache(tmp_path):
+  found = [
+    subprocess.run(
+      [sys.executable, "-c", _TWICE, str(tmp_path)],
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.split()
+    for _ in range(2)
+  ]
+  assert found == [["0"], ["1"]]
 
 
 def test_checksum_depends_on_every_integer_and_its_array(run):
