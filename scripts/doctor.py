@@ -7,9 +7,10 @@ exit status 0; it is 1 if a reversal fails or jit returns wrong numbers.
 
 An exact reversal recomputes every gradient and needs the same bits.  First the
 settings that decide about them are listed, each with a remedy; then short
-runs, in float32 and bfloat16, are trained and rewound.  --workdir receives
-result.json; a second visit says what has changed since the first one, and
-whether another process computes the same bits.
+runs, in float32 and bfloat16, are trained and rewound, hypergradients are taken
+through them, and the cheapest mode in which all are numbers is recommended.
+--workdir receives result.json; a second visit says what has changed since the
+first one, and whether another process computes the same bits.
 """
 
 import hashlib
@@ -209,9 +210,12 @@ def _flag(xla_flags: str, name: str) -> str | None:
 
 
 DTYPES = ("float32", "bfloat16")
+_MODES = ("auto", "reverse_over_reverse")  # in the order of their cost
 
 
-def reverse(case: Case, dtype: str, steps: int, seed: int) -> Outcome:
+def reverse(
+  case: Case, dtype: str, steps: int, seed: int, mode: str = _MODES[0]
+) -> Outcome:
   """Trains and rewinds a case, and takes a hypergradient of it.
 
   In programs of their own, as a user would.
@@ -239,7 +243,12 @@ def reverse(case: Case, dtype: str, steps: int, seed: int) -> Outcome:
 
   def objective(optimizer: Any, params: Any) -> jax.Array:
     run = revmom.train(
-      case.loss_fn, optimizer, params, batches, num_steps=steps
+      case.loss_fn,
+      optimizer,
+      params,
+      batches,
+      num_steps=steps,
+      second_order_mode=mode,
     )
     floats = [a.astype(jnp.float32) for a in jax.tree.leaves(run.params)]
     return optax.global_norm(floats) ** 2
@@ -266,7 +275,8 @@ def reverse(case: Case, dtype: str, steps: int, seed: int) -> Outcome:
     last = min(at + 16, steps)
     return done("DIVERGED", f"between steps {at} and {last}", digest)
   if not np.all(np.isfinite(jax.tree.leaves(gradient))):
-    return done("DIVERGED", "in the reverse pass of a hypergradient", digest)
+    why = revmom.explain(gradient) or "a hypergradient is not a number"
+    return done("DIVERGED", f"{mode}: {why.split(':')[0]}", digest)
   return done("OK", "", digest)
 
 
@@ -291,6 +301,22 @@ def examine(steps: int, seed: int) -> dict[str, Outcome]:
     name = f"{make.__name__}_{dtype}"
     outcomes[name] = reverse(case, dtype, steps, seed)
   return outcomes
+
+
+def recommended(
+  outcomes: dict[str, Outcome], steps: int, seed: int
+) -> str | None:
+  """The cheapest mode in which all hypergradients are numbers, if any is."""
+  failed = [name for name, outcome in outcomes.items() if not outcome.ok]
+  if not failed:
+    return _MODES[0]
+  again = [
+    reverse(make(jax.random.key(seed)), dtype, steps, seed, _MODES[1])
+    for make in CASES
+    for dtype in DTYPES
+    if f"{make.__name__}_{dtype}" in failed
+  ]
+  return _MODES[1] if all(outcome.ok for outcome in again) else None
 
 
 # The visit.
@@ -354,12 +380,19 @@ def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
   for name, outcome in outcomes.items():
     line = f"  {name:22}{outcome.verdict:10}{outcome.seconds:5.1f} s"
     print(f"{line}  {outcome.detail}".rstrip())
+  mode = recommended(outcomes, steps, seed)
+  print(
+    f'\nHypergradients: second_order_mode="{mode}" is recommended'
+    if mode
+    else "\nHypergradients: no mode is exact here; see the lines above"
+  )
   wrong = [f.name for f in found if f.name.startswith("jax#") and not f.ok]
   result = {
     "ok": not wrong and all(outcome.ok for outcome in outcomes.values()),
     "warnings": sum(finding.ok is False for finding in found),
     "steps": steps,
     "seed": seed,
+    "second_order_mode": mode,
     **{
       f"fingerprint_{k}": v for k, v in revmom.fingerprint()._asdict().items()
     },

@@ -88,7 +88,12 @@ def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:
   >>> isolate(jnp.sum, jnp.array(3), jnp.arange(4.0))
   Array(6., dtype=float32)
   """
-  # On one axis there is but one layout that a compiler can choose.
+  # On one axis there is but one layout that a compiler can choose.  Where
+  # arrays may be spread over devices, they keep the axes along which they are.
+  on_one = jax.device_count() == 1
+  flatten = lambda a: jnp.reshape(a, -1) if on_one else a
+  structure: Any
+  out_structure: Any
   leaves, structure = jax.tree.flatten(args)
   inputs = [jax.typeof(leaf) for leaf in map(jnp.asarray, leaves)]
   results, out_structure = jax.tree.flatten(jax.eval_shape(function, *args))
@@ -96,16 +101,16 @@ def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:
   def once(*flat: jax.Array) -> list[jax.Array]:
     arrays = [a.reshape(x.shape) for a, x in zip(flat, inputs, strict=True)]
     out = function(*structure.unflatten(arrays))
-    return [leaf.reshape(-1) for leaf in jax.tree.leaves(out)]
+    return [flatten(leaf) for leaf in jax.tree.leaves(out)]
 
   def never(*flat: jax.Array) -> list[jax.Array]:
     # Sorted, since a compiler does not make away with the memory for that.
     angles = jnp.arange(_LARGE, dtype=jnp.float32) + step.astype(jnp.float32)
     noise = jnp.sort(jnp.sin(angles))
     nan = jnp.sqrt(-1 - noise[0] ** 2)
-    return [jnp.full(x.size, nan.astype(x.dtype)) for x in results]
+    return [flatten(jnp.full(x.shape, nan.astype(x.dtype))) for x in results]
 
-  flat = [jnp.reshape(leaf, -1) for leaf in leaves]
+  flat = [flatten(leaf) for leaf in leaves]
   out = lax.cond(step >= 0, once, never, *flat)
   return out_structure.unflatten(
     [a.reshape(x.shape) for a, x in zip(out, results, strict=True)]

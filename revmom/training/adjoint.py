@@ -61,7 +61,9 @@ def pull_back_increments(
 
 
 def _pull_back(dynamics, after, before, now, gradients, adjoint, step, early):
-  params_bar, slots_bar, gradients_bar = [], [], []
+  params_bar: list[jax.Array] = []
+  slots_bar: list[dict[str, jax.Array]] = []
+  gradients_bar = []
   totals = adjoint.hyperparameters
   for i, gradient in enumerate(gradients):
     dtype = adjoint.params[i].dtype
@@ -85,10 +87,9 @@ def _pull_back(dynamics, after, before, now, gradients, adjoint, step, early):
       bars |= {r: bars[r] + bar for r, bar in values_bar.items()}
       gradient_bar = tree_sum(gradient_bar, own_bar)
       totals = _accumulate(dynamics, totals, i, step, equations_bar)
-    for total, bar in zip(
-      (params_bar, slots_bar), dynamics.bars_of_leaf(bars), strict=True
-    ):
-      total.append(bar)
+    own, rest = dynamics.bars_of_leaf(bars)
+    params_bar.append(own)
+    slots_bar.append(rest)
     gradients_bar.append(gradient_bar)
   adjoint = adjoint._replace(
     params=params_bar, slots=slots_bar, hyperparameters=totals

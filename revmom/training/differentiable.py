@@ -93,8 +93,9 @@ _TWICE = (
   "revmom.train restores integers, and a derivative through them would be "
   "wrong.  This happens with jax.grad of jax.grad, jax.hessian, a penalty on "
   "a hypergradient, or revmom.train inside of a loss that revmom.train "
-  "differentiates.  Take differences of hypergradients, or give the inner "
-  "one jax.lax.stop_gradient of its arguments."
+  "differentiates.  revmom.train_jvp gives derivatives along a direction that "
+  "jax.grad goes through, or give the inner one jax.lax.stop_gradient of its "
+  "arguments."
 )
 
 

@@ -96,7 +96,7 @@ def train_jvp(
   pairs = zip(args, args_dot, strict=True)
   shared_dot = [dot for pair in pairs for dot in _dots("args", *pair)]
   shared_dot += [None] * (len(own.shared) - len(shared_dot))
-  stacked_dot = [None] * len(own.stacked)
+  stacked_dot: list = [None] * len(own.stacked)
   if own.stacked:
     stacked_dot = _dots("batches", batches, batches_dot)
   problem = _beside(problem, shared_dot, stacked_dot)
@@ -104,6 +104,7 @@ def train_jvp(
     own.shared + [dot for dot in shared_dot if dot is not None],
     own.stacked + [dot for dot in stacked_dot if dot is not None],
   )
+  structure: Any
   arrays, structure = jax.tree.flatten(params)
   params_dot = [
     jnp.zeros_like(array) if dot is None else dot
@@ -164,6 +165,7 @@ def _resolve(
       "as it was before revmom.averaged."
     )
   dots = _dots("optimizer", optimizer, along)
+  structure: Any
   leaves, structure = jax.tree.flatten(optimizer)
   filled = [
     jnp.zeros_like(leaf) if dot is None else dot
@@ -180,10 +182,12 @@ def _dots(name: str, primal: Any, along: Any) -> list:
   arrays = jax.tree.leaves_with_path(primal)
   if along is None:
     return [None] * len(arrays)
-  if jax.tree.structure(along) != jax.tree.structure(primal):
+  expected: Any = jax.tree.structure(primal)
+  got: Any = jax.tree.structure(along)
+  if got != expected:
     raise ValueError(
-      f"the tangent of the {name} is {jax.tree.structure(along)}, but the "
-      f"{name} are {jax.tree.structure(primal)}; start from "
+      f"the tangent of the {name} is {got}, but the {name} are {expected}; "
+      "start from "
       "jax.tree.map(jnp.zeros_like, primal), or pass None for zero."
     )
   found: list = []
@@ -237,7 +241,8 @@ def _beside(problem: Problem, shared_dot: list, stacked_dot: list) -> Problem:
   def consume(*both_and_t):
     *both, t = both_and_t
     own, along = zip(*map(_rows, both), strict=True)
-    of = lambda *args: problem.consume(*args, t)
+    consumed: Any = problem.consume
+    of = lambda *args: consumed(*args, t)
     return _stack(of(*own), jax.jvp(of, own, along)[1])
 
   def pull_back(others_of, views, chosen, t, gradient_bar, value_bar):
