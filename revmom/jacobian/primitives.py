@@ -10,13 +10,13 @@ ELEMENTWISE = frozenset(
   "abs acos acosh add add_any asin asinh atan atan2 atanh bessel_i0e "
   "bessel_i1e cbrt clamp convert_element_type copy copy_p cos cosh "
   "digamma div erf erf_inv erfc exp exp2 expm1 igamma igammac "
-  "integer_pow lgamma log log1p logistic max min mul name neg "
-  "one_minus_square polygamma pow pvary reduce_precision "
+  "integer_pow lgamma log log1p log2 logistic max min mul name neg "
+  "one_minus_square polygamma polynomial pow pvary reduce_precision "
   "regularized_incomplete_beta rem rsqrt select_n "
   "sharding_constraint sin sinh sqrt square sub tan tanh zeta "
   # Of no derivative, but custom ones may be made of them.
-  "and ceil eq floor ge gt is_finite le lt ne nextafter not or round sign "
-  "stop_gradient xor".split()
+  "and ceil eq eq_to floor ge gt is_finite le le_to lt lt_to ne nextafter not "
+  "or round sign stop_gradient xor".split()
 )
 
 # Elements stay in their order when the array is read row by row.

@@ -199,6 +199,7 @@ RIGHT = {
   "erf": (jax.scipy.special.erf, S),
   "logit": (lambda x: jnp.log(x) - jnp.log1p(-x), np.array([0.1, 0.7])),
   "log1p(exp(x))": (lambda x: jnp.log1p(jnp.exp(x)), S),
+  "log2(1 + exp2(x))": (lambda x: jnp.log2(1 + jnp.exp2(x)), S),
   "5 - x": (lambda x: 5 - x, S),
   "jit": (lambda x: jax.jit(lambda z: 2 * z)(x), S),
   "exp(2 x)": (lambda x: jnp.exp(2 * x), S),

@@ -38,6 +38,17 @@ def check(f, *args):
   return [(b.kind, b.blocks, b.largest) for b in result.report]
 
 
+def horner(x):
+  return jnp.polyval(jnp.array([0.3, 1.0, 2.0, 0.5]), x)
+
+
+@pytest.mark.skipif(
+  not hasattr(lax, "polynomial"), reason="this JAX has a loop in its place"
+)
+def test_a_polynomial_is_elementwise():
+  assert check(lambda x: horner(jnp.exp(x)), jnp.arange(3.0))
+
+
 def numbers(seed, *shape):
   return np.random.default_rng(seed).normal(size=shape)
 
