@@ -163,19 +163,20 @@ def narrowed_scan(
 ) -> Parameters:
   """The parameters of a scan of a body with fewer operands and outputs."""
   form, params = scan_form(equation), _parameters(equation)
+  changes: dict[str, Any]
   if "num_consts" in params:
-    counts = sum(used[: form.constants]), sum(wanted[: form.carry])
-    changes = dict(zip(("num_consts", "num_carry"), counts, strict=True))
+    changes = {
+      "num_consts": sum(used[: form.constants]),
+      "num_carry": sum(wanted[: form.carry]),
+    }
   else:
-    masks = {"ft_in": list(used), "ft_out": list(wanted)}
     try:
       changes = {
-        name: params[name].filter_with_mask(mask)
-        for name, mask in masks.items()
+        "ft_in": params["ft_in"].filter_with_mask(list(used)),
+        "ft_out": params["ft_out"].filter_with_mask(list(wanted)),
       }
     except (AttributeError, TypeError) as error:
-      got = f"parameters {sorted(params)}"
-      raise _unknown(params.primitive, got) from error
+      raise _unknown("scan", f"parameters {sorted(params)}") from error
   return Parameters("scan", {**params, "jaxpr": body, **changes})
 
 

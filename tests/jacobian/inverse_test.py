@@ -566,6 +566,12 @@ def test_types_are_kept(dtype):
   )
 
 
+def test_what_numpy_gives_takes_the_type_that_jax_has():
+  x = inverse(lambda x: 2 * x)(np.array([1.0, -3.0]))
+  assert x.dtype == jnp.float32
+  np.testing.assert_array_equal(x, [0.5, -1.5])
+
+
 def square_root(y):
   return jnp.sqrt(y)
 
