@@ -32,12 +32,12 @@ from revmom.jacobian.program import Equation, Program
 TRANSCENDENTAL = frozenset(
   "acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt cos cosh "
   "digamma erf erf_inv erfc exp exp2 expm1 igamma igamma_grad_a igammac lgamma "
-  "log log1p logistic polygamma pow random_gamma_grad "
+  "log log1p log2 logistic polygamma pow random_gamma_grad "
   "regularized_incomplete_beta rsqrt sin sinh sqrt tan tanh zeta".split()
 )
 ARITHMETIC = frozenset(
-  "abs add add_any ceil clamp div eq floor ge gt is_finite le lt max min mul "
-  "ne neg nextafter rem round sign square sub".split()
+  "abs add add_any ceil clamp div eq eq_to floor ge gt is_finite le le_to lt "
+  "lt_to max min mul ne neg nextafter rem round sign square sub".split()
 )
 REDUCTIONS = frozenset(
   "argmax argmin reduce_max reduce_min reduce_prod reduce_sum".split()
@@ -212,6 +212,11 @@ def _integer_power(equation: Equation) -> int:
   return number * equation.outputs[0].size
 
 
+def _polynomial(equation: Equation) -> int:
+  """Horner's rule, of x and the coefficients."""
+  return 2 * (len(equation.operands) - 2) * equation.outputs[0].size
+
+
 def _comparisons(equation: Equation) -> int:
   length = equation.operands[0].shape[equation.params["dimension"]]
   return equation.outputs[0].size * math.ceil(math.log2(max(1, length)))
@@ -239,6 +244,7 @@ def _one_minus_square(equation: Equation) -> int:
 _OTHERS = {
   "integer_pow": _integer_power,
   "one_minus_square": _one_minus_square,
+  "polynomial": _polynomial,
   "reduce_window_max": _window,
   "reduce_window_min": _window,
   "reduce_window_sum": _window,

@@ -17,6 +17,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from revmom.jacobian import program
+from revmom.jacobian.control_flow import RULES
 from revmom.jacobian.program import Equation, Operand, Program, Variable
 
 
@@ -91,8 +92,8 @@ def trace(
 
 
 def _keep(equation: JaxprEqn) -> bool:
-  """Custom derivatives stay what they are."""
-  return equation.primitive.name.startswith("custom_")
+  """What brings derivatives of its own stays what it is."""
+  return equation.primitive.name in RULES
 
 
 def _reached(

@@ -1,14 +1,43 @@
-"""How JAX writes its loops and branches, in each version that is supported.
+"""How JAX writes calls, loops and branches, in each supported version.
 
-The parameters of an equation are JAX's own and change with it.  Only this
-module reads those of a scan, a while loop and a cond.
+Names of primitives and of their parameters are JAX's own and change with it.
+Of primitives that hold programs they are read here and nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
-from jax.extend.core import ClosedJaxpr, Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
+
+CHECKPOINT = "remat2"
+CUSTOM_JVP = "custom_jvp_call"
+CUSTOM_VJP = "custom_vjp_call"
+CUSTOM_VMAP = "custom_vmap_call"
+HIGH = "call_hi_primitive"  # an operation with rules of its own, since jax 0.12
+# Calls that bring a derivative or a batching rule, which inlining loses.
+RULES = frozenset([CUSTOM_JVP, CUSTOM_VJP, CUSTOM_VMAP, HIGH])
+# What runs a program once, on all of its operands.
+CALLS = RULES | frozenset(
+  [CHECKPOINT, "closed_call", "composite", "eval_jaxpr", "jit"]
+)
+
+
+class Parameters(dict[str, Any]):
+  """Parameters by their names; one that is missing is a ValueError.
+
+  >>> Parameters("scan", {"length": 3})["width"]
+  Traceback (most recent call last):
+  ...
+  ValueError: jax ... writes `scan` with parameters ['length'], a form that ...
+  """
+
+  def __init__(self, primitive: str, params: Mapping[str, Any]):
+    super().__init__(params)
+    self.primitive = primitive
+
+  def __missing__(self, name: str) -> Any:
+    raise _unknown(self.primitive, f"parameters {sorted(self)}")
 
 
 class Written(Protocol):
@@ -18,7 +47,62 @@ class Written(Protocol):
   def primitive(self) -> Primitive: ...
 
   @property
-  def params(self) -> dict[str, Any]: ...
+  def params(self) -> Mapping[str, Any]: ...
+
+
+def called(equation: Written) -> ClosedJaxpr:
+  """The program of a call; its inputs are all of the operands.
+
+  Of what brings rules of its own it is the function itself.
+
+  Raises:
+    ValueError: this JAX writes calls in a way that is not known.
+
+  >>> closed = jax.make_jaxpr(jax.jit(lambda x: 2 * x))(1.0)
+  >>> called(closed.jaxpr.eqns[0]).jaxpr.eqns[0].primitive
+  mul
+  """
+  params = _parameters(equation)
+  if equation.primitive.name == HIGH:
+    return _expansion(params["_prim"])
+  names = [n for n in ("jaxpr", "call_jaxpr", "call") if n in params]
+  return as_closed(params[names[0] if names else "jaxpr"])
+
+
+def _expansion(primitive: Any) -> ClosedJaxpr:
+  """The program of a `jax.experimental.hijax.HiPrim`."""
+  try:
+    leaves: list[Any]
+    structure: Any
+    leaves, structure = jax.tree.flatten(primitive.in_avals)
+    flat = lambda *leaves: jax.tree.leaves(
+      primitive.expand(*structure.unflatten(leaves))
+    )
+    return jax.make_jaxpr(flat)(*leaves)
+  except (AttributeError, NotImplementedError, TypeError) as error:
+    raise _unknown(HIGH, f"{type(primitive).__name__}: {error}") from error
+
+
+def as_closed(jaxpr: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
+  """Closes a jaxpr without constants, such as that of a checkpoint."""
+  return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
+
+
+def policy_of(equation: Written) -> Any:
+  """What a checkpoint that is no derivative is to keep; None of all others.
+
+  Raises:
+    ValueError: this JAX writes checkpoints in a way that is not known.
+
+  >>> policy = jax.checkpoint_policies.everything_saveable
+  >>> function = jax.checkpoint(lambda x: 2 * x, policy=policy)
+  >>> policy_of(jax.make_jaxpr(function)(1.0).jaxpr.eqns[0]) is policy
+  True
+  """
+  if equation.primitive.name != CHECKPOINT:
+    return None
+  params = _parameters(equation)
+  return None if params["differentiated"] else params["policy"]
 
 
 class ScanForm(NamedTuple):
@@ -54,22 +138,20 @@ def scan_form(equation: Written) -> ScanForm:
   >>> form.constants, form.carry, form.length
   (0, 1, 3)
   """
-  constants, carry = _scan_counts(equation)
-  of = lambda name: _parameter(equation, name)
-  return ScanForm(
-    of("jaxpr"), constants, carry, of("length"), of("reverse"), of("unroll")
-  )
+  params = _parameters(equation)
+  rest = (params[name] for name in ("length", "reverse", "unroll"))
+  return ScanForm(params["jaxpr"], *_scan_counts(params), *rest)
 
 
-def _scan_counts(equation: Written) -> tuple[int, int]:
-  if "num_consts" in equation.params:  # jax 0.10
-    return equation.params["num_consts"], _parameter(equation, "num_carry")
+def _scan_counts(params: Parameters) -> tuple[int, int]:
+  if "num_consts" in params:  # jax 0.10
+    return params["num_consts"], params["num_carry"]
   # Since jax 0.12 a tree of the operands: (constants, carry, xs).
-  tree = _parameter(equation, "ft_in")
+  tree = params["ft_in"]
   try:
     constants, carry, _ = map(len, tree.unpack())
   except (AttributeError, TypeError, ValueError) as error:
-    raise _unknown(equation, f"ft_in={tree!r}") from error
+    raise _unknown(params.primitive, f"ft_in={tree!r}") from error
   return constants, carry
 
 
@@ -78,23 +160,28 @@ def narrowed_scan(
   body: ClosedJaxpr,
   used: Sequence[bool],
   wanted: Sequence[bool],
-) -> dict[str, Any]:
+) -> Parameters:
   """The parameters of a scan of a body with fewer operands and outputs."""
-  form = scan_form(equation)
-  if "num_consts" in equation.params:
-    counts = {
+  form, params = scan_form(equation), _parameters(equation)
+  changes: dict[str, Any]
+  if "num_consts" in params:
+    changes = {
       "num_consts": sum(used[: form.constants]),
       "num_carry": sum(wanted[: form.carry]),
     }
-    return {**equation.params, "jaxpr": body, **counts}
-  try:
-    trees = {
-      "ft_in": equation.params["ft_in"].filter_with_mask(list(used)),
-      "ft_out": equation.params["ft_out"].filter_with_mask(list(wanted)),
-    }
-  except (AttributeError, KeyError, TypeError) as error:
-    raise _unknown(equation, f"parameters {sorted(equation.params)}") from error
-  return {**equation.params, "jaxpr": body, **trees}
+  else:
+    try:
+      changes = {
+        "ft_in": params["ft_in"].filter_with_mask(list(used)),
+        "ft_out": params["ft_out"].filter_with_mask(list(wanted)),
+      }
+    except (AttributeError, TypeError) as error:
+      raise _unknown("scan", f"parameters {sorted(params)}") from error
+  return Parameters("scan", {**params, "jaxpr": body, **changes})
+
+
+# The parameters of a while loop that make up its form.
+_WHILE = "cond_jaxpr", "cond_nconsts", "body_jaxpr", "body_nconsts"
 
 
 def while_form(equation: Written) -> WhileForm:
@@ -110,8 +197,14 @@ def while_form(equation: Written) -> WhileForm:
   >>> form.condition_constants, form.body_constants
   (1, 0)
   """
-  names = "cond_jaxpr", "cond_nconsts", "body_jaxpr", "body_nconsts"
-  return WhileForm(*(_parameter(equation, name) for name in names))
+  params = _parameters(equation)
+  return WhileForm(*(params[name] for name in _WHILE))
+
+
+def narrowed_while(equation: Written, form: WhileForm) -> Parameters:
+  """The parameters of a while loop of this form."""
+  changes = dict(zip(_WHILE, form, strict=True))
+  return Parameters("while", {**equation.params, **changes})
 
 
 def branches_of(equation: Written) -> tuple[ClosedJaxpr, ...]:
@@ -126,18 +219,23 @@ def branches_of(equation: Written) -> tuple[ClosedJaxpr, ...]:
   >>> len(branches_of(closed.jaxpr.eqns[-1]))
   2
   """
-  return tuple(_parameter(equation, "branches"))
+  return tuple(_parameters(equation)["branches"])
 
 
-def _parameter(equation: Written, name: str) -> Any:
-  if name not in equation.params:
-    raise _unknown(equation, f"parameters {sorted(equation.params)}")
-  return equation.params[name]
+def narrowed_cond(
+  equation: Written, branches: Sequence[ClosedJaxpr]
+) -> Parameters:
+  """The parameters of a cond with these branches."""
+  return Parameters("cond", {**equation.params, "branches": tuple(branches)})
 
 
-def _unknown(equation: Written, got: str) -> ValueError:
+def _parameters(equation: Written) -> Parameters:
+  return Parameters(equation.primitive.name, equation.params)
+
+
+def _unknown(primitive: str, got: str) -> ValueError:
   return ValueError(
-    f"jax {jax.__version__} writes `{equation.primitive.name}` with {got}, a "
-    "form that revmom does not know; use a version of JAX that revmom "
-    "supports, or report this one."
+    f"jax {jax.__version__} writes `{primitive}` with {got}, a form that "
+    "revmom does not know; use a version of JAX that revmom supports, or "
+    "report this one."
   )

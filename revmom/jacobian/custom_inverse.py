@@ -9,6 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
+from revmom.jacobian.control_flow import (
+  CUSTOM_JVP,
+  CUSTOM_VMAP,
+  HIGH,
+  called,
+  policy_of,
+)
 from revmom.jacobian.dead_code import live
 from revmom.jacobian.knowledge import NotInvertible
 from revmom.jacobian.program import Equation, Program, inline
@@ -94,10 +101,10 @@ def mark_of(equation: JaxprEqn | Equation) -> Mark | None:
   A derivative of the call keeps its policy, but not its meaning; `vmap` puts
   axes in front of its operands.
   """
-  mark = equation.params.get("policy")
-  if not isinstance(mark, Mark) or equation.params["differentiated"]:
+  mark = policy_of(equation)
+  if not isinstance(mark, Mark) or batch_of(mark, equation) is None:
     return None
-  return mark if batch_of(mark, equation) is not None else None
+  return mark
 
 
 class Batch(NamedTuple):
@@ -143,7 +150,7 @@ def invert_marked(
   equation: Equation, given: list[Any], images: list[Any]
 ) -> tuple[list[Any], list[Any]]:
   """The operands of a marked call, by the inverse that it brought."""
-  mark: Mark = equation.params["policy"]
+  mark: Mark = policy_of(equation)
   batch = batch_of(mark, equation)
   assert batch is not None  # or it would have been inlined
   count = len(batch.x) + len(batch.arguments)
@@ -193,9 +200,7 @@ def program_of(closed: ClosedJaxpr) -> Program:
   """The program of a jaxpr; what brings its own inverse stays an equation."""
   program = live(inline(closed, _keep), _keep)
   equations = tuple(
-    e._replace(primitive=_LOGADDEXP, params={})
-    if e.name == "custom_jvp_call"
-    else e
+    e._replace(primitive=_LOGADDEXP, params={}) if e.name == CUSTOM_JVP else e
     for e in program.equations
   )
   return program._replace(equations=equations)
@@ -203,9 +208,9 @@ def program_of(closed: ClosedJaxpr) -> Program:
 
 def _keep(equation: JaxprEqn) -> bool:
   name = equation.primitive.name
-  if name in ("checkpoint", "remat2"):
-    return mark_of(equation) is not None
-  return name == "custom_jvp_call" and _is_logaddexp(equation)
+  if name == CUSTOM_JVP:
+    return _is_logaddexp(equation)
+  return name in (CUSTOM_VMAP, HIGH) or mark_of(equation) is not None
 
 
 def _is_logaddexp(equation: JaxprEqn) -> bool:
@@ -215,6 +220,5 @@ def _is_logaddexp(equation: JaxprEqn) -> bool:
     jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals
   ):
     return False
-  traced = jax.make_jaxpr(jnp.logaddexp)(*avals)
-  reference = traced.jaxpr.eqns[-1].params.get("call_jaxpr")
-  return str(equation.params["call_jaxpr"]) == str(reference)
+  reference = jax.make_jaxpr(jnp.logaddexp)(*avals).jaxpr.eqns[-1]
+  return str(called(equation)) == str(called(reference))

@@ -5,14 +5,17 @@ reads.  What a loop's outputs need is a fixed point over its steps.
 """
 
 from itertools import compress
-from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr
 
 from revmom.jacobian.control_flow import (
+  Parameters,
+  WhileForm,
   branches_of,
+  narrowed_cond,
   narrowed_scan,
+  narrowed_while,
   scan_form,
   while_form,
 )
@@ -65,7 +68,7 @@ def _narrowed(equation: Equation, wanted: list[bool], keep: Keep) -> Equation:
     return equation
   return Equation(
     equation.primitive,
-    {**equation.params, **params},
+    params,
     tuple(compress(equation.operands, used)),
     tuple(compress(equation.outputs, wanted)),
     equation.source,
@@ -73,7 +76,7 @@ def _narrowed(equation: Equation, wanted: list[bool], keep: Keep) -> Equation:
 
 
 # Which operands and outputs of an equation remain, and its new parameters.
-Narrowed = tuple[list[bool], list[bool], dict[str, Any]]
+Narrowed = tuple[list[bool], list[bool], Parameters]
 
 
 def _narrowed_scan(
@@ -100,13 +103,14 @@ def _narrowed_while(
   body = inline(form.body, keep)
   body, wanted = _narrowed_loop(body, start, len(wanted), wanted, keep)
   reads = _used(body)[:start]
-  changes = {
-    "cond_jaxpr": _closed(condition, [*asked[:first], *wanted]),
-    "cond_nconsts": sum(asked[:first]),
-    "body_jaxpr": _closed(body, [*reads, *wanted]),
-    "body_nconsts": sum(reads),
-  }
-  return [*asked[:first], *reads, *wanted], wanted, changes
+  narrow = WhileForm(
+    _closed(condition, [*asked[:first], *wanted]),
+    sum(asked[:first]),
+    _closed(body, [*reads, *wanted]),
+    sum(reads),
+  )
+  params = narrowed_while(equation, narrow)
+  return [*asked[:first], *reads, *wanted], wanted, params
 
 
 def _narrowed_cond(
@@ -117,8 +121,8 @@ def _narrowed_cond(
     for branch in branches_of(equation)
   ]
   used = [any(of) for of in zip(*map(_used, branches), strict=True)]
-  changes = {"branches": tuple(_closed(b, used) for b in branches)}
-  return [True, *used], wanted, changes
+  params = narrowed_cond(equation, [_closed(b, used) for b in branches])
+  return [True, *used], wanted, params
 
 
 def _narrowed_loop(

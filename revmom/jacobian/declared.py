@@ -10,17 +10,12 @@ from jax.extend.core import jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
 
 from revmom.jacobian.blocks import Part
+from revmom.jacobian.control_flow import called
 from revmom.jacobian.custom_inverse import Batch, Mark, batch_of, mark_of
 from revmom.jacobian.determinant import Determinant, exact
 from revmom.jacobian.loops import find_places, interleaving
 from revmom.jacobian.probes import probes
-from revmom.jacobian.program import (
-  Environment,
-  Equation,
-  Variable,
-  as_closed,
-  read,
-)
+from revmom.jacobian.program import Environment, Equation, Variable, read
 
 # Larger ones are not verified by a dense Jacobian.
 LARGEST_DENSE = 64
@@ -102,7 +97,7 @@ def _verify(equation: Equation, mark: Mark, batch: Batch) -> None:
   real = [k for k, leaf in enumerate(leaves) if _is_float(leaf)]
   if sum(leaves[k].size for k in real) > LARGEST_DENSE:
     return
-  function = jaxpr_as_fun(as_closed(equation.params["jaxpr"]))
+  function = jaxpr_as_fun(called(equation))
   start = len(equation.operands) - len(batch.x) - len(batch.arguments)
   first = (0,) * len(batch.shape)
   mapped = [*batch.x, *batch.arguments]

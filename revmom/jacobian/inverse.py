@@ -69,7 +69,7 @@ def inverse(f: Callable[..., Any], *like: Any) -> Callable[[Any], Any]:
   def inverted(y: Any) -> Any:
     problem = _problem(f, like, y)
     round_trip(problem.closed, like)
-    leaves = preimage(problem.closed, jax.tree.leaves(y))
+    leaves = preimage(problem.closed, _arrays(y))
     return _as_arguments(problem, leaves)
 
   return inverted
@@ -107,7 +107,7 @@ def inverse_and_log_det(
     trip = round_trip(problem.closed, like)
     if trip is not None:
       verify_log_det(trip)
-    leaves = preimage(problem.closed, jax.tree.leaves(y))
+    leaves = preimage(problem.closed, _arrays(y))
     x = _as_arguments(problem, leaves)
     arguments = x if len(problem.arguments) > 1 else (x,)
     return x, -log_det(f)(*arguments).value
@@ -158,6 +158,11 @@ def _arguments_like(f: Callable[..., Any], y: Any) -> tuple[Any, ...]:
       )
     return y
   return (y,)
+
+
+def _arrays(tree: Any) -> list[jax.Array]:
+  """The leaves, in the types that JAX gives to NumPy's."""
+  return [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _shapes(tree: Any) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.jacobian.control_flow import (
+  CHECKPOINT,
   branches_of,
   scan_form,
   while_form,
@@ -267,9 +268,8 @@ def _marked(
 Rule = Callable[[Equation, Values, Values, Solve], tuple[Values, Values]]
 # By the primitives' names; the calls among them are only those that are marked.
 LOOPS: dict[str, Rule] = {
-  "checkpoint": _marked,
+  CHECKPOINT: _marked,
   "cond": cond,
-  "remat2": _marked,
   "scan": scan,
   "while": while_loop,
 }

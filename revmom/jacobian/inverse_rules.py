@@ -97,6 +97,7 @@ UNARY: dict[str, Unary] = {
   "integer_pow": _integer_root,
   "log": lambda y, p: jnp.exp(y),
   "log1p": lambda y, p: jnp.expm1(y),
+  "log2": lambda y, p: jnp.exp2(y),
   "logistic": lambda y, p: jnp.log(y) - jnp.log1p(-y),
   "neg": lambda y, p: -y,
   "rsqrt": _range(0, np.inf, lambda y, p: 1 / (y * y)),

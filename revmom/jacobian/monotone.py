@@ -126,6 +126,11 @@ SHAPES: dict[str, Shape] = {
     _rising(np.log1p),
     lambda x: _reciprocal(x + ONE),
   ),
+  "log2": (
+    POSITIVE,
+    _rising(np.log2),
+    lambda x: _reciprocal(x) * Interval(1 / np.log(2), 1 / np.log(2)),
+  ),
   "logistic": (LINE, _always(TINY, 1), _always(TINY, 0.25)),
   "neg": (LINE, lambda x: -x, _always(-1, -1)),
   "sin": (LINE, _always(-1, 1), _always(-1, 1)),

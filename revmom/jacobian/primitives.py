@@ -2,26 +2,21 @@
 
 from jax.extend.core import JaxprEqn
 
+from revmom.jacobian.control_flow import CALLS, CUSTOM_VJP, RULES, called
 from revmom.jacobian.custom_inverse import mark_of
-from revmom.jacobian.program import (
-  CALLS,
-  Equation,
-  Program,
-  as_closed,
-  inline,
-)
+from revmom.jacobian.program import Equation, Program, inline
 
 ELEMENTWISE = frozenset(
   "abs acos acosh add add_any asin asinh atan atan2 atanh bessel_i0e "
   "bessel_i1e cbrt clamp convert_element_type copy copy_p cos cosh "
   "digamma div erf erf_inv erfc exp exp2 expm1 igamma igammac "
-  "integer_pow lgamma log log1p logistic max min mul name neg "
-  "one_minus_square polygamma pow pvary reduce_precision "
+  "integer_pow lgamma log log1p log2 logistic max min mul name neg "
+  "one_minus_square polygamma polynomial pow pvary reduce_precision "
   "regularized_incomplete_beta rem rsqrt select_n "
   "sharding_constraint sin sinh sqrt square sub tan tanh zeta "
   # Of no derivative, but custom ones may be made of them.
-  "and ceil eq floor ge gt is_finite le lt ne nextafter not or round sign "
-  "stop_gradient xor".split()
+  "and ceil eq eq_to floor ge gt is_finite le le_to lt lt_to ne nextafter not "
+  "or round sign stop_gradient xor".split()
 )
 
 # Elements stay in their order when the array is read row by row.
@@ -71,14 +66,14 @@ KNOWN = (
 
 
 def keep(equation: JaxprEqn) -> bool:
-  """Keeps custom forward derivatives and calls with a log-determinant.
+  """Keeps rules for forward mode and `vmap`, and calls with a log-determinant.
 
-  The former were written to be exact where that of the function is not.
+  Custom derivatives were written to be exact where that of the function is not.
   """
-  if equation.primitive.name in ("checkpoint", "remat2"):
-    mark = mark_of(equation)
-    return mark is not None and mark.log_det is not None
-  return equation.primitive.name == "custom_jvp_call"
+  name, mark = equation.primitive.name, mark_of(equation)
+  if mark is not None:
+    return mark.log_det is not None
+  return name in RULES and name != CUSTOM_VJP
 
 
 def is_call(equation: Equation) -> bool:
@@ -88,7 +83,7 @@ def is_call(equation: Equation) -> bool:
 
 def inside(equation: Equation) -> Program:
   """The program of a call."""
-  return inline(as_closed(equation.params[CALLS[equation.name]]), keep)
+  return inline(called(equation), keep)
 
 
 def is_known(equation: Equation) -> bool:

@@ -12,18 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive
 
-# The parameter that holds the program of a call, by the primitive's name.
-CALLS = {
-  "jit": "jaxpr",
-  "pjit": "jaxpr",
-  "closed_call": "call_jaxpr",
-  "core_call": "call_jaxpr",
-  "eval_jaxpr": "call_jaxpr",
-  "custom_jvp_call": "call_jaxpr",
-  "custom_vjp_call": "call_jaxpr",
-  "remat2": "jaxpr",
-  "checkpoint": "jaxpr",
-}
+from revmom.jacobian.control_flow import CALLS, Parameters, as_closed, called
 
 
 class Variable:
@@ -102,9 +91,9 @@ def trace(
 ) -> tuple[Program, Any]:
   """The program of a function of pytrees.
 
-  Calls are inlined: jit, closed_call, checkpoint, and custom derivatives, of
-  which the function itself is taken.  Equations on which no output depends are
-  left out.
+  Calls are inlined: jit, checkpoint, and what brings rules of its own, such as
+  custom derivatives, of which the function itself is taken.  Equations on which
+  no output depends are left out.
 
   Args:
     function: any function of pytrees; what it closes over becomes constants.
@@ -152,24 +141,19 @@ def _append(
     operands = tuple(read(v) for v in equation.invars)
     line = equation.source_info if source is None else source
     if equation.primitive.name in CALLS and not keep(equation):
-      called = as_closed(equation.params[CALLS[equation.primitive.name]])
+      inner = called(equation)
       outputs = _append(
-        called.jaxpr, called.consts, operands, equations, keep, line
+        inner.jaxpr, inner.consts, operands, equations, keep, line
       )
     else:
       outputs = [Variable(v.aval) for v in equation.outvars]
+      primitive = equation.primitive
+      params = Parameters(primitive.name, equation.params)
       equations.append(
-        Equation(
-          equation.primitive, equation.params, operands, tuple(outputs), line
-        )
+        Equation(primitive, params, operands, tuple(outputs), line)
       )
     values.update(zip(equation.outvars, outputs, strict=True))
   return [read(v) for v in jaxpr.outvars]
-
-
-def as_closed(jaxpr: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
-  """Closes a jaxpr without constants, such as that of a checkpoint."""
-  return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
 
 
 def subprograms(equation: Equation) -> list[ClosedJaxpr]:

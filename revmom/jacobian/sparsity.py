@@ -160,7 +160,8 @@ def local_pattern(
   if name in REDUCTIONS:
     return _reduction(inputs, equation.params["axes"])
   if name in CUMULATIVE:
-    return _cumulative(inputs, **equation.params)
+    axis, reverse = equation.params["axis"], equation.params["reverse"]
+    return _along(inputs, axis, _later if reverse else _earlier)
   if name == "sort":
     if output != operand:
       return _nothing(outputs, inputs)
@@ -217,10 +218,6 @@ def _reduction(shape: Shape, axes: Sequence[int]) -> csr_array:
   outputs = np.arange(math.prod(kept)).reshape(kept)
   rows = np.broadcast_to(outputs, shape).ravel()
   return _matrix(rows, np.arange(rows.size), outputs.size, rows.size)
-
-
-def _cumulative(shape: Shape, axis: int, reverse: bool) -> Pattern:
-  return _along(shape, axis, _later if reverse else _earlier)
 
 
 def _earlier(length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from revmom.jacobian.control_flow import CUSTOM_JVP, CUSTOM_VJP, HIGH
+
 MODES = ("auto", "forward_over_reverse", "reverse_over_reverse")
 
 Loss = Callable[[Any, Any], jax.Array]  # (params, others) -> []
@@ -101,12 +103,13 @@ def _asymmetric(program: Any) -> str | None:
   made_by = {}
   for equation in program.eqns:
     name = equation.primitive.name
-    made_by.update(dict.fromkeys(equation.outvars, equation))
-    if name.startswith("custom_vjp"):
+    outputs = equation.outvars
+    made_by.update(dict.fromkeys(outputs, equation))
+    if name == CUSTOM_VJP or (name == HIGH and any(map(_is_float, outputs))):
       return name
     if name == "stop_gradient" and not _is_shift(equation, made_by):
       return name
-    if name.startswith("custom_jvp"):  # what its rule says is not in there
+    if name == CUSTOM_JVP:  # what its rule says is not in there
       continue
     for inner in jax.tree.leaves(
       list(equation.params.values()),
@@ -116,6 +119,10 @@ def _asymmetric(program: Any) -> str | None:
       if isinstance(inner, Jaxpr) and (found := _asymmetric(inner)):
         return found
   return None
+
+
+def _is_float(variable: Any) -> bool:
+  return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
 
 
 def _is_shift(equation: Any, made_by: dict) -> bool:

@@ -100,6 +100,14 @@ def test_programs_that_xla_counts_too():
   assert (flops, transcendentals) == (ours, 50)
 
 
+@pytest.mark.skipif(
+  not hasattr(lax, "polynomial"), reason="this JAX has a loop in its place"
+)
+def test_a_polynomial_costs_a_product_and_a_sum_a_degree():
+  coefficients = jnp.arange(1.0, 5.0)
+  assert counted(lambda x: jnp.polyval(coefficients, x), VECTOR) == (48, 0)
+
+
 CONVOLUTIONS = [
   dict(window_strides=(1, 1), padding="SAME"),
   dict(window_strides=(2, 3), padding=((0, 2), (3, 1))),

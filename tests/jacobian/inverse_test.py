@@ -199,6 +199,7 @@ RIGHT = {
   "erf": (jax.scipy.special.erf, S),
   "logit": (lambda x: jnp.log(x) - jnp.log1p(-x), np.array([0.1, 0.7])),
   "log1p(exp(x))": (lambda x: jnp.log1p(jnp.exp(x)), S),
+  "log2(1 + exp2(x))": (lambda x: jnp.log2(1 + jnp.exp2(x)), S),
   "5 - x": (lambda x: 5 - x, S),
   "jit": (lambda x: jax.jit(lambda z: 2 * z)(x), S),
   "exp(2 x)": (lambda x: jnp.exp(2 * x), S),
@@ -563,6 +564,12 @@ def test_types_are_kept(dtype):
   np.testing.assert_allclose(
     back.astype("float32"), x.astype("float32"), tolerance, tolerance
   )
+
+
+def test_what_numpy_gives_takes_the_type_that_jax_has():
+  x = inverse(lambda x: 2 * x)(np.array([1.0, -3.0]))
+  assert x.dtype == jnp.float32
+  np.testing.assert_array_equal(x, [0.5, -1.5])
 
 
 def square_root(y):

@@ -277,6 +277,7 @@ DISTRAX = {
   "erf": (jax.scipy.special.erf, t, -1.657653287, 1),
   "1/x": (lambda x: 1 / x, t, 2.756652383, -1),
   "log1p(exp(x))": (lambda x: jnp.log1p(jnp.exp(x)), t, -1.920823761, 1),
+  "log2 on abs(x)": (jnp.log2, abs(t), 2.477864953, 1),
   "5 - x": (lambda x: 5 - x, t, 0.0, -1),
   "-x": (lambda x: -x, t, 0.0, -1),
   "jit(2z) inside": (lambda x: jax.jit(lambda z: 2 * z)(x), t, 2.079441542, 1),

@@ -59,6 +59,7 @@ RIGHT = {
   "rfft": hermitian,
   "softplus of what is known": gated,
   "x + softplus(x)": lambda x: x + jax.nn.softplus(x),
+  "exp(x) + log2(exp(x))": lambda x: jnp.exp(x) + jnp.log2(jnp.exp(x)),
   "masked cases": lambda x: jnp.where(MASK, 2 * x, x + jnp.tanh(x)),
   "masked erf": lambda x: jnp.where(MASK, -x, jax.scipy.special.erf(x)),
   "an empty piece": lambda x: jnp.concatenate([x[:0], 2 * x]),

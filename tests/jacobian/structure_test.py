@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 
 from revmom.jacobian import structure
@@ -36,6 +37,36 @@ def check(f, *args):
   np.testing.assert_allclose(result.value, value, rtol=0, atol=1e-9)
   assert result.method == "structure"
   return [(b.kind, b.blocks, b.largest) for b in result.report]
+
+
+def horner(x):
+  return jnp.polyval(jnp.array([0.3, 1.0, 2.0, 0.5]), x)
+
+
+@pytest.mark.skipif(
+  not hasattr(lax, "polynomial"), reason="this JAX has a loop in its place"
+)
+def test_a_polynomial_is_elementwise():
+  assert check(lambda x: horner(jnp.exp(x)), jnp.arange(3.0))
+
+
+@custom_vmap
+def tripled(x):
+  return 3 * x
+
+
+tripled.def_vmap(lambda size, batched, x: (3 * x, batched[0]))
+
+
+def solved(z):
+  slope = lambda g, y: y / g(jnp.ones_like(y))
+  return lax.custom_root(lambda y: y * y - z, z, lambda f, y: z**0.5, slope)
+
+
+@pytest.mark.parametrize("f", [tripled, solved])
+def test_calls_with_rules_of_their_own_are_seen_through(f):
+  blocks = check(lambda x: jnp.arctan(f(jnp.exp(x))), jnp.arange(3.0))
+  assert {kind for kind, *_ in blocks} == {"diagonal"}
 
 
 def numbers(seed, *shape):

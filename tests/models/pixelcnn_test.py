@@ -19,7 +19,7 @@ CASES = [((3,), 1, 12), ((3, 3, 3), 1, 12), ((5, 3), 3, 32), ((3, 5), 2, 21)]
 
 def random_params(network, event, num_outputs):
   init = lambda key, x: network.init(key, x, num_outputs)
-  x = jax.ShapeDtypeStruct((1, *event), np.float64)
+  x = jax.ShapeDtypeStruct((1, *event), jnp.float32)
   like = jax.eval_shape(init, jax.random.key(0), x)
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape) * 0.5, like)

@@ -68,8 +68,6 @@ def test_learns_and_goes_on(script, tmp_path):
   after = result["bits_per_parameter_step_after"]
   assert 1.0 < after < result["buffer_bits_per_parameter_step"]
   assert float(rows[-1]["validation_loss"]) < float(rows[0]["validation_loss"])
-  # It compiles once: all iterations but the first take a fraction of it.
-  assert float(rows[1]["seconds"]) < float(rows[0]["seconds"]) / 2
   assert script.figures() >= FIGURES
 
   script.run(*flags, "--meta_steps=14", "--objective=validation")

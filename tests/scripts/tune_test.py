@@ -208,12 +208,10 @@ def test_a_killed_run_loses_at_most_one_meta_iteration(script, tmp_path):
 def test_the_example_gets_better(script, tmp_path):
   script = script.at(tmp_path)
   script.run("--meta_steps=20")
-  result, rows = script.result(), script.rows()
+  result = script.result()
   for loss in ("validation_loss", "test_loss"):
     assert result[f"{loss}_after"] < result[f"{loss}_before"] / 3
   assert result["learning_rate_after"] > 2 * result["learning_rate_before"]
-  # It compiles once: all iterations but the first take a fraction of it.
-  assert float(rows[1]["seconds"]) < float(rows[0]["seconds"]) / 2
 
 
 @pytest.mark.slow

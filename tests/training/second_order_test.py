@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from revmom.training import second_order
 
@@ -83,6 +84,27 @@ def test_auto_knows_a_model_without_forward_mode(point):
   got = chosen(without_forward_mode, params, others, *bars)
   expected = second_order.forward_over_reverse(loss_fn, params, others, *bars)
   close(got, expected)
+
+
+def rooted(root):
+  def loss(params, others):
+    z = jnp.exp(params["w"] @ others["x"])
+    return jnp.sum(root(z) * others["weights"]) + jnp.sum(params["b"] ** 3)
+
+  return loss
+
+
+def solved(z):
+  slope = lambda g, y: y / g(jnp.ones_like(y))
+  return lax.custom_root(lambda y: y * y - z, z, lambda f, y: z**0.5, slope)
+
+
+def test_auto_goes_through_an_implicit_function(point):
+  params, others, bars = point
+  chosen = second_order.choose("auto", rooted(solved), params, others)
+  got = chosen(rooted(solved), params, others, *bars)
+  plain = rooted(lambda z: z**0.5)
+  close(got, second_order.reverse_over_reverse(plain, params, others, *bars))
 
 
 def straight_through(params, others):
