@@ -137,7 +137,11 @@ def problem(case: Case) -> tuple[Any, Any, Any]:
   """(loss, parameters, batches) of a case."""
   rng = np.random.default_rng([7, case.seed])
   normal = lambda *shape: rng.normal(size=shape)
-  array = lambda values: jnp.asarray(values).astype(case.dtype)
+  wide = "float64" if case.dtype == "float64" else "float32"
+  # By NumPy, which need not compile that for each shape.
+  array = lambda values: jnp.asarray(
+    values.astype(wide).astype(jnp.dtype(case.dtype))
+  )
   params = []
   for fan_in, fan_out in zip(case.widths, case.widths[1:], strict=False):
     draw_weights = lambda *shape, n=fan_in: array(normal(*shape) / n**0.5)
@@ -239,27 +243,42 @@ def stored(loss, optimizer, params, batches, steps) -> jax.Array:
   return objective_of(state.as_params([own[PARAMS] for own in values]))
 
 
+def optimizer_of(case: Case) -> revmom.ReversibleOptimizer:
+  """The optimizer of a case."""
+  clip = {"clip": 0.5} if case.clipped else {}
+  return OPTIMIZERS[case.optimizer](**clip)
+
+
+def hypergradient(case: Case, loss: Any) -> Any:
+  """(optimizer, parameters, batches) -> the objective's by the first two."""
+
+  def ours(optimizer, params, batches):
+    result = revmom.train(
+      loss, optimizer, params, batches, second_order_mode=case.mode
+    )
+    return objective_of(result.params)
+
+  wrap = jax.jit if case.jitted else lambda f: f
+  return wrap(jax.grad(ours, (0, 1)))
+
+
+def is_finite(tree: Any) -> bool:
+  """Whether all elements are numbers."""
+  wide = (np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree))
+  return all(np.isfinite(leaf).all() for leaf in wide)
+
+
 def run(case: Case) -> tuple[bool, float]:
   """Whether all is finite, and the largest error beside the stored run."""
   with jax.enable_x64(case.dtype == "float64"):
     loss, params, batches = problem(case)
-    clip = {"clip": 0.5} if case.clipped else {}
-    optimizer = OPTIMIZERS[case.optimizer](**clip)
-
-    def ours(optimizer, params):
-      result = revmom.train(
-        loss, optimizer, params, batches, second_order_mode=case.mode
-      )
-      return objective_of(result.params)
-
+    optimizer = optimizer_of(case)
+    got = hypergradient(case, loss)(optimizer, params, batches)
+    if not is_finite(got):
+      return False, math.nan
     theirs = lambda optimizer, params: stored(
       loss, optimizer, params, batches, case.steps
     )
-    wrap = jax.jit if case.jitted else lambda f: f
-    got = wrap(jax.grad(ours, (0, 1)))(optimizer, params)
-    finite = all(bool(jnp.isfinite(a).all()) for a in jax.tree.leaves(got))
-    if not finite:
-      return False, math.nan
     expected = jax.jit(jax.grad(theirs, (0, 1)))(optimizer, params)
     return True, _largest_error(got, expected)
 

@@ -1,26 +1,36 @@
-"""Settings shared by all tests: eight virtual devices, strict dtypes."""
+"""Settings shared by all tests: strict dtypes, programs compiled once."""
 
 import collections
 import os
 import random
+import resource
+import sys
 from collections.abc import Iterator
 
+import jax
 import pytest
-
-# XLA reads its flags once, so this comes before anything that imports jax.
-_FLAG = "--xla_force_host_platform_device_count"
-_EIGHT_DEVICES = f"{_FLAG}=8"
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = " ".join(
-    [*os.environ.get("XLA_FLAGS", "").split(), _EIGHT_DEVICES]
-  )
-
-import jax  # noqa: E402
 
 # A silent change of dtype is a bug in exact code. Some of
 # optax (Adam's bias correction, cosine and piecewise schedules) raises a float
 # to an integer power: call it under jax.numpy_dtype_promotion("standard").
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+_MUCH_MEMORY = 3 * 2**30  # bytes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """Keeps what was compiled, for scripts and for the next time, too.
+
+  What an unchanged program was compiled to is loaded from pytest's cache;
+  `pytest --cache-clear` forgets it.
+  """
+  assert config.cache is not None
+  directory = str(config.cache.mkdir("compiled"))
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  jax.config.update("jax_compilation_cache_dir", directory)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture
@@ -31,25 +41,28 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
-def user_env() -> dict[str, str]:
-  """The environment without the virtual devices, for scripts in subprocesses.
-
-  A script then sees the devices that its user would see.
-  """
-  flags = os.environ["XLA_FLAGS"].split()
-  flags = [flag for flag in flags if flag != _EIGHT_DEVICES]
-  return {**os.environ, "XLA_FLAGS": " ".join(flags)}
+def eight_devices() -> dict[str, str]:
+  """An environment with eight virtual devices, for subprocesses."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  return {**os.environ, "XLA_FLAGS": f"{flags} {_EIGHT_DEVICES}"}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs() -> Iterator[None]:
-  """Forgets what a module compiled: thousands of programs fill gigabytes."""
+  """Forgets what was compiled once thousands of programs fill gigabytes."""
   yield
-  jax.clear_caches()
+  unit = 1 if sys.platform == "darwin" else 1024
+  if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > _MUCH_MEMORY:
+    jax.clear_caches()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Leaves all but a sample of some products of options to a longer run.
+def pytest_collection_modifyitems(
+  config: pytest.Config, items: list[pytest.Item]
+) -> None:
+  """Leaves out what needs more devices, or runs in a longer run.
+
+  Tests marked `sharded` need eight devices; `sharded_test.py` runs them in a
+  process that has as many.
 
   Of a test marked `sampled(n)` the same n cases, drawn at random once and for
   all, are as the others; the rest are `slow`, and `exhaustive` if `rest` says
@@ -68,3 +81,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
       if item.nodeid not in kept:
         item.add_marker("slow")
         item.add_marker(rest)
+  sharded = [item for item in items if item.get_closest_marker("sharded")]
+  if sharded and jax.device_count() < 8:
+    config.hook.pytest_deselected(items=sharded)
+    items[:] = [item for item in items if item not in sharded]

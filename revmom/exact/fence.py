@@ -52,12 +52,13 @@ def _same_for_all(axis_size, batched, integers):
   return _unknown_zero(integers[0] if batched[0] else integers), False
 
 
+@jax.custom_jvp
 def fence(values: jax.Array, step: jax.Array) -> jax.Array:
   """The same values, but no compiler can tell that they are.
 
   Their bits are combined with the sign of the step, which is never negative;
   that is cheaper than a branch and, unlike an optimization barrier, stays in
-  the program.
+  the program.  It differentiates as the identity.
 
   Args:
     values: floats of any type and shape.
@@ -71,6 +72,11 @@ def fence(values: jax.Array, step: jax.Array) -> jax.Array:
   zero = (step >> 31).astype(bits)
   raw = lax.bitcast_convert_type(values, bits)
   return lax.bitcast_convert_type(raw ^ zero, values.dtype)
+
+
+@fence.defjvp
+def _as_identity(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
+  return fence(*primals), tangents[0]
 
 
 def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:

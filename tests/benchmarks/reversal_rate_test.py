@@ -53,6 +53,30 @@ def test_what_failed_once(changes):
   check(TINY._replace(**changes))
 
 
+@pytest.mark.parametrize("seed", range(1000, 1012))
+def test_five_small_networks_of_a_random_kind(seed):
+  """As drawn, but for their sizes; one program serves five draws of numbers."""
+  case = reversal_rate.draw(seed)
+  case = case._replace(
+    batch=min(case.batch, 7),
+    widths=tuple(min(width, 5) for width in case.widths[:3]),
+    steps=min(case.steps, 7),
+    jitted=True,
+  )
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    jax.enable_x64(case.dtype == "float64"),
+  ):
+    optimizer = reversal_rate.optimizer_of(case)
+    loss, _, _ = reversal_rate.problem(case)
+    hypergradient = reversal_rate.hypergradient(case, loss)
+    for draw in range(5):
+      case = case._replace(seed=5 * seed + draw)
+      _, params, batches = reversal_rate.problem(case)
+      bars = hypergradient(optimizer, params, batches)
+      assert reversal_rate.is_finite(bars), case
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1000, 1060))
 def test_random_networks(seed):

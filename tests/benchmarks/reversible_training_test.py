@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -14,9 +15,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "reversible_training.py"
 
 
-def run(environment, *options):
-  paths = [str(ROOT), environment.get("PYTHONPATH", "")]
-  environment = {**environment, "PYTHONPATH": ":".join(filter(None, paths))}
+def run(*options):
+  paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+  environment = {**os.environ, "PYTHONPATH": ":".join(filter(None, paths))}
   return subprocess.run(
     [sys.executable, str(SCRIPT), *options],
     env=environment,
@@ -27,11 +28,10 @@ def run(environment, *options):
 
 
 @pytest.mark.slow
-def test_quick_run_agrees_and_reports(user_env, tmp_path, monkeypatch):
+def test_quick_run_agrees_and_reports(tmp_path, monkeypatch):
   out, document = tmp_path / "new" / "result.json", tmp_path / "table.md"
   document.write_text("# Title\n")
   finished = run(
-    user_env,
     "--quick",
     "--steps=20",
     "--conv_steps=4",

@@ -334,6 +334,7 @@ def test_one_trace_for_all_values():
   assert len(traces) == 1
 
 
+@pytest.mark.sharded
 @every_schedule
 def test_sharded_batch(schedule):
   cell, params, xs, bars = problem("mdrnn", (3, 4), jnp.float32, batch=16)

@@ -228,6 +228,7 @@ def test_empty_batch():
   assert outputs.shape == bars.shape and gradients[1].shape == xs.shape
 
 
+@pytest.mark.sharded
 @pytest.mark.slow
 def test_vmap_and_sharded_batch():
   cell, layers, xs, bars = problem("mdrnn", 2, (2, 3), jnp.float32, batch=8)

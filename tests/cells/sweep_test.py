@@ -267,6 +267,7 @@ def test_a_second_call_does_not_trace():
   assert len(traces) == 1 and len(set(results)) == 3
 
 
+@pytest.mark.sharded
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_a_batch_sharded_over_eight_devices(x64, monkeypatch, axis_type):
   few_rows(monkeypatch, 32)
@@ -293,6 +294,7 @@ def test_a_batch_sharded_over_eight_devices(x64, monkeypatch, axis_type):
   assert outputs.sharding.shard_shape(outputs.shape)[1] == 2
 
 
+@pytest.mark.sharded
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", [lstm, gru, ugrnn, gated_input])
 def test_meshes_with_explicit_axes(x64, cell):

@@ -17,6 +17,13 @@ def test_values_are_kept_bit_for_bit(dtype, x64):
   assert kept.tobytes() == values.tobytes()
 
 
+def test_it_differentiates_as_the_identity():
+  cube = lambda x, step: fence(x * x, step) * x
+  grad, hessian = jax.grad(cube), jax.jacfwd(jax.grad(cube))
+  both = jax.jit(lambda x, step: (grad(x, step), hessian(x, step)))
+  assert both(jnp.array(2.0), STEP) == (12.0, 12.0)
+
+
 def draws():
   rng = np.random.default_rng(0)
   return [rng.normal(size=4096).astype(np.float32) for _ in range(3)]

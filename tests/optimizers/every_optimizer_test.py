@@ -139,7 +139,23 @@ CASES = {
     },
   ),
 }
-every = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+REPRESENTATIVES = ("sgd", "adamw", "muon")
+
+
+def every(*marks):
+  """All cases, of which only the representatives lack the marks."""
+  return pytest.mark.parametrize(
+    "case",
+    [
+      pytest.param(
+        case, marks=() if name in REPRESENTATIVES else marks, id=name
+      )
+      for name, case in CASES.items()
+    ],
+  )
+
+
+slow, exhaustive = pytest.mark.slow, pytest.mark.exhaustive
 
 
 def problem(dtype="float32", seed=0):
@@ -175,8 +191,7 @@ def optax_run(transformation, params, loss, data, steps):
     return lax.scan(step, start, jnp.arange(steps))[0][0]
 
 
-@pytest.mark.sampled(2)
-@every
+@every(slow)
 def test_follows_optax(case):
   """Over 1000 steps, to 2e-4 of the way that the parameters went."""
   params, loss, data = problem()
@@ -201,8 +216,8 @@ def test_follows_optax(case):
 STEPS = 2000
 
 
-@pytest.mark.slow
-@every
+@slow
+@every()
 def test_two_thousand_steps_and_back(case):
   params, loss, data = problem()
   hypers = case.hypers
@@ -233,9 +248,9 @@ def fixed(values):
   return jnp.round(values * 2.0**24) * 2.0**-24
 
 
-@pytest.mark.sampled(3, rest="exhaustive")
-@pytest.mark.slow
-@every
+@pytest.mark.sharded
+@slow
+@every(exhaustive)
 def test_vmapped_and_sharded(case):
   params, loss, data = problem()
   optimizer = case.ours(**case.hypers)
@@ -260,8 +275,7 @@ def test_vmapped_and_sharded(case):
   assert bool(jnp.all(back.receipt.ok))
 
 
-@pytest.mark.sampled(2, rest="exhaustive")
-@every
+@every(slow, exhaustive)
 def test_log_det_is_that_of_the_dense_jacobian(case, x64):
   """Of optax's step in float64, from a state that 3 steps led to."""
   params, loss, data = problem("float64")
@@ -269,7 +283,9 @@ def test_log_det_is_that_of_the_dense_jacobian(case, x64):
     case.theirs(**case.hypers),
     case.ours(**case.hypers, integer="int64"),
   )
-  with jax.numpy_dtype_promotion("standard"):
+
+  @jax.jit
+  def of_both(params):
     state = theirs.init(params)
     for t in range(3):
       gradients = jax.grad(loss)(params, batch_at(data, t))
@@ -285,9 +301,13 @@ def test_log_det_is_that_of_the_dense_jacobian(case, x64):
       params = optax.apply_updates(params, updates)
       return jax.flatten_util.ravel_pytree((params, _floating(after)))[0]
 
-    sign, dense = jnp.linalg.slogdet(jax.jacobian(step)(flat))
     own = optimizer.init(params, num_steps=4)
     one = optimizer.log_det(optimizer.forward(own, lambda p: p))
+    return jax.jacobian(step)(flat), one
+
+  with jax.numpy_dtype_promotion("standard"):
+    jacobian, one = of_both(params)
+  sign, dense = np.linalg.slogdet(jacobian)
   assert sign == 1
   np.testing.assert_allclose(one, dense, rtol=1e-9)
 
@@ -309,8 +329,7 @@ def _with_floating(state, floating):
   )
 
 
-@pytest.mark.sampled(3, rest="exhaustive")
-@every
+@every(slow, exhaustive)
 @pytest.mark.parametrize("clip", [None, 0.05])
 def test_hypergradients_are_those_of_autodiff(case, clip, x64):
   """Of every hyperparameter and the start, through optax's stored run."""
@@ -386,8 +405,7 @@ VALLEY = (  # of Rosenbrock, from near its usual start
 )
 
 
-@pytest.mark.sampled(6)
-@every
+@every(slow)
 @pytest.mark.parametrize(
   "landscape", [PARABOLA, VALLEY], ids=["bowl", "valley"]
 )

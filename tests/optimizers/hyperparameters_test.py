@@ -181,7 +181,7 @@ def test_a_function_has_no_derivative_and_says_how_to_get_one():
   objective = lambda optimizer: jnp.sum(
     revmom.train(loss, optimizer, jnp.ones(2), jnp.ones(3)).params
   )
-  rate = jax.grad(objective)(optimizer).learning_rate
+  rate = jax.jit(jax.grad(objective))(optimizer).learning_rate
   assert "tabulate it" in repr(rate)
   for convert in float, np.asarray, jnp.asarray, lambda rate: jnp.add(rate, 1):
     with pytest.raises(ValueError, match="tabulate it"):

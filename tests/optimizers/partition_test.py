@@ -43,9 +43,6 @@ def two(**options):
 
 def follow(optimizer, transformation):
   params, loss, x = problem()
-  run = jax.jit(lambda p: revmom.train(loss, optimizer, p, x))(params)
-  back = jax.jit(lambda s: revmom.rewind(loss, optimizer, s, x))(run.state)
-  assert bool(back.receipt.ok)
 
   def step(carry, x):
     params, state = carry
@@ -55,9 +52,16 @@ def follow(optimizer, transformation):
     params = optax.apply_updates(params, updates)
     return (params, state), params
 
-  with jax.numpy_dtype_promotion("standard"):
+  @jax.jit
+  def both(params):
+    run = revmom.train(loss, optimizer, params, x)
+    back = revmom.rewind(loss, optimizer, run.state, x)
     start = params, transformation.init(params)
-    (expected, _), path = jax.lax.scan(step, start, x)
+    return run, back.receipt.ok, jax.lax.scan(step, start, x)
+
+  with jax.numpy_dtype_promotion("standard"):
+    run, ok, ((expected, _), path) = both(params)
+  assert bool(ok)
   for own, theirs in zip(
     jax.tree.leaves(run.params), jax.tree.leaves(expected), strict=True
   ):
@@ -134,16 +138,21 @@ def test_as_optax():
   transformation = revmom.as_optax(two(), num_steps=10)
   state = transformation.init(params)
   start = params = transformation.params(state)
-  gradient = jax.jit(jax.grad(loss))
+  gradient = jax.grad(loss)
+
+  @jax.jit
+  def forward(params, state, x):
+    updates, state = transformation.update(gradient(params, x), state, params)
+    return optax.apply_updates(params, updates), state
+
+  @jax.jit
+  def inverse(state, x):
+    return transformation.inverse(lambda p: gradient(p, x), state)
+
   for t in range(10):
-    updates, state = transformation.update(
-      gradient(params, x[t]), state, params
-    )
-    params = optax.apply_updates(params, updates)
+    params, state = forward(params, state, x[t])
   for t in reversed(range(10)):
-    params, state = transformation.inverse(
-      lambda p, t=t: gradient(p, x[t]), state
-    )
+    params, state = inverse(state, x[t])
   jax.tree.map(np.testing.assert_array_equal, params, start)
 
 

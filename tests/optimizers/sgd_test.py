@@ -14,13 +14,13 @@ FORMS = ("heavy_ball", "ema", "trace")
 
 def problem(dtype=jnp.float32):
   """A convex loss over a pytree with a scalar, and its gradient."""
-  keys = jax.random.split(jax.random.key(0), 4)
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
   params = {
-    "w": jax.random.normal(keys[0], (5, 3), dtype),
-    "b": [jnp.asarray(0.5, dtype), jnp.linspace(-1, 1, 3, dtype=dtype)],
+    "w": draw(5, 3),
+    "b": [jnp.asarray(0.5, dtype), jnp.asarray(np.linspace(-1, 1, 3), dtype)],
   }
-  x = jax.random.normal(keys[1], (20, 5), dtype)
-  y = jax.random.normal(keys[2], (20, 3), dtype)
+  x, y = draw(20, 5), draw(20, 3)
 
   def loss(p):
     return jnp.mean((x @ p["w"] + p["b"][0] + p["b"][1] - y) ** 2)
@@ -35,25 +35,30 @@ def run(optimizer, state, gradient, steps, direction):
   return jax.jit(lambda s: jax.lax.scan(body, s, length=steps)[0])(state)
 
 
+def even(first, last, count):
+  """Without a compilation."""
+  return jnp.asarray(np.linspace(first, last, count), jnp.float32)
+
+
 OPTIONS = {
   "plain": {},
   "weight decay": {"weight_decay": 1e-3},
   "tiny weight decay": {"weight_decay": 1e-4},  # factor 1 - 1e-5
   "clipping": {"preprocess": optax.clip_by_global_norm(0.3)},
   "per step": {
-    "learning_rate": jnp.linspace(0.2, 0.01, 300),
-    "momentum": jnp.linspace(0.5, 0.99, 300),
+    "learning_rate": even(0.2, 0.01, 300),
+    "momentum": even(0.5, 0.99, 300),
   },
   "per leaf": {
     "learning_rate": {"w": 0.1, "b": [0.05, 0.2]},
     "momentum": {"w": 0.9, "b": 0.8},
   },
   "prefix of arrays": {
-    "momentum": {"w": jnp.linspace(0.5, 0.9, 300), "b": [0.98, 0.6]},
+    "momentum": {"w": even(0.5, 0.9, 300), "b": [0.98, 0.6]},
   },
   "per element": {
     "learning_rate": {
-      "w": jnp.linspace(0.01, 0.2, 15).reshape(1, 5, 3),
+      "w": even(0.01, 0.2, 15).reshape(1, 5, 3),
       "b": 0.1,
     }
   },
@@ -71,11 +76,11 @@ def test_inverse_restores_every_integer(form, options):
   params, gradient = problem()
   options = {"learning_rate": 0.1, "momentum": 0.9, **options}
   optimizer = revmom.sgd(form=form, **options)
-  start = optimizer.init(params, num_steps=300)
+  start = jax.jit(lambda p: optimizer.init(p, num_steps=300))(params)
   end = run(optimizer, start, gradient, 300, "forward")
   optimizer.check(end)
   moved = jax.tree.map(
-    lambda a, b: jnp.max(jnp.abs(a - b)), optimizer.params(end), params
+    lambda a, b: np.max(np.abs(a - b)), jax.jit(optimizer.params)(end), params
   )
   assert min(jax.tree.leaves(moved)) > 1e-3
   back = run(optimizer, end, gradient, 300, "inverse")

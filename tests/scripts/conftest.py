@@ -23,7 +23,6 @@ class Script(NamedTuple):
   """A script, to run in a subprocess; it writes only where `at` says."""
 
   path: pathlib.Path
-  env: dict[str, str]
   workdir: pathlib.Path | None = None
 
   def at(self, workdir: pathlib.Path) -> "Script":
@@ -39,7 +38,6 @@ class Script(NamedTuple):
     """Runs it to any end."""
     return subprocess.run(
       self.command(*flags),
-      env=self.env,
       capture_output=True,
       text=True,
       timeout=280,
@@ -74,7 +72,6 @@ class Script(NamedTuple):
     """Starts it and sends SIGKILL as soon as condition() holds."""
     process = subprocess.Popen(
       self.command(*flags),
-      env=self.env,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
     )
@@ -109,10 +106,10 @@ class Script(NamedTuple):
 
 
 @pytest.fixture
-def script(request: pytest.FixtureRequest, user_env: dict[str, str]) -> Script:
+def script(request: pytest.FixtureRequest) -> Script:
   """The script that the file of the test is named after."""
   name = request.path.name.replace("_test.py", ".py")
-  return Script(SCRIPTS / name, user_env)
+  return Script(SCRIPTS / name)
 
 
 @pytest.fixture(scope="module")

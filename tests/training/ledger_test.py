@@ -1,5 +1,6 @@
 """The ledger against double precision, rationals and dense determinants."""
 
+import functools
 import math
 from fractions import Fraction
 
@@ -116,7 +117,9 @@ def test_a_real_run_and_another_after_it():
   first, second = revmom.sgd(0.1, 0.9), revmom.sgd(0.1, 0.5)
   book = ledger.init(PARAMS)
   for optimizer, steps in (first, 3), (second, 2):
-    run = revmom.train(loss, optimizer, PARAMS, jnp.zeros((steps, 1)))
+    run = jax.jit(functools.partial(revmom.train, loss, optimizer))(
+      PARAMS, jnp.zeros((steps, 1))
+    )
     book = ledger.add_run(book, optimizer, run.state)
   expected = 9 * (3 * math.log(0.9) + 2 * math.log(0.5))
   np.testing.assert_allclose(ledger.total(book).value, expected, rtol=1e-6)
@@ -176,10 +179,14 @@ def test_curvature_of_a_run_is_that_of_the_dense_jacobian(x64, nesterov):
     after = run_step(state) if nesterov else jnp.concatenate([descent(w), v])
     return (after, book), None
 
-  start = jnp.concatenate([jnp.linspace(-1, 1, size), jnp.zeros(size)])
-  empty = ledger.init(start[:size], jnp.float64)
-  keys = jax.random.split(jax.random.key(0), steps)
-  (_, book), _ = jax.jit(lambda s: lax.scan(step, s, keys))((start, empty))
+  start = np.concatenate([np.linspace(-1, 1, size), np.zeros(size)])
+
+  @jax.jit
+  def total(start):
+    empty = ledger.init(start[:size], jnp.float64)
+    keys = jax.random.split(jax.random.key(0), steps)
+    (_, book), _ = lax.scan(step, (start, empty), keys)
+    return ledger.total(book)
 
   def whole(state):
     once = run_step if nesterov else descent
@@ -187,7 +194,7 @@ def test_curvature_of_a_run_is_that_of_the_dense_jacobian(x64, nesterov):
 
   point = start if nesterov else start[:size]
   dense = np.linalg.slogdet(jax.jit(jax.jacfwd(whole))(point))[1]
-  got = ledger.total(book)
+  got = total(start)
   np.testing.assert_allclose(got.value, dense, rtol=1e-9)
   assert got.stderr == 0 and abs(dense) > 0.1
 
@@ -236,10 +243,12 @@ def test_one_estimate_has_its_own_interval():
 
 def test_parabola_is_a_lower_bound(x64):
   gradient, size = problem(), 24
-  w = jnp.linspace(-1, 1, size)
-  hessian = jax.jacfwd(gradient)(w)
-  bound = lambda rate: sgd_curvature(
-    parabola_bound(size), jax.random.key(0), gradient, w, rate
+  w = np.linspace(-1, 1, size)
+  hessian = jax.jit(jax.jacfwd(gradient))(w)
+  bound = jax.jit(
+    lambda rate: sgd_curvature(
+      parabola_bound(size), jax.random.key(0), gradient, jnp.asarray(w), rate
+    )
   )
   small = 0.6 / np.max(np.abs(np.linalg.eigvalsh(hessian)))
   x = small * np.asarray(hessian)

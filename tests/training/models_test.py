@@ -306,6 +306,7 @@ def test_vmapped_runs_come_back_vmapped(build):
   assert run.losses.shape == (8, 1000)
 
 
+@pytest.mark.sharded
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [mlp, layer_norm])
 def test_batches_sharded_over_eight_devices(build):
@@ -319,6 +320,7 @@ def test_batches_sharded_over_eight_devices(build):
   assert_rewinds(model, sgd(model, 0.9), 300)
 
 
+@pytest.mark.sharded
 @pytest.mark.slow
 def test_parameters_sharded_over_eight_devices():
   model = mlp()

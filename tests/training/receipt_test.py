@@ -241,6 +241,7 @@ def test_checksum_of_64_bits(x64):
   np.testing.assert_array_equal(unchanged, masks == 0)
 
 
+@pytest.mark.sharded
 def test_checksum_does_not_depend_on_sharding():
   mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
   whole = jnp.arange(64 * 3, dtype=jnp.int32).reshape(64, 3)

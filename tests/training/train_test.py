@@ -140,26 +140,30 @@ def both(hypers, params, data, args=(), *, static=None, loss=loss_fn, **kwargs):
   return both_(inputs)
 
 
+def extra_arguments():
+  return jnp.asarray(0.1), jnp.asarray(np.linspace(0.5, 1.5, EXAMPLES))
+
+
 HYPERS: dict[str, Any] = {
   "scalars": lambda: {"learning_rate": 0.3, "momentum": 0.8},
   "with decay": lambda: {
-    "learning_rate": jnp.asarray(0.3),
-    "momentum": jnp.asarray(0.8),
-    "weight_decay": jnp.asarray(0.02),
+    "learning_rate": np.float64(0.3),
+    "momentum": np.float64(0.8),
+    "weight_decay": np.float64(0.02),
   },
   "per step": lambda: {
-    "learning_rate": jnp.linspace(0.1, 0.4, STEPS),
-    "momentum": jnp.linspace(0.6, 0.95, STEPS),
-    "weight_decay": jnp.linspace(0.01, 0.02, STEPS),
+    "learning_rate": np.linspace(0.1, 0.4, STEPS),
+    "momentum": np.linspace(0.6, 0.95, STEPS),
+    "weight_decay": np.linspace(0.01, 0.02, STEPS),
   },
   "per leaf": lambda: {
-    "learning_rate": {"b": 0.2, "w": jnp.linspace(0.1, 0.4, STEPS)},
-    "momentum": {"b": jnp.linspace(0.6, 0.95, STEPS), "w": 0.7},
+    "learning_rate": {"b": 0.2, "w": np.linspace(0.1, 0.4, STEPS)},
+    "momentum": {"b": np.linspace(0.6, 0.95, STEPS), "w": 0.7},
     "weight_decay": {"b": 0.01, "w": 0.02},
   },
   "per element": lambda: {
     "learning_rate": {
-      "b": jnp.array([[0.1, 0.3]]),
+      "b": np.array([[0.1, 0.3]]),
       "w": 0.2 + 0.01 * normal(5, STEPS, FEATURES, 2),
     },
     "momentum": 0.9,
@@ -167,17 +171,24 @@ HYPERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize("kind", HYPERS)
+@pytest.mark.parametrize(
+  "kind",
+  [
+    pytest.param("scalars", marks=pytest.mark.slow),
+    pytest.param("per step", marks=pytest.mark.slow),
+    pytest.param("per leaf", marks=pytest.mark.slow),
+    "per element",
+  ],
+)
 def test_every_differentiable_argument(x64, kind):
   hypers = jax.tree.map(jnp.asarray, HYPERS[kind]())
-  args = jnp.asarray(0.1), jnp.linspace(0.5, 1.5, EXAMPLES)
-  ours, theirs = both(hypers, initial(), batches(), args)
+  ours, theirs = both(hypers, initial(), batches(), extra_arguments())
   assert_same_gradients(ours, theirs)
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("form", ["ema", "trace"])
+@pytest.mark.parametrize(
+  "form", ["ema", pytest.param("trace", marks=pytest.mark.slow)]
+)
 def test_other_forms(x64, form):
   hypers = jax.tree.map(jnp.asarray, HYPERS["per step"]())
   ours, theirs = both(hypers, initial(), batches(), static={"form": form})
@@ -191,17 +202,52 @@ def test_through_clipping(x64):
   assert_same_gradients(ours, theirs)
 
 
-@pytest.mark.sampled(2)
+def decayed():
+  """What the tests below differentiate by: hyperparameters to arguments."""
+  hypers = jax.tree.map(jnp.asarray, HYPERS["with decay"]())
+  return hypers, initial(), batches()["x"], extra_arguments()
+
+
+def decayed_run(hypers, params, x, args, **kwargs):
+  optimizer = revmom.sgd(**hypers, integer="int64")
+  run = revmom.train(
+    loss_fn, optimizer, params, {**batches(), "x": x}, *args, **kwargs
+  )
+  return run.params, run.losses
+
+
+@pytest.fixture(scope="module")
+def stored_run():
+  """The reference's parameters and losses, and gradients of its outcome."""
+
+  def objective(hypers, params, x, args):
+    data = {**batches(), "x": x}
+    result = reference(loss_fn, hypers, params, data, *args)
+    return outcome(*result), result
+
+  with jax.enable_x64(True):
+    gradients, result = jax.jit(
+      jax.grad(objective, (0, 1, 2, 3), has_aux=True)
+    )(*decayed())
+  return result, gradients
+
+
 @pytest.mark.parametrize(
   "mode", ["forward_over_reverse", "reverse_over_reverse"]
 )
-def test_second_order_modes(x64, mode):
-  hypers = jax.tree.map(jnp.asarray, HYPERS["with decay"]())
-  args = jnp.asarray(0.1), jnp.linspace(0.5, 1.5, EXAMPLES)
-  ours, theirs = both(
-    hypers, initial(), batches(), args, second_order_mode=mode
-  )
-  assert_same_gradients(ours, theirs)
+def test_second_order_modes(x64, stored_run, mode):
+  def objective(*inputs):
+    result = decayed_run(*inputs, second_order_mode=mode)
+    return outcome(*result), result
+
+  gradients, (params, losses) = jax.jit(
+    jax.grad(objective, (0, 1, 2, 3), has_aux=True)
+  )(*decayed())
+  (stored_params, stored_losses), stored_gradients = stored_run
+  assert_same_gradients(gradients, stored_gradients)
+  # A capacity has 30 bits at first, so a factor is right to about 1e-9.
+  chex.assert_trees_all_close(params, stored_params, rtol=0, atol=1e-8)
+  chex.assert_trees_all_close(losses, stored_losses, rtol=0, atol=1e-8)
 
 
 @pytest.mark.slow
@@ -266,61 +312,48 @@ def test_closed_over_arrays(x64):
   assert_same_gradients(ours, theirs)
 
 
-def test_values_equal_the_reference_run(x64):
-  hypers = HYPERS["with decay"]()
-  run = revmom.train(
-    loss_fn, revmom.sgd(**hypers, integer="int64"), initial(), batches()
-  )
-  params, losses = reference(loss_fn, hypers, initial(), batches())
-  # A capacity has 30 bits at first, so a factor is right to about 1e-9.
-  chex.assert_trees_all_close(run.params, params, rtol=0, atol=1e-8)
-  chex.assert_trees_all_close(run.losses, losses, rtol=0, atol=1e-8)
-
-
 def test_central_differences(x64):
   data, params = batches(), initial()
 
   @jax.jit
+  @jax.value_and_grad
   def objective(hypers):
     optimizer = revmom.sgd(**hypers, integer="int64", floors={"velocity": 0.5})
     run = revmom.train(loss_fn, optimizer, params, data)
     return outcome(run.params, run.losses)
 
   hypers = jax.tree.map(jnp.asarray, {"learning_rate": 0.3, "momentum": 0.8})
-  gradient = jax.grad(objective)(hypers)
+  _, gradient = objective(hypers)
   for name, value in hypers.items():
     step = 1e-3  # well above 1e-9, to which a capacity holds a momentum
     above, below = (
-      objective({**hypers, name: value + sign * step}) for sign in (1, -1)
+      objective({**hypers, name: value + sign * step})[0] for sign in (1, -1)
     )
     difference = float(above - below) / (2 * step)
     assert math.isclose(difference, float(gradient[name]), rel_tol=1e-4)
 
 
-def test_float32_gradients_are_close(x64):
+def test_float32_gradients_are_close(x64, stored_run):
   """The default integers, against the same run in float64."""
-  hypers = jax.tree.map(jnp.asarray, HYPERS["with decay"]())
-  _, theirs = both(hypers, initial(), batches())
   narrow = lambda tree: jax.tree.map(
     lambda a: a.astype(jnp.float32) if a.dtype == jnp.float64 else a, tree
   )
 
-  def objective(hypers, params, x):
+  def objective(hypers, params, x, args):
     data = {**narrow(batches()), "x": x}
     probe = {name: jnp.asarray(PROBE[name], jnp.float32) for name in PROBE}
     run = revmom.train(
-      lambda params, batch: narrow(loss_fn(params, batch)),
+      lambda params, batch, *args: narrow(loss_fn(params, batch, *args)),
       revmom.sgd(**hypers),
       params,
       data,
+      *args,
     )
     total = sum(jnp.sum(jnp.sin(run.params[n] + probe[n])) for n in probe)
     return total + jnp.sum(jnp.cos(run.losses))
 
-  inputs = narrow((hypers, initial(), batches()["x"]))
-  ours = jax.jit(jax.grad(objective, (0, 1, 2)))(*inputs)
-  theirs = narrow(theirs[:3])
-  assert_same_gradients(ours, theirs, rtol=1e-4)
+  ours = jax.jit(jax.grad(objective, (0, 1, 2, 3)))(*narrow(decayed()))
+  assert_same_gradients(ours, narrow(stored_run[1]), rtol=1e-4)
 
 
 # Below: float32, as most people run.
@@ -370,8 +403,15 @@ OUTSIDE = {
 }
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize(
+  "name",
+  [
+    "grad of jit",
+    pytest.param("grad of checkpoint", marks=pytest.mark.slow),
+    pytest.param("grad of vmap", marks=pytest.mark.slow),
+    pytest.param("grad of scan", marks=pytest.mark.slow),
+  ],
+)
 def test_other_transformations_between(name):
   """The gradient of a compiled run, not only the compiled gradient."""
 
@@ -381,20 +421,32 @@ def test_other_transformations_between(name):
 
   momentum = jnp.asarray(0.8, jnp.float32)
   ours = OUTSIDE[name](objective)(momentum)
-  expected = jax.grad(objective)(momentum)
+  expected = jax.jit(jax.grad(objective))(momentum)
   np.testing.assert_allclose(ours, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_shortest_runs(steps):
   optimizer = revmom.sgd(0.1, 0.9)
-  run = train_cosine(optimizer, steps)
-  assert run.losses.shape == (steps,)
-  rewound = revmom.rewind(cosine, optimizer, run.state, cosine_batches(steps))
+
+  def objective(optimizer, start):
+    run = train_cosine(optimizer, steps, start)
+    return jnp.sum(run.params), run
+
+  def there_and_back(start):
+    bars, run = jax.grad(objective, (0, 1), has_aux=True)(optimizer, start)
+    return (
+      bars,
+      run.losses,
+      revmom.rewind(cosine, optimizer, run.state, cosine_batches(steps)),
+    )
+
+  (by_rate, by_start), losses, rewound = jax.jit(there_and_back)(
+    jnp.asarray(START)
+  )
+  assert losses.shape == (steps,)
   assert bool(rewound.receipt.ok)
   chex.assert_trees_all_close(rewound.params, START, atol=2.0**-24)
-  objective = lambda o, x: jnp.sum(train_cosine(o, steps, x).params)
-  by_rate, by_start = jax.grad(objective, (0, 1))(optimizer, jnp.asarray(START))
   if steps == 0:
     assert float(by_rate.learning_rate) == 0
     chex.assert_trees_all_equal(by_start, jnp.ones(2, jnp.float32))
@@ -491,10 +543,12 @@ def test_float_momentum_does_not_come_back():
   back, _ = jax.jit(lambda s: lax.scan(backward, s, data, reverse=True))(end)
   assert not bool(jnp.array_equal(back[0], start[0]))
   optimizer = revmom.sgd(0.1, 0.9)
-  run = revmom.train(cosine, optimizer, start[0], data)
-  rewound = revmom.rewind(cosine, optimizer, run.state, data)
-  first = optimizer.params(optimizer.init(start[0], 200))
-  chex.assert_trees_all_equal(rewound.params, first)
+  run = jax.jit(lambda x: revmom.train(cosine, optimizer, x, data))(start[0])
+  rewound = jax.jit(lambda s: revmom.rewind(cosine, optimizer, s, data))(
+    run.state
+  )
+  assert bool(jnp.array_equal(rewound.params, run.initial_params))
+  chex.assert_trees_all_close(rewound.params, START, atol=2.0**-24)
 
 
 BAD: dict[str, Any] = {
