@@ -42,7 +42,7 @@ import jax
 from absl import flags
 from architecture_figures import figure
 from architecture_networks import NETWORKS, Network
-from tqdm import tqdm
+from progress import progress
 from user_files import blamed
 
 from revmom.analysis import convnet_notation, cost, scaling
@@ -214,7 +214,7 @@ def compare(config: Config, path: pathlib.Path | None) -> Row:
   ]
   rows = [
     counts.get(name, sizes, context=sizes == bases[name])
-    for name, sizes in tqdm(todo, disable=None)
+    for name, sizes in progress(todo)
   ]
   if path is not None:
     experiment.write_csv(path / "counts.csv", rows)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import experiment
 import numpy as np
 import optax
-from tqdm import tqdm
+from progress import progress
 from training_loop import Rows
 
 EVALUATION_SEEDS = 10
@@ -68,12 +68,11 @@ def learn(
   Raises:
     FloatingPointError: a loss or a hypergradient was not finite.
   """
-  bar = tqdm(
+  bar = progress(
     range(len(learned.rows), meta_steps),
     initial=len(learned.rows),
     total=meta_steps,
     desc=description,
-    disable=None,
   )
   for number in bar:
     begin = time.perf_counter()
