@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -21,13 +21,13 @@ class Lines:
 
   def __init__(
     self,
-    iterable: Iterable[Any] | None = None,
+    iterable: Sequence[Any] | None = None,
     desc: str = "",
     total: int | None = None,
     initial: int = 0,
   ):
     """Arguments are those of tqdm."""
-    if total is None and isinstance(iterable, Sized):
+    if total is None and iterable is not None:
       total = len(iterable)
     self.iterable, self.total, self.done = iterable or (), total, initial
     self.words, self.behind = desc, ""

@@ -22,9 +22,7 @@ def test_a_line_a_minute_where_there_is_no_terminal(module, monkeypatch):
       bar = module.progress(desc="compiling")
       bar.set_postfix_str("loss 0.5")
       bar.update()
-  assert sys.stderr.getvalue() == (
-    "training: 70 of 100 in 60 s\n"
-  )
+  assert sys.stderr.getvalue() == ("training: 70 of 100 in 60 s\n")
   now[0] += 60
   bar.update()
   bar.set_description("training")
