@@ -256,7 +256,12 @@ def compare(config: Config, workdir: str | None = None) -> str:
     columns = [{k: v for k, v in row.items() if k != "curve"} for row in rows]
     experiment.write_csv(path / "table.csv", columns)
     experiment.write_text(path / "table.md", text + "\n")
-    experiment.write_json(path / "result.json", {"models": rows})
+    headline = {
+      f"{row['model']}_{key}": row[key]
+      for row in rows
+      for key in ("equal_steps", "parameters", "connections", "dataflow_rounds")
+    }
+    experiment.write_json(path / "result.json", {**headline, "models": rows})
     figure = figures.comparison(rows, data.unit)
     figure.savefig(path / "comparison.png", dpi=120)
   return text
