@@ -9,7 +9,7 @@ padded ones), multiply-adds, bytes that a gradient keeps, context window, and
 sequential rounds, as the program is scheduled and as its data dependences
 allow.  Then each size is doubled, twice, and the exponents are fitted.
 
-A minute on 2 cores; expect every exponent of connections within 0.05 of the
+Two minutes on 2 cores; expect every exponent of connections within 0.05 of the
 textbook's: O(t d k^2) for WaveNet, O(H W d k^2) for PixelCNN and MDRNN.  A
 wavefront also computes cells beyond the grid, whose products are counted as
 connections, 1.4 times as many on 8 x 8, and whose growth with H and W is not
@@ -42,7 +42,7 @@ import jax
 from absl import flags
 from architecture_figures import figure
 from architecture_networks import NETWORKS, Network
-from tqdm import tqdm
+from progress import progress
 from user_files import blamed
 
 from revmom.analysis import convnet_notation, cost, scaling
@@ -214,7 +214,7 @@ def compare(config: Config, path: pathlib.Path | None) -> Row:
   ]
   rows = [
     counts.get(name, sizes, context=sizes == bases[name])
-    for name, sizes in tqdm(todo, disable=None)
+    for name, sizes in progress(todo, desc="counts")
   ]
   if path is not None:
     experiment.write_csv(path / "counts.csv", rows)

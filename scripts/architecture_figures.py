@@ -18,7 +18,9 @@ def figure(
   for number, (name, base) in enumerate(bases.items()):
     own = [row for row in rows if row["network"] == name]
     color, marker = f"C{number % 10}", "os^vD<>pP"[number % 9]
-    style = dict(color=color, marker=marker, label=name)
+    # Smaller from one to the next, lest one cover another.
+    size = 10 - 6 * number / max(1, len(bases) - 1)
+    style = dict(color=color, marker=marker, ms=size, label=name)
     by_features = along(own, base, ["k"])
     left.plot(
       [row["k"] for row in by_features],
@@ -33,6 +35,8 @@ def figure(
     scheduled = [row["scheduled_rounds"] for row in by_data]
     right.plot(positions, scheduled, ":", color=color, marker=marker, ms=3)
   right.plot([], [], "k:", label="as scheduled")
+  left.set_title("Connections: O(k^2), also of PixelCNN")
+  right.set_title("Rounds: as data dependences allow, and as scheduled")
   left.set_xlabel("k, features of a layer")
   left.set_ylabel("connections")
   right.set_xlabel("positions: t, or H W with H : W kept")

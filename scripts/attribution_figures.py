@@ -27,9 +27,15 @@ def changes(
   left.scatter(predicted / unit, measured / unit, s=14, label="an example")
   ends = np.array([predicted.min(), predicted.max()]) / unit
   left.plot(ends, ends, color="gray", linestyle="--", label="as predicted")
-  left.axhspan(
-    -noise, noise, color="gray", alpha=0.3, linewidth=0, label="rounding noise"
-  )
+  if noise > 1e-2 * np.ptp(measured / unit):  # else nothing would be seen
+    left.axhspan(
+      -noise,
+      noise,
+      color="gray",
+      alpha=0.3,
+      linewidth=0,
+      label="rounding noise",
+    )
   what = "left out" if perturbation == 1 else f"weighed {1 - perturbation:g}"
   left.set_title(
     f"{len(measured)} of {len(gradient)} examples {what}, {result['steps']} "

@@ -19,7 +19,7 @@ from attribution_problem import (
   validation,
 )
 from jax.stages import Wrapped
-from tqdm import tqdm
+from progress import Lines
 
 import revmom
 
@@ -77,7 +77,7 @@ def checkpointed_gradient(problem: Problem, config: Config) -> Wrapped:
 
 
 def attribute(
-  problem: Problem, config: Config, bar: tqdm
+  problem: Problem, config: Config, bar: Lines
 ) -> tuple[Attribution, dict[str, Any]]:
   """The gradient, and what it costs beside checkpointing.
 
@@ -106,7 +106,7 @@ def checkpointing(
   config: Config,
   gradient: jax.Array,
   ours: dict[str, Any],
-  bar: tqdm,
+  bar: Lines,
 ) -> dict[str, Any]:
   """What checkpointing costs, relative to ours, and how the gradients agree."""
   weights = jnp.ones(config.examples, jnp.float32)
@@ -159,7 +159,7 @@ def attributed(
   checkpoints: experiment.Checkpoints,
   problem: Problem,
   config: Config,
-  bar: tqdm,
+  bar: Lines,
 ) -> tuple[Attribution, dict[str, Any]]:
   """The attribution, restored if it can be, with its figures and changes.
 

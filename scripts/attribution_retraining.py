@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 from attribution_problem import Config, Problem, train, validation
 from jax.stages import Wrapped
-from tqdm import tqdm
+from progress import Lines
 
 _NOISE_RUNS, _NOISE_PERTURBATION = 3, 1e-5
 
@@ -54,7 +54,7 @@ def leave_out(
   config: Config,
   changes: list[float],
   save: Callable[[list[float]], None],
-  bar: tqdm,
+  bar: Lines,
 ) -> tuple[list[float], dict[str, float]]:
   """Goes on to a change of the validation loss for each chosen example.
 

@@ -17,7 +17,7 @@ from autoregressive_training import (
   start,
   training_step,
 )
-from tqdm import tqdm
+from progress import progress
 
 from revmom.analysis import Cost, cost
 
@@ -65,7 +65,7 @@ def race(config: Config, data: Data) -> dict[str, Any]:
   jax.block_until_ready(step(jax.tree.map(jnp.array, training), np.int32(0)))
   times: list[float] = []
   curve: list[dict[str, float]] = []
-  bar = tqdm(desc=config.model, disable=None)
+  bar = progress(desc=config.model)
   while len(times) < config.num_steps or sum(times) < config.seconds:
     begin = time.perf_counter()
     training, loss = step(training, np.int32(len(times)))

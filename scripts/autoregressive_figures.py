@@ -101,6 +101,8 @@ def comparison(rows: list[dict[str, Any]], unit: str) -> Figure:
       )
     axes.set_xscale("log")
     axes.grid(alpha=0.3)
+  panels[0].set_title("The same batches, by steps")
+  panels[1].set_title("and by time")
   panels[0].set_xlabel("step")
   panels[1].set_xlabel("seconds of training")
   panels[0].set_ylabel(f"{unit} on test images")

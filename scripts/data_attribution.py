@@ -41,7 +41,7 @@ from absl import flags
 from attribution_gradients import Attribution, attributed
 from attribution_problem import Config, Problem, pose
 from attribution_retraining import correlations, leave_out
-from tqdm import tqdm
+from progress import progress
 
 _TEXT = flags.DEFINE_string(
   "text",
@@ -180,7 +180,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   path = experiment.folder(workdir)
   with (
     experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints,
-    tqdm(total=6 + config.leave_out, disable=None) as bar,
+    progress(total=6 + config.leave_out) as bar,
   ):
     attribution, about = attributed(checkpoints, problem, config, bar)
     done_before = len(about["changes"])

@@ -48,7 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from depth_runs import SIGMA_B, Config, map_runs, network_runs, numbers
-from tqdm import tqdm
+from progress import progress
 
 from revmom.analysis import edge_of_chaos
 
@@ -125,9 +125,9 @@ def work(
   """Does what is not done yet, and saves after each."""
   results = dict(done)
   todo = [(name, run) for name, run in runs if name not in done]
-  bar = tqdm(todo, disable=None)
+  bar = progress(todo)
   for name, run in bar:
-    bar.set_description_str(name)
+    bar.set_description(name)
     results[name] = run()
     save(results)
   return results

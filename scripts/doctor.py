@@ -29,7 +29,7 @@ import numpy as np
 import optax
 from absl import flags
 from doctor_cases import CASES, Case
-from tqdm import tqdm
+from progress import progress
 from user_files import blamed
 
 import revmom
@@ -296,7 +296,7 @@ def examine(steps: int, seed: int) -> dict[str, Outcome]:
   """
   outcomes = {}
   todo = [(make, dtype) for make in CASES for dtype in DTYPES]
-  for make, dtype in tqdm(todo, desc="self-test", disable=None):
+  for make, dtype in progress(todo, desc="self-test"):
     case = make(jax.random.key(seed))
     name = f"{make.__name__}_{dtype}"
     outcomes[name] = reverse(case, dtype, steps, seed)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from early_stopping_shared import Config, check_finite
 from early_stopping_training import Problem, State, advance, initial, measure
-from tqdm import tqdm
+from progress import progress
 
 _LOCAL = ("data_dir",)  # may differ between a run and its resumption
 _REMEDY = "the descent diverged; take fewer --steps or other --values."
@@ -64,11 +64,10 @@ def train_all(
     latest = checkpoints.latest()
     if latest is not None:
       done, rows = latest[0], latest[1]["about"]
-  bar = tqdm(
+  bar = progress(
     total=segments * len(trainings),
     initial=done,
     desc=f"figure {config.figure}",
-    disable=None,
   )
   keys = jax.random.split(jax.random.key(config.seed), config.runs or 1)
   for index, training in enumerate(trainings):

@@ -248,10 +248,12 @@ def figure(flows: dict[str, list[Flow]], config: Config) -> Figure:
     shades = matplotlib.colormaps[colors[group]](
       np.linspace(0.4, 1, len(members))
     )
-    for flow, shade in zip(members, shades, strict=True):
-      hidden.plot(steps, flow.hidden, color=shade, label=flow.name)
+    for number, (flow, shade) in enumerate(zip(members, shades, strict=True)):
+      # Curves that cover others have gaps.
+      style = {"color": shade, "linestyle": ("-", "--", ":")[number % 3]}
+      hidden.plot(steps, flow.hidden, label=flow.name, **style)
       if flow.cell is not None:
-        cells.plot(steps, flow.cell, color=shade, label=flow.name)
+        cells.plot(steps, flow.cell, label=flow.name, **style)
   cells.set_title("Adjoints of the LSTM's cells, c_bar")
   hidden.set_title("Adjoints of all hidden states, h_bar")
   cells.set_ylabel("norm over units (loss per unit of state)")
@@ -295,6 +297,18 @@ def rows_of(flows: dict[str, list[Flow]]) -> list[dict[str, Any]]:
   ]
 
 
+def headline(flows: dict[str, list[Flow]]) -> dict[str, float | None]:
+  """Of the LSTM with the largest biases, and of the plain networks."""
+  holding = max(flows["holding"], key=lambda flow: -flow.largest_hidden)
+  ratios = [flow.hidden[0] / flow.hidden[-1] for flow in flows["plain"]]
+  return {
+    "holding_c_bar_change": holding.change,
+    "holding_h_bar_largest": holding.largest_hidden,
+    "plain_h_bar_smallest_log10": float(np.log10(min(ratios))),
+    "plain_h_bar_largest_log10": float(np.log10(max(ratios))),
+  }
+
+
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   """The experiment: measure, check, write.
 
@@ -304,7 +318,11 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   """
   flows = measure(config)
   path = experiment.folder(workdir)
-  result = {**dataclasses.asdict(config), "networks": rows_of(flows)}
+  result = {
+    **dataclasses.asdict(config),
+    **headline(flows),
+    "networks": rows_of(flows),
+  }
   if path is not None:
     experiment.write_csv(path / "metrics.csv", metrics(flows))
     figure(flows, config).savefig(path / "gradient_flow.png", dpi=150)

@@ -23,7 +23,6 @@ larger --meta_steps goes on further.
 
 import math
 import pathlib
-import statistics
 import time
 from typing import Any
 
@@ -181,9 +180,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   result = result_of(problem, config, initial, learned.values, (before, after))
   result |= {
     "resumed_from": done_before,
-    "seconds_per_meta_step": statistics.median(
-      row["seconds"] for row in learned.rows
-    ),
+    **meta_training.seconds(learned),
     "seconds": time.perf_counter() - begin,
   }
   if path is not None:
@@ -205,8 +202,7 @@ test loss          {arrow("test_loss")} nats
 train loss         {arrow("train_loss")} nats
 bits/param/step    {arrow("bits_per_parameter_step")} forgotten; buffers hold \
 {r["buffer_bits_per_parameter_step"]:.4f}
-time               {r["seconds"]:.1f} s, {r["seconds_per_meta_step"]:.3f} s \
-each meta iteration"""
+time               {r["seconds"]:.1f} s, {meta_training.pace(r)}"""
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ r"""Gradient-based hyperparameter optimization through reversible learning.
 Maclaurin, Duvenaud & Adams (2015), figure by figure.  Where their text and
 their code differ, this follows the code.  Every figure prints a table of the
 published and the measured values; without data the digits of scikit-learn
-stand in for MNIST, and only shapes compare.
+stand in for MNIST, and only shapes compare.  Without flags, figure 11 on the
+digits, expect a loss of 0.0450 at a log rate of 0.50 and a derivative of
+-0.0662; derivatives that equal central differences to 2e-5 below a log rate of
+1.45, and chaos from 1.60.  It takes half a minute.
 
 On the first 10 000 images of MNIST's training file, on 2 CPU cores, expect
 (published values in parentheses; those of 2 and 8 are read off plots):

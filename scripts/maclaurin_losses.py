@@ -25,7 +25,7 @@ from maclaurin_shared import (
   split,
   whole,
 )
-from tqdm import tqdm
+from progress import progress
 
 import revmom
 
@@ -47,7 +47,7 @@ def _descend(objective: Any, hypers: Any, rate: float, steps: int, name: str):
     after = jax.tree.map(lambda x, g: x - rate * g, hypers, gradient)
     return after, gradient, about
 
-  for number in tqdm(range(steps), desc=name, disable=None):
+  for number in progress(range(steps), desc=name):
     after, gradient, about = step(hypers)
     check_finite(f"meta iteration {number}", (gradient, about), META_REMEDY)
     yield number, hypers, jax.tree.map(np.asarray, about)

@@ -21,7 +21,7 @@ from maclaurin_shared import (
   mean_note,
   split,
 )
-from tqdm import tqdm
+from progress import progress
 
 import revmom
 
@@ -176,7 +176,7 @@ def figure_2(config: Config) -> Outcome:
   metrics, curves, all_scales = [], [], []
   previous = jax.tree.map(jnp.ones_like, hypers)
   # The last run only measures what the iterations before it have learned.
-  for number in tqdm(range(meta_steps + 1), desc="figure 2", disable=None):
+  for number in progress(range(meta_steps + 1), desc="figure 2"):
     used = hypers
     hypers, state, gradient, about = meta_step(used, state, np.int32(number))
     check_finite(

@@ -20,7 +20,7 @@ from maclaurin_shared import (
   check_finite,
   inner_optimizer,
 )
-from tqdm import tqdm
+from progress import progress
 
 import revmom
 
@@ -175,7 +175,7 @@ def figure_10(config: Config) -> Outcome:
     )
     metrics = rows or []
     numbers = range(len(metrics), meta_steps)
-    for number in tqdm(numbers, desc="figure 10", disable=None):
+    for number in progress(numbers, desc="figure 10"):
       rng = np.random.default_rng([config.seed, number])
       inner = map(examples, partition(rng, train, [10, 2]))
       (loss, fitted), gradient = meta_gradient(learned, draw(rng), *inner)

@@ -1,6 +1,7 @@
 """Meta training: every iteration trains, and follows the hypergradient."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import experiment
 import numpy as np
 import optax
-from tqdm import tqdm
+from progress import progress
 from training_loop import Rows
 
 EVALUATION_SEEDS = 10
@@ -68,12 +69,11 @@ def learn(
   Raises:
     FloatingPointError: a loss or a hypergradient was not finite.
   """
-  bar = tqdm(
+  bar = progress(
     range(len(learned.rows), meta_steps),
     initial=len(learned.rows),
     total=meta_steps,
     desc=description,
-    disable=None,
   )
   for number in bar:
     begin = time.perf_counter()
@@ -109,6 +109,24 @@ def check_number(
       f"{checkpoints.workdir} holds {number} meta iterations, more than "
       f"--meta_steps={meta_steps}; raise it, or give another --workdir."
     )
+
+
+def seconds(learned: Learned) -> dict[str, float]:
+  """For the result: of a meta iteration, and of the first, which compiles."""
+  of_rows = [row["seconds"] for row in learned.rows]
+  return {
+    "seconds_of_first_meta_step": of_rows[0],
+    "seconds_per_meta_step": statistics.median(of_rows),
+  }
+
+
+def pace(result: dict[str, Any]) -> str:
+  """These, for people."""
+  return (
+    f"{result['seconds_of_first_meta_step']:.1f} s for the first meta "
+    "iteration, which is compiled, then "
+    f"{result['seconds_per_meta_step']:.3f} s each"
+  )
 
 
 def summarise(losses: dict[str, np.ndarray], when: str) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A user's Python file as the problem that scripts/tune.py tunes."""
 
+import inspect
 import pathlib
 import sys
 from collections.abc import Callable
@@ -27,8 +28,10 @@ class Problem(NamedTuple):
   digest: str  # of its text and that of its neighbours
   init: Callable  # key -> params
   batches: Callable  # (key, step) -> batch
-  loss_fn: Callable  # (params, batch) -> scalar
+  loss_fn: Callable  # (params, batch, **loss_hyperparameters) -> scalar
+  loss_hyperparameters: dict[str, float]  # its keywords, with defaults
   validation_loss: Callable  # params -> scalar
+  validates_by_loss: bool  # whether that is loss_fn of the validation_batch
   test_loss: Callable | None  # likewise
   optimizer: Any
   params: Any  # shapes and dtypes
@@ -89,6 +92,8 @@ def pose(path: pathlib.Path) -> Problem:
     name=path.stem,
     digest=user_files.digest(path, before),
     **functions,
+    loss_hyperparameters=_keywords(functions["loss_fn"]),
+    validates_by_loss="validation_loss" not in names,
     optimizer=optimizer,
     params=params,
     arrays=[
@@ -96,6 +101,15 @@ def pose(path: pathlib.Path) -> Problem:
       for where, _ in jax.tree.leaves_with_path(params)
     ],
   )
+
+
+def _keywords(loss_fn: Callable) -> dict[str, float]:
+  """The arguments of a loss that are numbers by default."""
+  return {
+    name: float(parameter.default)
+    for name, parameter in inspect.signature(loss_fn).parameters.items()
+    if isinstance(parameter.default, float)
+  }
 
 
 def _check_scalar(name: str, path: pathlib.Path, result: Any) -> None:

@@ -31,7 +31,7 @@ from absl import flags
 from classifiers import MODELS
 from jax.stages import Wrapped
 from matplotlib.figure import Figure
-from tqdm import tqdm
+from progress import progress
 
 import revmom
 
@@ -207,7 +207,7 @@ def train(problem: Problem, config: Config) -> Trained:
   Raises:
     FloatingPointError: a loss was not finite.
   """
-  bar = tqdm(total=4, desc="compiling", disable=None)
+  bar = progress(total=4, desc="compiling")
   args = problem.params, *problem.args
   ours = reversible_training(problem, config).lower(*args).compile()
   bar.update()

@@ -36,7 +36,7 @@ import trainability_figures as figures
 import trainability_rows as rows_of
 import user_files
 from absl import flags
-from tqdm import tqdm
+from progress import progress
 from trainability_row import Panel, Row
 
 from revmom.analysis import GradientFlow, gradient_flow
@@ -91,7 +91,7 @@ def measure(config: Config) -> tuple[list[Row], list[Panel]]:
     )
   rows: list[Row] = []
   panels: list[Panel] = []
-  for system in tqdm(chosen, desc="systems", disable=None):
+  for system in progress(chosen, desc="systems"):
     found, panel = of[system]()
     for row in found:
       if not math.isfinite(row.measured):

@@ -1,6 +1,7 @@
 """The page of scripts/trainability.py."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,7 +18,11 @@ def page(panels: Sequence[Panel]) -> Figure:
   grid = figure.subplots(rows, columns, squeeze=False).ravel()
   for axes, panel in zip(grid, panels, strict=False):
     for name, (x, y, style) in panel.curves.items():
-      axes.plot(x, y, style, label=name, markersize=4)
+      how: dict[str, Any] = {"label": name, "markersize": 4}
+      if isinstance(style, str):
+        axes.plot(x, y, style, **how)
+      else:
+        axes.plot(x, y, **how, **style)
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
@@ -49,15 +54,28 @@ def module(flow: GradientFlow) -> Figure:
   if flow.spectra is not None:
     spectra = flow.spectra.layers
     at = np.arange(len(flow.spectra.names))
-    for what, logs in (
-      ("largest s", spectra.log_largest.value),
-      ("root mean s^2", spectra.log_mean_square.value / 2),
-      ("smallest s", spectra.log_smallest.interval[:, 1]),
+    least = np.asarray(spectra.log_smallest.interval, np.float64)
+    known = np.isfinite(least[:, 0])
+    for what, logs, marker in (
+      ("largest s", spectra.log_largest.value, "o"),
+      ("root mean s^2", spectra.log_mean_square.value / 2, "o"),
+      ("smallest s", np.where(known, least[:, 1], np.nan), "o"),
+      (
+        "smallest s is 0, or at most",
+        np.where(known, np.nan, least[:, 1]),
+        "<",
+      ),
     ):
-      right.plot(np.exp(np.asarray(logs, np.float64)), at, "o", label=what)
+      s = np.exp(np.asarray(logs, np.float64))
+      if (s > 0).any():
+        right.plot(np.where(s > 0, s, np.nan), at, marker, label=what)
     right.set_yticks(at, flow.spectra.names)
-  for axes, title in ((left, "norms"), (right, "Jacobians of layers")):
+  for axes, title, unit in (
+    (left, "norms", "rms or norm; zeros are left out"),
+    (right, "Jacobians of layers", "singular values s"),
+  ):
     axes.set_xscale("log")
+    axes.set_xlabel(unit)
     axes.set_title(f"{title}, measured")
     axes.invert_yaxis()
     axes.grid(alpha=0.3)

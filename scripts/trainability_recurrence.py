@@ -5,7 +5,15 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from trainability_row import BOUND, MEASUREMENT, PREDICTION, Panel, Result, Row
+from trainability_row import (
+  BOUND,
+  MEASUREMENT,
+  PREDICTION,
+  WIDE,
+  Panel,
+  Result,
+  Row,
+)
 
 from revmom.analysis import (
   chain_bound,
@@ -33,7 +41,7 @@ def chain_of_units(nonlinearity: str, starts: tuple[float, ...]) -> Result:
   bound = np.asarray(chain_bound(weights, nonlinearity)) / _LOG10
   measured = {x: np.asarray(slopes(jnp.float32(x))) for x in starts}
   curves = {
-    f"measured, x = {x:g}": (depths, values, "-")
+    f"measured, x = {x:g}": (depths, values - bound, "-")
     for x, values in measured.items()
   }
   worst = max(measured.values(), key=lambda values: values[-1])
@@ -43,9 +51,9 @@ def chain_of_units(nonlinearity: str, starts: tuple[float, ...]) -> Result:
   return [Row(system, what, BOUND, *ends, holds, log=True)], Panel(
     f"{system}: a chain of {nonlinearity} units",
     "units n",
-    "log10 |df/dx|",
-    {"bound" + (", 4^-n" if system == "D1" else ", 1"): (depths, bound, "k--")}
-    | curves,
+    "log10 of |df/dx| over its bound",
+    curves
+    | {f"bound, {'4^-n' if system == 'D1' else 1}": (depths, 0 * bound, "k--")},
   )
 
 
@@ -85,8 +93,8 @@ def recurrence(key: jax.Array, gain: float) -> Result:
     "step n",
     "log10 of singular values of dx_n/dx_1",
     {
+      "bound, composed of steps": (steps, composed, WIDE),
       "bound s^(n-1)": (steps, bound, "k--"),
-      "bound, composed of steps": (steps, composed, "k:"),
       "measured, largest": (steps, largest, "-"),
       "measured, root mean square": (steps, mean, "-"),
     },
@@ -153,6 +161,6 @@ def memory_cells(key: jax.Array, steps: int = 1000) -> Result:
     {
       "LSTM that holds, c_bar": (at, log(np.asarray(gated.cell)), "-"),
       "LSTM that holds, h_bar": (at, log(np.asarray(gated.hidden)), "-"),
-      "plain network, h_bar": (at, log(hidden), "-"),
+      "plain network, h_bar; before that, 0": (at, log(hidden), "-"),
     },
   )

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from trainability_row import BOUND, MEASUREMENT, PREDICTION, Panel, Result, Row
 
 from revmom.analysis import (
@@ -26,6 +27,9 @@ from revmom.models import (
   repeated,
   residual,
 )
+
+# What an identity path that is normalised keeps in each layer, at most.
+_LOST = 0.99
 
 
 def residual_map(key: jax.Array) -> Result:
@@ -96,34 +100,55 @@ def gradients_by_depth(
 
 
 def placements(key: jax.Array, images: np.ndarray) -> Result:
-  """D6: normalisation inside of the branch, or after the addition."""
-  x = jnp.asarray(images[:64].reshape(64, -1))
+  """D6: normalisation inside of the branch, or after the addition.
+
+  Of pixels that vary: those that don't are divided by the root of epsilon,
+  which is no property of a residual layer.
+  """
+  pixels = images[:64].reshape(64, -1)
+  x = jnp.asarray(pixels[:, pixels.std(0) > 0.1])
   depth, depths = 50, np.arange(51)
   curves: dict[str, Any] = {}
   rows: list[Row] = []
-  for name, place in (
-    ("inside of the branch", pre_norm),
-    ("after the addition", post_norm),
+  for name, place, kept in (
+    ("inside of the branch", pre_norm, True),
+    ("after the addition", post_norm, False),
   ):
-    layer = place(dense(activation=jax.nn.relu), batch_norm())
-    grown = np.log10(gradients_by_depth(layer, key, x, depth))
-    curves[f"measured, {name}"] = depths, grown, "-"
+    branch = dense(activation=jax.nn.relu)
+    # The same values, through which no gradient goes.
+    held = branch._replace(
+      apply=lambda params, z, of=branch: lax.stop_gradient(of.apply(params, z))
+    )
+    whole, identity = (
+      np.log10(gradients_by_depth(place(own, batch_norm()), key, x, depth))
+      for own in (branch, held)
+    )
+    curves[f"measured, {name}"] = depths, whole, "-"
+    curves[f"measured, its identity path, {name}"] = depths, identity, "--"
     rows.append(
       Row(
         "D6",
         f"gradient through {depth} residual blocks, normalised {name}",
         MEASUREMENT,
         None,
-        float(grown[0]),
+        float(whole[0]),
         None,
         log=True,
       )
     )
-  curves["identity path, after the addition"] = (
-    depths,
-    (depths - depth) / 2 * math.log10(2),
-    "k:",
-  )
+    passed = float(identity[0])
+    expected = 0.0 if kept else depth * math.log10(_LOST)
+    rows.append(
+      Row(
+        "D6",
+        "of it, through the identity path alone" + ", at most" * (not kept),
+        PREDICTION if kept else BOUND,
+        expected,
+        passed,
+        abs(passed) < 1e-5 if kept else passed < expected,
+        log=True,
+      )
+    )
   return rows, Panel(
     "D6: two residual blocks",
     "layer l",

@@ -1,10 +1,13 @@
 """What scripts/trainability.py shows of a system: rows and a panel."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 BOUND, PREDICTION, MEASUREMENT = "bound", "prediction", "measurement"
+# Of a curve that another one may cover.
+WIDE: Mapping[str, Any] = {"color": "silver", "linewidth": 6}
 
 
 class Row(NamedTuple):
@@ -25,7 +28,7 @@ class Panel(NamedTuple):
   title: str
   x: str
   y: str
-  curves: dict[str, tuple[np.ndarray, np.ndarray, str]]
+  curves: dict[str, tuple[np.ndarray, np.ndarray, str | Mapping[str, Any]]]
 
 
 Result = tuple[list[Row], Panel]

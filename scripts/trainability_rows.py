@@ -19,10 +19,9 @@ def measurements(
 ) -> dict[str, Callable[[], Result]]:
   """System -> what measures it."""
   keys = jax.random.split(key, 8)
-  starts = -3.0, 0.0, 1.0, 3.0
   return {
-    "D1": lambda: recurrences.chain_of_units("sigmoid", starts),
-    "D2": lambda: recurrences.chain_of_units("tanh", starts),
+    "D1": lambda: recurrences.chain_of_units("sigmoid", (0.0, 3.0, 6.0, 9.0)),
+    "D2": lambda: recurrences.chain_of_units("tanh", (0.0, 0.3, 1.0, 3.0)),
     "D3": lambda: recurrences.recurrence(keys[0], 1.3),
     "D4": lambda: residuals.residual_map(keys[1]),
     "D5": lambda: layers.normalisation(images),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import experiment
 import numpy as np
-from tqdm import tqdm
+from progress import progress
 
 Rows = list[dict[str, float]]  # one a step, for metrics.csv
 
@@ -53,12 +53,11 @@ def train(
   """
   every = math.ceil(steps / checkpoints)
   rows = list(rows)
-  bar = tqdm(
+  bar = progress(
     range(len(rows), steps),
     initial=len(rows),
     total=steps,
     desc="training",
-    disable=None,
   )
   for number in bar:
     begin = time.perf_counter()

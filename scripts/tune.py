@@ -8,7 +8,9 @@ template.  It defines
 
   init(key) -> params                initial parameters, a pytree of floats
   batches(key, step) -> batch        key belongs to the run: fold the step in
-  loss_fn(params, batch) -> scalar   the training loss
+  loss_fn(params, batch) -> scalar   the training loss; arguments that are
+                                     numbers by default can be tuned, too, as
+                                     in loss_fn(params, batch, l2=1e-4)
   validation_loss(params) -> scalar  what is lowered, or else
   validation_batch                   a batch, on which loss_fn is lowered
   optimizer() -> optimizer           optional; revmom.sgd(0.01, 0.9) otherwise
@@ -20,7 +22,9 @@ derivative of the final validation loss with respect to each value in --tune,
 and takes a step of Adam: on the logits of values that lie between 0 and 1
 (momentum, b1, b2, decay, average) and on the logarithms of all others.
 --per_step tunes a value for each step, --per_array one for each parameter
-array.
+array.  Hyperparameters of a partition's optimizers are named after their
+labels, as in --tune=matrices.learning_rate.  Zeros of a schedule, such as the
+first step of a warm-up, stay zero.
 
 Half a minute on 2 CPU cores, most of it compilation.  Expect means over 10
 fresh seeds of 0.794 -> 0.173 nats of validation loss and 0.795 -> 0.117 of
@@ -36,7 +40,6 @@ a run that was never interrupted; a larger --meta_steps goes on further.
 
 import math
 import pathlib
-import statistics
 import time
 from typing import Any
 
@@ -57,7 +60,7 @@ _PROBLEM = flags.DEFINE_string(
 _TUNE = flags.DEFINE_list(
   "tune",
   ["learning_rate", "momentum"],
-  "Hyperparameters of the optimizer, separated by commas.",
+  "Hyperparameters of the optimizer or the loss, separated by commas.",
 )
 _PER_STEP = flags.DEFINE_bool(
   "per_step", False, "Tune a value for each training step."
@@ -168,9 +171,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   result = result_of(problem, config, initial, learned, losses)
   result |= {
     "resumed_from": done_before,
-    "seconds_per_meta_step": statistics.median(
-      row["seconds"] for row in learned.rows
-    ),
+    **meta_training.seconds(learned),
     "seconds": time.perf_counter() - begin,
   }
   if path is not None:
@@ -194,9 +195,13 @@ def report(result: dict[str, Any]) -> str:
         f"{label:<18} {r[name + '_before']:.4g} -> {r[name + '_after']:.4g} "
         f"(means of {r['evaluation_seeds']} fresh seeds)"
       )
-  for name in r["tuned"].split(","):
+  names = r["tuned"].split(",")
+  width = max(18, *map(len, names))
+  for name in names:
     label = name.replace("_", " ")
-    line = f"{label:<18} {r[name + '_before']:.4g} -> {r[name + '_after']:.4g}"
+    line = (
+      f"{label:<{width}} {r[name + '_before']:.4g} -> {r[name + '_after']:.4g}"
+    )
     if f"{name}_after_smallest" in r:
       line += (
         f" (means; from {r[name + '_after_smallest']:.4g} to "
@@ -204,8 +209,7 @@ def report(result: dict[str, Any]) -> str:
       )
     lines.append(line)
   lines.append(
-    f"time               {r['seconds']:.1f} s, "
-    f"{r['seconds_per_meta_step']:.3f} s each meta iteration"
+    f"time               {r['seconds']:.1f} s, {meta_training.pace(r)}"
   )
   return "\n".join(lines)
 

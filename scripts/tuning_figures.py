@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from meta_training import EVALUATION_SEEDS
 from problem_file import Problem
-from tuning_values import FRACTIONS, Config, labels, values_of
+from tuning_values import Config, is_fraction, labels, values_of
 
 
 def loss(
@@ -54,10 +54,11 @@ def values(
   axes = figure.subplots()
   before = np.asarray(values_of(name, initial), np.float64)
   after = np.asarray(values_of(name, tuned), np.float64)
-  arrays = labels(problem, config)
+  arrays = labels(problem, config, name)
   for i, label in enumerate(arrays):
     shown = f"array {label}" if label else "the array"
     shown = shown if config.per_array else "all arrays"
+    shown = "the loss" if name in problem.loss_hyperparameters else shown
     if config.per_step:
       (line,) = axes.plot(after[i], label=f"after, {shown}")
       axes.plot(before[i], ":", color=line.get_color())
@@ -72,7 +73,7 @@ def values(
   title = name.replace("_", " ")
   axes.set_title(f"Tuned {title} of {problem.name}")
   axes.set_ylabel(title)
-  if name not in FRACTIONS:
+  if not is_fraction(name):
     axes.set_yscale("log")
   axes.grid(alpha=0.3)
   if len(arrays) <= 12:

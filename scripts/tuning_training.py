@@ -13,7 +13,14 @@ import numpy as np
 import optax
 from meta_training import EVALUATION_SEEDS, Learned
 from problem_file import Problem
-from tuning_values import Config, Tuned, columns, optimizer_of
+from tuning_values import (
+  Config,
+  Tuned,
+  columns,
+  loss_arguments,
+  lowest_floors,
+  optimizer_of,
+)
 
 import revmom
 
@@ -46,7 +53,7 @@ def floors_for(optimizer: Any, factors: dict[str, float]) -> tuple:
   step.  Values that move on so need few compilations, and a resumed run needs
   the same ones, because nothing but the values decides.
   """
-  floors = dict(optimizer.floors)
+  floors = lowest_floors(optimizer)
   for role, factor in factors.items():
     if 0 < factor < floors.get(role, 1.0):
       bits = -math.log2(factor) * 1.001  # for the rounding of float32
@@ -66,11 +73,18 @@ def train(
 ) -> revmom.Run:
   """One training run, with the initial parameters and batches of `key`."""
   init_key, batch_key = jax.random.split(key)
+
+  def loss(params, batch_and_step, values):
+    batch, step = batch_and_step
+    now = {name: value[step] for name, value in values.items()}
+    return problem.loss_fn(params, batch, **now)
+
   return revmom.train(
-    problem.loss_fn,
+    loss,
     optimizer_of(problem, config, tuned, floors),
     problem.init(init_key),
-    functools.partial(problem.batches, batch_key),
+    lambda step: (problem.batches(batch_key, step), step),
+    loss_arguments(problem, config, tuned),
     num_steps=config.steps,
   )
 

@@ -1,4 +1,8 @@
-"""The hyperparameters that scripts/tune.py tunes, and their values."""
+"""The hyperparameters that scripts/tune.py tunes, and their values.
+
+Those of a partition's optimizers have names such as "matrices.learning_rate";
+those of the loss are the arguments of loss_fn that have defaults.
+"""
 
 import dataclasses
 from typing import Any
@@ -33,26 +37,59 @@ class Config:
 Tuned = dict[str, Any]
 
 
+def is_fraction(name: str) -> bool:
+  """Whether a hyperparameter lies between 0 and 1."""
+  return name.rpartition(".")[-1] in FRACTIONS
+
+
 def transform(name: str, values: np.ndarray) -> np.ndarray:
-  """The logits or logarithms of a hyperparameter; float64.
+  """The logits or logarithms of a hyperparameter [arrays, steps]; float64.
+
+  Those of zeros are -inf, and stay there, as a warm-up begins at zero.
 
   Raises:
-    ValueError: a value has none.
+    ValueError: a value has none, or all of an array are zero.
   """
   values = np.asarray(values, np.float64)
-  fraction = name in FRACTIONS
-  bad = ~((values > 0) & (values < 1 if fraction else np.isfinite(values)))
-  if bad.any():
+  fraction = is_fraction(name)
+  good = (values >= 0) & (values < 1 if fraction else np.isfinite(values))
+  good &= (values > 0).any(-1, keepdims=True)
+  if not good.all():
     raise ValueError(
-      f"{name} starts at {values[bad][0]:g}; tuning keeps it "
+      f"{name} starts at {values[~good][0]:g}; tuning keeps it "
       f"{'between 0 and 1' if fraction else 'positive'}, so start it there."
     )
-  return np.log(values) - np.log1p(-values) if fraction else np.log(values)
+  with np.errstate(divide="ignore"):
+    logs = np.log(values)
+  return logs - np.log1p(-values) if fraction else logs
 
 
 def values_of(name: str, tuned: jax.Array) -> jax.Array:
   """The hyperparameter with these logits or logarithms."""
-  return jax.nn.sigmoid(tuned) if name in FRACTIONS else jnp.exp(tuned)
+  return jax.nn.sigmoid(tuned) if is_fraction(name) else jnp.exp(tuned)
+
+
+def named(optimizer: Any, prefix: str = "") -> dict[str, Any]:
+  """The hyperparameters of an optimizer, and of those in a partition."""
+  found = dict(optimizer.hyperparameters())
+  parts = found.pop("optimizers", {})
+  found = {prefix + name: value for name, value in found.items()}
+  for label, own in parts.items():
+    found |= named(own, f"{prefix}{label}.")
+  return found
+
+
+def replaced(optimizer: Any, values: dict[str, Any], prefix: str = "") -> Any:
+  """The optimizer with other values, by the names of `named`."""
+  own = optimizer.hyperparameters()
+  parts = own.pop("optimizers", None)
+  chosen = {name: values.get(prefix + name, old) for name, old in own.items()}
+  if parts is not None:
+    chosen["optimizers"] = {
+      label: replaced(part, values, f"{prefix}{label}.")
+      for label, part in parts.items()
+    }
+  return optimizer.replace(**chosen)
 
 
 def start(problem: Problem, config: Config) -> Tuned:
@@ -63,30 +100,56 @@ def start(problem: Problem, config: Config) -> Tuned:
       values can't be tuned with these flags.
   """
   optimizer = problem.optimizer
-  available = list(optimizer.hyperparameters())
+  values = named(optimizer) | problem.loss_hyperparameters
+  available = list(values)
   if not config.tune or len(set(config.tune)) < len(config.tune):
     raise ValueError(
       f"--tune={','.join(config.tune)}: name each hyperparameter once, from "
       f"{', '.join(available)}."
     )
   for name in config.tune:
-    if name in available:
-      continue
-    fields = [field.name for field in dataclasses.fields(optimizer)]
-    reason = "is not one"
-    if name in fields and getattr(optimizer, name) is None:
-      reason = "is not in use: let optimizer() of the problem give it a value"
-    raise ValueError(
-      f"--tune={name}: the hyperparameters of {type(optimizer).__name__} are "
-      f"{', '.join(available)}; {name} {reason}."
-    )
+    if name not in available:
+      _explain(name, problem, available)
+    if name in problem.loss_hyperparameters:
+      _check_loss(name, problem)
   optimizer.resolve(problem.params, config.steps)  # or an error that says why
   chosen = {}
   for name in config.tune:
-    table = table_of(name, getattr(optimizer, name), problem, config)
-    values = transform(name, reduced(name, table, config))
-    chosen[name] = jnp.asarray(values, jnp.result_type(float))
+    table = table_of(name, values[name], problem, config)
+    logs = transform(name, reduced(name, table, problem, config))
+    chosen[name] = jnp.asarray(logs, jnp.result_type(float))
   return chosen
+
+
+def _explain(name: str, problem: Problem, available: list[str]) -> None:
+  """Raises ValueError: there is no such hyperparameter."""
+  optimizer = problem.optimizer
+  fields = [field.name for field in dataclasses.fields(optimizer)]
+  reason = "is not one"
+  if any(other.endswith(f".{name}") for other in available):
+    reason = "is one of each part, so name the part, too"
+  elif name in fields and getattr(optimizer, name) is None:
+    reason = "is not in use: let optimizer() of the problem give it a value"
+  raise ValueError(
+    f"--tune={name}: the hyperparameters of {type(optimizer).__name__} and of "
+    f"the loss are {', '.join(available)}; {name} {reason}.  Those of the loss "
+    "are the arguments of loss_fn with a default, as in loss_fn(params, batch, "
+    "l2=1e-4)."
+  )
+
+
+def _check_loss(name: str, problem: Problem) -> None:
+  """Raises ValueError if a hyperparameter of the loss can't be tuned."""
+  if name in named(problem.optimizer):
+    raise ValueError(
+      f"--tune={name}: both loss_fn and the optimizer have one; rename the "
+      "argument of loss_fn."
+    )
+  if problem.validates_by_loss:
+    raise ValueError(
+      f"--tune={name}: it is part of loss_fn, which would be lowered by "
+      f"choosing another {name}; define validation_loss(params) without it."
+    )
 
 
 def table_of(
@@ -124,7 +187,9 @@ def table_of(
   return np.stack(rows)
 
 
-def reduced(name: str, table: np.ndarray, config: Config) -> np.ndarray:
+def reduced(
+  name: str, table: np.ndarray, problem: Problem, config: Config
+) -> np.ndarray:
   """A table [arrays, steps] without the axes that are not tuned.
 
   Raises:
@@ -132,7 +197,8 @@ def reduced(name: str, table: np.ndarray, config: Config) -> np.ndarray:
   """
   axes = ("per_array", "parameter array"), ("per_step", "step")
   for axis, (flag, what) in enumerate(axes):
-    if getattr(config, flag):
+    of_array = axis == 0 and name not in problem.loss_hyperparameters
+    if getattr(config, flag) and (axis or of_array):
       continue
     first = table.take([0], axis)
     if (table != first).any():
@@ -145,23 +211,64 @@ def reduced(name: str, table: np.ndarray, config: Config) -> np.ndarray:
 
 
 def optimizer_of(
-  problem: Problem, config: Config, tuned: Tuned, floors: tuple | None = None
+  problem: Problem, config: Config, tuned: Tuned, floors: tuple = ()
 ) -> Any:
-  """The problem's optimizer with the tuned values in place."""
+  """The problem's optimizer with the tuned values in place.
+
+  Args:
+    problem, config, tuned: of this experiment.
+    floors: (role, factor), where they are to be lower than the optimizer's.
+  """
   structure: Any = jax.tree.structure(problem.params)
   chosen: dict[str, Any] = {}
   for name, table in tuned.items():
+    if name in problem.loss_hyperparameters:
+      continue
     rows = [row if config.per_step else row[0] for row in table]
     rows = [values_of(name, row) for row in rows]
     chosen[name] = structure.unflatten(rows) if config.per_array else rows[0]
-  if floors is not None:
-    chosen["floors"] = floors
-  return problem.optimizer.replace(**chosen)
+  return lowered(replaced(problem.optimizer, chosen), dict(floors))
 
 
-def labels(problem: Problem, config: Config) -> list[str]:
+def lowered(optimizer: Any, floors: dict[str, float]) -> Any:
+  """The optimizer, or all of a partition, with room for smaller factors."""
+  own = {
+    role: min(floor, floors.get(role, floor))
+    for role, floor in optimizer.floors
+  }
+  changed = optimizer.replace(floors=tuple(own.items()))
+  if parts := optimizer.hyperparameters().get("optimizers"):
+    changed = changed.replace(
+      optimizers={label: lowered(part, floors) for label, part in parts.items()}
+    )
+  return changed
+
+
+def lowest_floors(optimizer: Any) -> dict[str, float]:
+  """The lowest floor of each role, among the optimizers of a partition."""
+  found = dict(optimizer.floors)
+  parts = optimizer.hyperparameters().get("optimizers", {})
+  for own in map(lowest_floors, parts.values()):
+    for role, floor in own.items():
+      found[role] = min(floor, found.get(role, 1.0))
+  return found
+
+
+def loss_arguments(
+  problem: Problem, config: Config, tuned: Tuned
+) -> dict[str, jax.Array]:
+  """The tuned hyperparameters of the loss, [steps]."""
+  return {
+    name: jnp.broadcast_to(values_of(name, table[0]), config.steps)
+    for name, table in tuned.items()
+    if name in problem.loss_hyperparameters
+  }
+
+
+def labels(problem: Problem, config: Config, name: str) -> list[str]:
   """What tells apart the arrays that have values of their own."""
-  return problem.arrays if config.per_array else [""]
+  of_arrays = config.per_array and name not in problem.loss_hyperparameters
+  return problem.arrays if of_arrays else [""]
 
 
 def columns(problem: Problem, config: Config, tuned: Tuned) -> dict[str, float]:
@@ -169,7 +276,7 @@ def columns(problem: Problem, config: Config, tuned: Tuned) -> dict[str, float]:
   means = {}
   for name, table in tuned.items():
     rows = np.asarray(values_of(name, table), np.float64).mean(-1)
-    for label, mean in zip(labels(problem, config), rows, strict=True):
+    for label, mean in zip(labels(problem, config, name), rows, strict=True):
       means[name + label] = float(mean)
   return means
 
@@ -179,7 +286,7 @@ def arrays_of(problem: Problem, config: Config, tuned: Tuned) -> dict[str, Any]:
   arrays = {}
   for name, table in tuned.items():
     rows = np.asarray(values_of(name, table))
-    for label, row in zip(labels(problem, config), rows, strict=True):
+    for label, row in zip(labels(problem, config, name), rows, strict=True):
       arrays[name + label] = row if config.per_step else row[0]
   return arrays
 

@@ -67,6 +67,7 @@ def inverse(f: Callable[..., Any], *like: Any) -> Callable[[Any], Any]:
   """
 
   def inverted(y: Any) -> Any:
+    y = jax.tree.map(jnp.asarray, y)
     problem = _problem(f, like, y)
     round_trip(problem.closed, like)
     leaves = preimage(problem.closed, _arrays(y))
@@ -103,6 +104,7 @@ def inverse_and_log_det(
   """
 
   def inverted(y: Any) -> tuple[Any, jax.Array]:
+    y = jax.tree.map(jnp.asarray, y)
     problem = _problem(f, like, y)
     trip = round_trip(problem.closed, like)
     if trip is not None:

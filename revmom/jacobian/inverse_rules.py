@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from revmom.jacobian.determinant import pivot_errors
 from revmom.jacobian.knowledge import Known, NotInvertible, concrete
 from revmom.jacobian.program import Equation
 
@@ -112,13 +113,13 @@ def _minuend(k: int, y: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def _quotient(k: int, y: jax.Array, other: jax.Array) -> jax.Array:
-  return y * other if k == 0 else other / y
+  return y * other if k == 0 else _where(other != 0, other / y)
 
 
 def _power(k: int, y: jax.Array, other: jax.Array) -> jax.Array:
   """Bases are positive, but for those of odd integer exponents."""
   if k == 1:
-    return jnp.log(y) / jnp.log(other)
+    return _where((other > 0) & (other != 1), jnp.log(y) / jnp.log(other))
   if not isinstance(other, jax.core.Tracer) and not np.all(
     np.asarray(other) % 2
   ):
@@ -217,7 +218,10 @@ def solve_linear(
   """The k-th operand of a product with a known square matrix.
 
   y = contraction of x with W; both sides become [n, rest] for an LU solve.
+  Of a singular matrix that is known only when it runs, x is NaN.
   """
+  if not jnp.issubdtype(y.dtype, jnp.inexact):
+    raise NotInvertible(f"`dot_general` has no rule for {y.dtype}")
   contracted, batch = equation.params["dimension_numbers"]
   if other is None:
     raise NotInvertible("`dot_general` multiplies two unknown values")
@@ -240,7 +244,10 @@ def solve_linear(
   image = jnp.moveaxis(
     y, range(first, first + len(free)), range(len(free))
   ).reshape(size, -1)
-  x = jnp.linalg.solve(matrix, image)
+  singular = ~jnp.all(pivot_errors(matrix) < 1)
+  if not isinstance(singular, jax.core.Tracer) and singular:
+    raise NotInvertible("`dot_general` multiplies by a singular matrix")
+  x = _where(~singular, jnp.linalg.solve(matrix, image))
   x = x.reshape([shape[a] for a in (*axes, *rest)])
   return jnp.transpose(x, np.argsort((*axes, *rest)).tolist())
 

@@ -92,9 +92,10 @@ class Search:
     return search
 
   def start(self) -> None:
-    """Looks at what has no variables to wait for."""
+    """Looks at what constants alone tell: a product with a mask has zeros."""
     for k, equation in enumerate(self.program.equations):
-      if not equation.variables:
+      variables = [isinstance(v, Variable) for v in equation.operands]
+      if not all(variables) or not variables:
         self._enqueue(k)
 
   def get(self, operand: Operand) -> Known:

@@ -20,7 +20,7 @@ from revmom.jacobian.program import Equation, Variable
 # The update that undoes an update; each element may get several.
 OPPOSITE: dict[str, Callable[[Any], Any]] = {
   "scatter-add": lambda u: -u,
-  "scatter-mul": lambda u: 1 / u,
+  "scatter-mul": lambda u: jnp.where(u == 0, jnp.nan, 1 / u).astype(u.dtype),
   "scatter-sub": lambda u: -u,
 }
 

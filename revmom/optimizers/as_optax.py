@@ -102,6 +102,7 @@ def as_optax(
         "state.replace(leaves=jax.tree.map(f, state.leaves))."
       )
     params = _without_variables(params)
+    optimizer.check_params(params)
     for path, leaf in jax.tree.leaves_with_path(params):
       if jnp.result_type(leaf) != dtype:
         raise ValueError(

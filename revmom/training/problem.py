@@ -38,12 +38,34 @@ class Source(NamedTuple):
   example: Any  # shapes and dtypes of a batch
 
 
+def check_arrays(name: str, tree: Any) -> None:
+  """Raises ValueError for a leaf that is no array of numbers."""
+  for path, leaf in jax.tree.leaves_with_path(tree):
+    place = f"{name}{jax.tree_util.keystr(path)}"
+    if isinstance(leaf, str | bytes):
+      kind = f"the string {leaf!r}"
+    elif getattr(getattr(leaf, "dtype", None), "kind", "") in "OSU":
+      kind = f"an array of {leaf.dtype}"
+    else:
+      continue
+    raise ValueError(
+      f"{place} is {kind}; a loss takes arrays of numbers.  Leave it out, "
+      "give numbers in its place, or let the loss close over it."
+    )
+
+
 def _source(batches: Any) -> Source:
   if callable(batches):
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    pure, constants = hoist(batches, step)
+
+    def checked(step: jax.Array) -> Any:
+      batch = batches(step)
+      check_arrays("batches(step)", batch)
+      return batch
+
+    pure, constants = hoist(checked, step)
     make = lambda constants, item, t: pure(constants, t)
-    return Source(make, constants, [], jax.eval_shape(batches, step))
+    return Source(make, constants, [], jax.eval_shape(checked, step))
   structure: Any
   arrays, structure = jax.tree.flatten(batches)
   stacked = [jnp.asarray(array) for array in arrays]
@@ -67,6 +89,7 @@ def pose(
 ) -> tuple[runs.Problem, Pieces]:
   """The static problem of a run, and the arrays it depends on."""
   second_order.check_mode(mode)
+  check_arrays("args", args)
   source = _source(batches)
   pure_loss, loss_constants = hoist(
     loss_fn, _shaped(params), source.example, *args
@@ -176,6 +199,7 @@ def run_length(
   """The length of a run, on which all its inputs must agree."""
   known = {}
   if not callable(batches):
+    check_arrays("batches", batches)
     for path, leaf in jax.tree.leaves_with_path(
       batches, is_leaf=lambda node: isinstance(node, Iterator)
     ):

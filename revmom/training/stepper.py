@@ -12,6 +12,7 @@ from revmom.optimizers.reversible import (
   check_optimizer,
 )
 from revmom.optimizers.state import State
+from revmom.training.problem import check_arrays
 
 
 class Stepper:
@@ -84,7 +85,9 @@ class Stepper:
     loss, gradients = self._value_and_grad(self._params(state), batch, *args)
     return self._undo_increments(state, gradients), loss
 
-  def _constant(self, inputs: Any) -> Any:
+  def _constant(self, inputs: tuple[Any, tuple]) -> Any:
+    for name, tree in zip(("batch", "args"), inputs, strict=True):
+      check_arrays(name, tree)
     return refuse_derivative(inputs, NO_DERIVATIVE.format("revmom.Stepper"))
 
   def _float_params(self, state: State) -> Any:

@@ -95,6 +95,12 @@ def test_kinks_away_from_zero(x64):
     np.testing.assert_allclose(own, wanted, rtol=2e-8)
 
 
+def test_fixed_variances_of_activations_with_kinks():
+  for phi, expected in ((jax.nn.hard_tanh, 1.3218), (jax.nn.relu6, 10.690)):
+    found = jax.jit(lambda b, phi=phi: maps.fixed_variance(phi, 1.5, b))(0.2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_edges_of_activations_with_kinks():
   for phi, expected in ((jax.nn.hard_tanh, 1.0257), (jax.nn.relu6, 1.4163)):
     found = jax.jit(lambda b, phi=phi: edge.edge_of_chaos(phi, b))(0.1)

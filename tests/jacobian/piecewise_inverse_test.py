@@ -97,16 +97,55 @@ def test_ends_of_the_range():
   assert inverse(jax.nn.softplus)(jnp.array(0.0)) == -jnp.inf
 
 
-def test_a_traced_singular_matrix_gives_nan(x64):
-  def back(a, y):
-    return inverse(lambda x: x + (a - 1) * jnp.mean(x))(y)
+RANK_2 = np.array([[1.0, 2, 3], [2, 1, 0], [3, 3, 3]])
+# Of a number that is 0 when it runs, what can't be undone then.
+VANISHING = {
+  "mix": lambda s, x: x + (s - 1) * jnp.mean(x),
+  "product": lambda s, x: (RANK_2 + s * jnp.eye(3)) @ x,
+  "scattered": lambda s, x: x.at[:].multiply(s),
+  "scaled": lambda s, x: s * x,
+  "divided": lambda s, x: s / x,
+  "power of 1": lambda s, x: (1 + s) ** x,
+  "power of 0": lambda s, x: s**x,
+}
 
-  assert np.isnan(jax.jit(back)(0.0, jnp.arange(4.0))).all()
+
+@pytest.mark.parametrize("name", VANISHING)
+def test_what_is_singular_only_when_it_runs_gives_nan(x64, name):
+  f = VANISHING[name]
+  back = jax.jit(lambda s, y: inverse(lambda x: f(s, x))(y))
+  y = jnp.array([0.5, 1.5, 2.5])
+  assert np.isnan(back(0.0, y)).all()
+  x = back(0.3, y)
+  np.testing.assert_allclose(f(0.3, x), y, 1e-9)
 
 
-def test_fourth_derivative_of_a_root(x64):
-  """Of x + x^3 at 0: y - y^3 + 3 y^5 - ..., by Lagrange's inversion."""
-  g = inverse(lambda x: x + x**3)
-  for _ in range(3):
-    g = jax.grad(g)
-  np.testing.assert_allclose(g(jnp.array(0.0)), -6, 1e-9)
+def test_a_known_singular_matrix_is_refused():
+  with pytest.raises(NotInvertible, match="by a singular matrix .*_test.py"):
+    inverse(lambda x: RANK_2.astype("float32") @ x)(jnp.ones(3))
+
+
+def test_numbers_of_python():
+  assert inverse(jnp.exp)(1.0) == 0
+  assert inverse(lambda x, y: (x + y, y))((3.0, 1.0)) == (2, 1)
+
+
+def test_derivatives_of_a_root_up_to_the_fourth(x64):
+  """By the derivatives f1 to f4 of f, which is solved by bisection."""
+  f = lambda x: x + jnp.tanh(x)
+  x = jnp.array(0.7)
+  derivative, found = f, []
+  back, inverses = inverse(f), []
+  for _ in range(4):
+    derivative, back = jax.grad(derivative), jax.grad(back)
+    found.append(derivative(x))
+    inverses.append(back)
+  f1, f2, f3, f4 = found
+  expected = [
+    1 / f1,
+    -f2 / f1**3,
+    (3 * f2**2 - f1 * f3) / f1**5,
+    (10 * f1 * f2 * f3 - 15 * f2**3 - f1**2 * f4) / f1**7,
+  ]
+  got = jax.jit(lambda y: [g(y) for g in inverses])(f(x))
+  np.testing.assert_allclose(got, expected, 1e-10)

@@ -202,3 +202,16 @@ def test_injected_hyperparameters():
     )
     params = optax.apply_updates(params, updates)
   np.testing.assert_allclose(params["w"], p, atol=2.0**-17)
+
+
+def test_a_model_of_equinox():
+  equinox = pytest.importorskip("equinox")
+  model = equinox.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))
+  transformation = revmom.as_optax(revmom.sgd(0.1, 0.9))
+  with pytest.raises(ValueError, match="activation.*is no array.*partition"):
+    transformation.init(model)
+  params, static = equinox.partition(model, equinox.is_inexact_array)
+  shown = jax.eval_shape(
+    lambda params: transformation.params(transformation.init(params)), params
+  )
+  assert equinox.combine(shown, static).activation is model.activation

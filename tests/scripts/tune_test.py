@@ -1,5 +1,6 @@
 """Runs scripts/tune.py as a user would, on problems of their own."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -107,6 +108,77 @@ def test_follows_the_hypergradient(script, tmp_path):
     rel=1e-4,
   )
   assert script.figures() >= {"validation_loss", "learning_rate", "momentum"}
+
+
+REGULARISED = BOWL.replace("x, batch)", "x, batch, l2=0.05)").replace(
+  "+ batch", "+ batch + l2 * jnp.sum(x**2)"
+)
+PARTITIONED = REGULARISED.replace(
+  "return revmom.sgd(0.3, 0.9)",
+  """
+  warm_up = jnp.minimum(jnp.arange(10) / 5, 1) * 0.3
+  parts = {"all": revmom.sgd(warm_up, 0.9), "none": revmom.adam(0.1)}
+  return revmom.partition(parts, "all")
+""",
+)
+
+
+def test_the_loss_a_partition_and_a_warm_up(load, tmp_path):
+  """The first hypergradient, against differences of losses in float64."""
+  values, training = load("tuning_values"), load("tuning_training")
+  (tmp_path / "mine.py").write_text(PARTITIONED)
+  posed = load("problem_file").pose(tmp_path / "mine.py")
+  names = ["l2", "all.learning_rate"]
+  config = values.Config(tune=names, per_step=True, steps=10)
+  tuned = values.start(posed, config)
+  step = training.meta_iteration(posed, config)
+  start = load("meta_training").start(tuned, 0.1)
+  with jax.numpy_dtype_promotion("standard"):  # for optax
+    after, _, figures = step(tuned, start.meta_state, np.int32(0))
+
+  def loss(logs):
+    x, velocity = np.array(START), np.zeros(3)
+    for l2, rate in np.exp(logs.T):
+      gradient = (np.array(CURVATURES) + 2 * l2) * x
+      velocity = 0.9 * velocity - rate * gradient
+      x = x + velocity
+    return np.sum((x - np.array(TARGET)) ** 2)
+
+  with np.errstate(divide="ignore"):
+    logs = np.log([[0.05] * 10, np.minimum(np.arange(10) / 5, 1) * 0.3])
+  unit = 1e-5 * np.eye(20).reshape(20, 2, 10)
+  gradient = np.array([loss(logs + e) - loss(logs - e) for e in unit]) / 2e-5
+  assert figures["validation_loss"] == pytest.approx(loss(logs), rel=1e-4)
+  norm = np.linalg.norm(gradient)
+  assert figures["hypergradient_norm"] == pytest.approx(norm, rel=1e-3)
+  moved = np.concatenate([after[name] - tuned[name] for name in names])
+  signs = -np.sign(gradient.reshape(2, 10))
+  assert signs[1, 0] == 0 and np.isneginf(after[names[1]][0, 0])
+  moved[1, 0] = 0  # of a step that is not taken, before and after
+  np.testing.assert_array_equal(np.sign(moved[1]), signs[1])
+
+
+@pytest.mark.parametrize(
+  ("text", "name", "message"),
+  [
+    (PARTITIONED, "learning_rate", "one of each part, so name the part, too"),
+    (REGULARISED.replace("l2", "momentum"), "momentum", "rename the argument"),
+    (
+      REGULARISED.replace("def validation_loss(x)", "def unused(x)")
+      + "validation_batch = 0.0",
+      "l2",
+      "define validation_loss.params. without it",
+    ),
+    (BOWL, "l2", "l2 is not one.*as in loss_fn.params, batch, l2=1e-4"),
+    (BOWL.replace("0.3, 0.9", "0.0, 0.9"), "learning_rate", "starts at 0;"),
+  ],
+)
+def test_what_can_not_be_tuned(load, tmp_path, text, name, message):
+  values = load("tuning_values")
+  (tmp_path / "mine.py").write_text(text)
+  posed = load("problem_file").pose(tmp_path / "mine.py")
+  with pytest.raises(ValueError, match=message):
+    values.start(posed, values.Config(tune=[name]))
 
 
 @pytest.mark.slow

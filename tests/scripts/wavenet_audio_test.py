@@ -31,6 +31,28 @@ def write_digits(folder, rate=8000, dtype=np.int16):
   return folder
 
 
+def test_a_damaged_file_is_named(clips, tmp_path):
+  """Cut short anywhere, or with another byte in its header."""
+  path = tmp_path / "7_ann_0.wav"
+  wavfile.write(path, 8000, np.arange(60, dtype=np.int16))
+  whole = path.read_bytes()
+  other = [bytes([*whole[:k], 99, *whole[k + 1 :]]) for k in range(40)]
+  accepted = 0
+  for content in [whole[:size] for size in range(len(whole))] + other:
+    path.write_bytes(content)
+    try:
+      sound = clips._read(path)
+    except ValueError as error:
+      assert path.name in str(error) and "\n" not in str(error)
+    else:  # the size of all, or bytes a second, which nobody needs
+      np.testing.assert_array_equal(sound, np.arange(60) / 32768)
+      accepted += 1
+  assert accepted < 10
+  wavfile.write(path, 8000, np.zeros(0, np.int16))
+  with pytest.raises(ValueError, match="7_ann_0.wav has no sound"):
+    clips._read(path)
+
+
 def test_windows_have_their_context(clips):
   sounds = [np.full(5, 0.5), np.full(2, -0.5)]
   windows = clips.windows_of(clips.Clips(sounds, np.array([7, 3])), 3, 4)

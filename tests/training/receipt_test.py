@@ -230,6 +230,32 @@ def test_checksum_of_two_top_bits():
   assert (checksums(number) != checksums(changed)).any(axis=1).all()
 
 
+def test_checksum_of_changes_that_undo_each_other():
+  """Of an element: such that the difference of one step is that of the next.
+
+  Bits 31 and 15 become bit 31 in a step, and so on: with bit 31 of the next
+  integer, or with bit 15 of it and bit 31 of the one after that.
+  """
+  random = np.random.default_rng(0)
+  integers = random.integers(-(2**31), 2**31, (3, 500), np.int64)
+  integers = integers.astype(np.uint32).view(np.int32)
+  leaf = lambda a, b, c: Leaf(
+    a, {"velocity": b}, {"velocity": BitBuffer(c, c[None])}
+  )
+  checksums = jax.jit(
+    jax.vmap(lambda *integers: receipts.checksum([leaf(*integers)]))
+  )
+  one = lambda arrays: checksums(*arrays[:, :, None])
+  high, low = np.uint32(1 << 31), np.uint32(1 << 15)
+  for changes in (
+    (high | low, high, 0),
+    (0, high | low, high),
+    (high | low, low, high),
+  ):
+    changed = integers ^ np.array(changes, np.uint32).view(np.int32)[:, None]
+    assert (one(changed) != one(integers)).any(axis=1).all()
+
+
 def test_checksum_of_64_bits(x64):
   """Of one element, whose bits are flipped one by one and two by two."""
   bits = np.array([0, *(2**i for i in range(64))], np.uint64)
@@ -266,16 +292,21 @@ def planted(count, seed):
     for i, name in enumerate("ab")
   )
   # One forgets faster, so that it isn't packed with the other.
-  optimizer = revmom.sgd(0.05, {"a": 0.6, "b": 0.5})
+  optimizer = lambda rate: revmom.sgd(rate, {"a": 0.6, "b": 0.5})
+  rate = np.float32(0.05)
   run = jax.jit(
-    lambda rows: (
-      revmom.train(loss, optimizer, start, rows, checksum_every=EVERY).state
+    lambda rows, rate: (
+      revmom.train(
+        loss, optimizer(rate), start, rows, checksum_every=EVERY
+      ).state
     )
   )
   undo = jax.jit(
-    lambda state, rows: revmom.rewind(loss, optimizer, state, rows).receipt
+    lambda state, rows, rate: (
+      revmom.rewind(loss, optimizer(rate), state, rows).receipt
+    )
   )
-  state = run(rows)
+  state = run(rows, rate)
   leaves = jax.tree.map(np.array, state.leaves)
   # What row of words each step wrote, by leaf.
   written = []
@@ -285,8 +316,8 @@ def planted(count, seed):
     spill, row = np.asarray(schedule.spill)[:, at], np.asarray(schedule.row)
     written.append({int(row[t, at]): t for t in np.flatnonzero(spill)})
 
-  def receipt_of(leaves, rows):
-    return jax.device_get(undo(state.replace(leaves=leaves), rows))
+  def receipt_of(leaves, rows, rate=rate):
+    return jax.device_get(undo(state.replace(leaves=leaves), rows, rate))
 
   assert receipt_of(leaves, rows).ok
 
@@ -299,7 +330,7 @@ def planted(count, seed):
 
   for fault in range(count):
     changed, changed_rows = jax.tree.map(np.copy, leaves), rows.copy()
-    kind, step = fault % 6, PLANTED_STEPS
+    kind, step, changed_rate = fault % 8, PLANTED_STEPS, rate
     i = int(random.integers(len(leaves)))
     array = arrays(changed[i])[random.integers(3)]
     flat = array.reshape(-1)
@@ -322,19 +353,30 @@ def planted(count, seed):
       step = written[i][row]
       at = random.integers(words[row].size)
       words[row].reshape(-1)[at] ^= np.uint8(1 << random.integers(8))
+    elif kind == 5:  # a learning rate that is the next or the one before
+      step = PLANTED_STEPS - 1
+      changed_rate = np.nextafter(rate, np.float32(random.integers(2)))
+    elif kind == 6:  # what undoes itself in one step of a hash
+      first, at = random.integers(2), random.integers(flat.size)
+      one, two = (
+        array.reshape(-1).view(np.uint32)
+        for array in arrays(changed[i])[first : first + 2]
+      )
+      one[at] ^= np.uint32(1 << 31 | 1 << 15)
+      two[at] ^= np.uint32(1 << 31)
     else:  # a value of a batch
       step = int(random.integers(PLANTED_STEPS))
       changed_rows[step, random.integers(rows.shape[1])] += 1e-2
     same = all(
       np.array_equal(a, b)
       for a, b in zip(
-        jax.tree.leaves((changed, changed_rows)),
-        jax.tree.leaves((leaves, rows)),
+        jax.tree.leaves((changed, changed_rows, changed_rate)),
+        jax.tree.leaves((leaves, rows, rate)),
         strict=True,
       )
     )
     if not same:
-      yield kind, step, receipt_of(changed, changed_rows)
+      yield kind, step, receipt_of(changed, changed_rows, changed_rate)
 
 
 @pytest.mark.parametrize(

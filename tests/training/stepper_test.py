@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import revmom
 
@@ -81,3 +82,10 @@ def test_agrees_with_train():
   np.testing.assert_allclose(
     optimizer.log_det(state), optimizer.log_det(run.state), rtol=1e-6
   )
+
+
+def test_strings_are_no_data():
+  stepper = revmom.Stepper(lambda x, batch: jnp.sum(x**2), revmom.sgd(0.1, 0.9))
+  state = stepper.init(jnp.ones(2), num_steps=1)
+  with pytest.raises(ValueError, match="batch.'name'. is the string 'a'"):
+    stepper.forward(state, {"name": "a"})

@@ -668,3 +668,22 @@ def test_clipped_gradients_of_a_transformer():
 
   bars = jax.jit(jax.grad(objective))(revmom.sgd(1e-2, 0.9, clip=1.0))
   assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(bars))
+
+
+@pytest.mark.parametrize(
+  ("batches", "args", "message"),
+  [
+    ({"x": np.ones(5), "name": np.array(["a"] * 5)}, (), "batches.'name'.*<U1"),
+    ({"x": np.ones(5), "name": "abcde"}, (), "is the string 'abcde'"),
+    (np.array([None] * 5), (), "batches is an array of object"),
+    (lambda step: {"name": "a"}, (), r"batches\(step\)..name.. is the string"),
+    (np.ones(5), ("mean",), r"args.0. is the string 'mean'"),
+  ],
+)
+def test_strings_are_no_data(batches, args, message):
+  loss = lambda x, batch, *args: jnp.sum(x**2)
+  steps = 5 if callable(batches) else None
+  with pytest.raises(ValueError, match=message):
+    revmom.train(
+      loss, revmom.sgd(0.1, 0.9), jnp.ones(2), batches, *args, num_steps=steps
+    )
