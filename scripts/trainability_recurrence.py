@@ -2,6 +2,8 @@
 
 import math
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,7 @@ def chain_of_units(nonlinearity: str, starts: tuple[float, ...]) -> Result:
 
   bound = np.asarray(chain_bound(weights, nonlinearity)) / _LOG10
   measured = {x: np.asarray(slopes(jnp.float32(x))) for x in starts}
-  curves = {
+  curves: dict[str, Any] = {
     f"measured, x = {x:g}": (depths, values - bound, "-")
     for x, values in measured.items()
   }

@@ -99,6 +99,11 @@ def gradients_by_depth(
   return norms / norms[-1]
 
 
+def _without_gradient(apply: Any) -> Any:
+  """The same values, through which no gradient goes."""
+  return lambda params, z: lax.stop_gradient(apply(params, z))
+
+
 def placements(key: jax.Array, images: np.ndarray) -> Result:
   """D6: normalisation inside of the branch, or after the addition.
 
@@ -115,10 +120,7 @@ def placements(key: jax.Array, images: np.ndarray) -> Result:
     ("after the addition", post_norm, False),
   ):
     branch = dense(activation=jax.nn.relu)
-    # The same values, through which no gradient goes.
-    held = branch._replace(
-      apply=lambda params, z, of=branch: lax.stop_gradient(of.apply(params, z))
-    )
+    held = branch._replace(apply=_without_gradient(branch.apply))
     whole, identity = (
       np.log10(gradients_by_depth(place(own, batch_norm()), key, x, depth))
       for own in (branch, held)
