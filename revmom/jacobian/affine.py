@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from revmom.jacobian.control_flow import CHECKPOINT, called
 from revmom.jacobian.determinant import pivot_errors
 from revmom.jacobian.knowledge import Known
 from revmom.jacobian.movement import DIRECTED, MOVES
@@ -19,6 +20,7 @@ from revmom.jacobian.program import (
   Operand,
   Program,
   Variable,
+  inline,
   run,
 )
 
@@ -46,6 +48,8 @@ def _is_affine(equation: Equation, unknown: list[int]) -> bool:
   if not all(jnp.issubdtype(v.dtype, jnp.inexact) for v in ends):
     return False
   name = equation.name
+  if name == CHECKPOINT:
+    return _is_affine_inside(equation, unknown)
   if name in BILINEAR:
     return len(unknown) == 1
   if name in FIRST:
@@ -53,6 +57,23 @@ def _is_affine(equation: Equation, unknown: list[int]) -> bool:
   if name in ALL_BUT:
     return ALL_BUT[name] not in unknown
   return name in LINEAR
+
+
+def _is_affine_inside(equation: Equation, unknown: list[int]) -> bool:
+  """Whether all that a call computes from these operands is affine in them."""
+  program = inline(called(equation))
+  varying = {program.inputs[k] for k in unknown}
+  for inner in program.equations:
+    places = [
+      k
+      for k, v in enumerate(inner.operands)
+      if isinstance(v, Variable) and v in varying
+    ]
+    if places and not _is_affine(inner, places):
+      return False
+    if places:
+      varying.update(inner.outputs)
+  return True
 
 
 def solve_affine(search: "Search") -> bool:

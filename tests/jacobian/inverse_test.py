@@ -601,20 +601,25 @@ def test_custom_inverse_with_arguments(x64):
   )
 
   def f(angle, x):
-    y = rotate(jnp.sinh(x), angle)["r"]
-    return jnp.sinh(angle), y
-
-  angle, x = jnp.array(0.4), jnp.asarray(X)
-  with pytest.raises(NotInvertible, match="`custom_inverse` needs all of its"):
-    inverse(f)(f(angle, x))
+    return jnp.sinh(angle), rotate(jnp.sinh(x), angle)["r"]
 
   def g(angle, x):
     y = rotate(x[:1], angle)
     return jnp.sinh(angle), jnp.concatenate([y["r"], x[1:] + y["i"]])
 
-  back = inverse(g)(g(angle, x))
-  np.testing.assert_allclose(back[0], angle, 1e-12)
-  np.testing.assert_allclose(back[1], x, 1e-12)
+  angle, x = jnp.array(0.4), jnp.asarray(X)
+  for function in (f, g):
+    back = inverse(function)(function(angle, x))
+    np.testing.assert_allclose(back[0], angle, 1e-12)
+    np.testing.assert_allclose(back[1], x, 1e-12)
+
+  stretch = custom_inverse(
+    lambda x, angle: {"r": jnp.sinh(angle * x), "i": x[0]},
+    lambda y, angle: jnp.arcsinh(y["r"]) / angle,
+  )
+  h = lambda angle, x: (jnp.sinh(angle), stretch(x, angle)["r"])
+  with pytest.raises(NotInvertible, match="`custom_inverse` needs all of its"):
+    inverse(h)(h(angle, x))
 
 
 def custom_matrix(wrong=0.0):

@@ -362,7 +362,7 @@ def test_vmap_over_points_and_over_what_a_function_closes_over():
   for k in range(3):
     sign, value = dense(lambda x, k=k: mixed(matrices[k], x), points[k])
     assert float(signs[k]) == sign
-    np.testing.assert_allclose(values[k], value, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(values[k], value, rtol=1e-9)
 
 
 def test_vmap_returns_a_batch_with_one_report():
