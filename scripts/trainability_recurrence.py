@@ -1,7 +1,6 @@
 """Depth and time: chains of units, recurrences, memory cells (D1-D3, B2)."""
 
 import math
-
 from typing import Any
 
 import jax
