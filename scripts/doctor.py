@@ -384,7 +384,8 @@ def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
   print(
     f'\nHypergradients: second_order_mode="{mode}" is recommended'
     if mode
-    else "\nHypergradients: no mode is exact here; see the lines above"
+    else "\nHypergradients: no mode is exact here.  On a CPU set XLA_FLAGS="
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false (BUILD.md)"
   )
   wrong = [f.name for f in found if f.name.startswith("jax#") and not f.ok]
   result = {

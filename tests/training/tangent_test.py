@@ -85,7 +85,15 @@ def stored(x):
   )
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    name
+    if name in ("sgd", "adamw")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in OPTIMIZERS
+  ],
+)
 def test_hessian_vector_products_are_those_of_the_stored_run(name, x64):
   x = problem(OPTIMIZERS[name]())
   v, w = direction(x, 1), direction(x, 2)
@@ -112,6 +120,7 @@ def test_hessian_vector_products_are_those_of_the_stored_run(name, x64):
   np.testing.assert_allclose(inner(along_v, w), inner(along_w, v), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_float32():
   with jax.enable_x64(True):
     wide = problem(revmom.adamw(0.02, eps=1e-3, weight_decay=0.1, **BITS))
@@ -177,6 +186,7 @@ def test_short_runs(steps):
   np.testing.assert_allclose(gradient, [kept**2] * 2, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_many_directions_at_once():
   x = problem(revmom.sgd(0.05, 0.9))
   x = jax.tree.map(lambda a: jnp.asarray(a, "float32"), x)
