@@ -105,7 +105,9 @@ def _forward(problem, plan, inputs, params):
   leaves, logs, kept = runs.forward(
     problem, inputs, leaves, plan, runs.first_step(leaves)
   )
-  losses, checksums = (jnp.concatenate(log) for log in zip(*logs, strict=True))
+  losses, checksums, residues = jax.tree.map(
+    lambda *parts: jnp.concatenate(parts), *logs
+  )
   every = problem.checksum_every
   checksums = jnp.concatenate([first[None], checksums[every - 1 :: every]])
   if plan.steps % every:  # that of the last step is kept in any case
@@ -127,7 +129,12 @@ def _forward(problem, plan, inputs, params):
         jnp.asarray(dynamics.steps),
       )
     )
-  extra = {"leaves": leaves, "checksums": checksums, "kept": kept}
+  extra = {
+    "leaves": leaves,
+    "checksums": checksums,
+    "kept": kept,
+    "residues": residues,
+  }
   return views, averages, losses, extra
 
 
@@ -156,7 +163,7 @@ def _backward(problem, plan, inputs, residuals, bars):
     plan,
     extra["kept"],
     runs.first_step(extra["leaves"]),
-    (losses_bar, extra["checksums"]),
+    (losses_bar, extra["checksums"], extra["residues"]),
   )
   initial = inputs.dynamics.begin(residuals.params, inputs.spills, 0)
   receipt = receipts.of_reversal(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from revmom.exact import residue
 from revmom.exact.fence import isolate
 from revmom.optimizers.dynamics import clip, compute_dtype
 from revmom.optimizers.packing import Packing
@@ -142,6 +143,10 @@ def pose(
     select=lambda others: ([], []),
     merge=lambda others, chosen: others,
     dtypes=tuple(compute_dtype(dtype) for dtype in packing.first(dtypes)),
+    digits=tuple(
+      min(residue.digits_of(dtypes[i]) for i in group.members)
+      for group in packing.groups
+    ),
     checksum_every=checksum_every,
   )
   return problem, Pieces(shared, source.stacked)

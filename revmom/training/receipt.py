@@ -72,7 +72,8 @@ def message(receipt: Receipt, checksum_every: int, steps: int) -> str:
     f"{bool(receipt.slots_restored)}, buffers empty: "
     f"{bool(receipt.buffers_empty)}.  First make sure that it was given the "
     "run's inputs: the same loss, optimizer, batches and further arguments.  "
-    "Then reverse with the same batching, devices and threads as the run; "
+    "Then reverse with the same batching, devices and threads as the run, or "
+    "train with residue_bits=2, which forgives other rounding; "
     "scripts/doctor.py names what on this machine makes gradients "
     "irreproducible."
   )
@@ -241,7 +242,8 @@ def _reason(note: int) -> str:
   where = f"after step {note - 1}" if note else "at the first step"
   return (
     f"the reversal diverged {where}: the gradient there was not recomputed bit "
-    "for bit.  scripts/doctor.py names what on this machine makes gradients "
+    "for bit.  Train with residue_bits=2, which forgives other rounding; "
+    "scripts/doctor.py names what on this machine makes gradients "
     "irreproducible."
   )
 

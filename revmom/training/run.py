@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from revmom.exact import residue
 from revmom.exact.bit_buffer import Schedule
 from revmom.exact.fence import keep_alive, origin
+from revmom.exact.residue import Residues
 from revmom.optimizers.dynamics import Dynamics, Spills
 from revmom.optimizers.leaf import Leaf, with_words
 from revmom.training import receipt
@@ -48,7 +50,9 @@ class Problem(NamedTuple):
   select: Callable[[Any], Any]  # others -> the differentiated ones
   merge: Callable[[Any, Any], Any]  # (others, differentiated ones) -> others
   dtypes: tuple  # of the floats of leaves
+  digits: tuple  # that gradients of leaves are rounded to, see `residue`
   checksum_every: int
+  residue_bits: int = 0  # kept of each rounded gradient; 0: of none
 
 
 class Inputs(NamedTuple):
@@ -58,6 +62,42 @@ class Inputs(NamedTuple):
   spills: Spills
   shared: list[jax.Array]
   stacked: list[jax.Array]  # [steps, ...]
+
+
+class Log(NamedTuple):
+  """What each step of a run leaves, [steps, ...]."""
+
+  losses: jax.Array
+  checksums: jax.Array  # uint32 [steps, 2], of the integers after the step
+  residues: list[Residues]  # of the gradients of leaves, if any are kept
+
+
+def _round(problem: Problem, gradients: list) -> tuple[list, list[Residues]]:
+  """Gradients that another computation restores, if residues are kept."""
+  if not problem.residue_bits:
+    return gradients, []
+  pairs = [
+    residue.keep(gradient, problem.residue_bits, digits)
+    for gradient, digits in zip(gradients, problem.digits, strict=True)
+  ]
+  return [rounded for rounded, _ in pairs], [kept for _, kept in pairs]
+
+
+def _restore(problem: Problem, gradients: list, residues: list, t: Any) -> list:
+  """What `_round` gave at a step, from gradients that are close to it."""
+  if not problem.residue_bits:
+    return gradients
+  return [
+    residue.restore(
+      gradient,
+      jax.tree.map(lambda a: a[t], kept),
+      problem.residue_bits,
+      digits,
+    )
+    for gradient, kept, digits in zip(
+      gradients, residues, problem.digits, strict=True
+    )
+  ]
 
 
 def first_step(leaves: list[Leaf]) -> jax.Array:
@@ -112,13 +152,19 @@ def _rebased(schedules: list[dict[str, Schedule]], start: Any) -> list:
 
 def forward_steps(
   problem: Problem, inputs: Inputs, leaves: list, start: Any, length: int
-) -> tuple[list[Leaf], tuple[jax.Array, jax.Array]]:
-  """Steps start, ..., start + length - 1; losses [length], checksums [.., 2].
-
-  Each checksum is of the integers after its step.
-  """
+) -> tuple[list[Leaf], Log]:
+  """Steps start, ..., start + length - 1."""
   if not length:
-    return leaves, (jnp.zeros(0), jnp.zeros((0, 2), jnp.uint32))
+    residues = []
+    if problem.residue_bits:
+      empty = lambda a: jnp.zeros((0, *a.shape), a.dtype)
+      residues = [
+        jax.tree.map(
+          empty, residue.nothing(leaf.params.size, problem.residue_bits)
+        )
+        for leaf in leaves
+      ]
+    return leaves, Log(jnp.zeros(0), jnp.zeros((0, 2), jnp.uint32), residues)
   dynamics, spills, shared, stacked = inputs
   schedules = _rebased(spills.schedules, start)
 
@@ -129,6 +175,7 @@ def forward_steps(
     if problem.consume is not None:
       thresholds = dynamics.thresholds(t)
       gradients = problem.consume(gradients, views, thresholds, t)
+    gradients, residues = _round(problem, gradients)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
     # Of the new integers, which nothing overwrites in this step: a compiler
     # would copy the old ones for it.
@@ -137,7 +184,7 @@ def forward_steps(
       lambda: receipt.checksum(leaves),
       lambda: jnp.zeros(2, jnp.uint32),
     )
-    return leaves, (value, checked)
+    return leaves, Log(value, checked, residues)
 
   return lax.scan(step, leaves, start + jnp.arange(length, dtype=jnp.int32))
 
@@ -145,7 +192,7 @@ def forward_steps(
 def forward(
   problem: Problem, inputs: Inputs, leaves: list, plan: Plan, start: Any
 ) -> tuple[list[Leaf], list, list]:
-  """A run or segment by its plan: leaves, [(losses, checksums)], kept."""
+  """A run or segment by its plan: leaves, [Log], kept."""
   if not plan.segments:
     leaves = with_words(leaves, inputs.spills.rows(plan.steps))
     leaves, logs = forward_steps(problem, inputs, leaves, start, plan.steps)
@@ -182,7 +229,7 @@ def backward(
   start: Any,
   reference: tuple,
 ) -> Backward:
-  """Undoes `forward`; `reference` holds loss cotangents and checksums.
+  """Undoes `forward`; `reference`: loss cotangents, checksums and residues.
 
   `state.leaves` have the words of the plan's last segment.
   """
@@ -257,7 +304,7 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
   the gradient, which the parameters in `between` give, in the middle.
   """
   dynamics, _, shared, stacked = inputs
-  losses_bar, checksums = reference
+  losses_bar, checksums, residues = reference
   after, adjoint = state.leaves, state.adjoint
   now = [dynamics.now(schedules, i, t) for i in range(len(after))]
   between = [
@@ -271,6 +318,7 @@ def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
   gradients = raw
   if problem.consume is not None:
     gradients = problem.consume(raw, views, thresholds, t)
+  gradients = _restore(problem, gradients, residues, t)
   t = keep_alive(t, jnp.sum(value))
   before = [
     dynamics.undo_increments(i, leaf, gradient, t, now[i])

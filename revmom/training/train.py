@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from revmom.exact import residue
 from revmom.exact.pytree import Pytree, static
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
@@ -30,9 +31,11 @@ class RunState(State):
 
   checksums: jax.Array  # uint32 [1 + ceil(steps / checksum_every), 2]
   kept: list[Any]  # checkpoints or words of the plan's leading segments
+  residues: list[Any]  # of the gradients, if they were asked for
   zero: jax.Array  # float []: 0, with the tangents that integers can't have
   plan: Plan = static()
   checksum_every: int = static()
+  residue_bits: int = static()
   fingerprint: Fingerprint = static()
 
   @property
@@ -70,6 +73,7 @@ def train(
   words: str | None = None,
   checksum_every: int = 16,
   second_order_mode: str = "auto",
+  residue_bits: int = 0,
 ) -> Run:
   """Trains, reversibly; `jax.grad` through it runs the training backward.
 
@@ -99,6 +103,11 @@ def train(
       "forward_over_reverse", which needs the gradient of a scalar,
       "reverse_over_reverse", or "auto": the first, except for losses with a
       `custom_vjp` or a `stop_gradient`.
+    residue_bits: 1, 2, 4 or 8: gradients are rounded to a grid, and so many
+      bits of each element are kept at each step, which forgive a reversal
+      whose gradients are computed otherwise: in other microbatches, on other
+      devices, by another program (see `revmom.exact.residue` for how much).
+      The memory for them is not counted by the plan.
 
   Returns:
     A `Run` of params, losses (NaN from where a value left its grid), state,
@@ -124,6 +133,7 @@ def train(
       f"checksum_every={checksum_every}; there must be one step or more "
       "between checksums."
     )
+  _check_residues(residue_bits, memory_budget, words)
   optimizer.check_params(params)
   steps = run_length(optimizer, batches, num_steps)
   dynamics = optimizer.resolve(params, steps)
@@ -137,6 +147,7 @@ def train(
     optimizer,
     dynamics.packing,
   )
+  problem = problem._replace(residue_bits=residue_bits)
   spills = dynamics.spills()
   structure: Any
   arrays, structure = jax.tree.flatten(params)
@@ -162,6 +173,7 @@ def train(
     zero=jnp.sum(losses[:0]),
     plan=plan,
     checksum_every=checksum_every,
+    residue_bits=residue_bits,
     fingerprint=receipts.fingerprint(),
     **extra,
   )
@@ -221,7 +233,7 @@ def rewind(
     )
   state = jax.tree.map(jnp.asarray, state)
   changed = receipts.differences(state.fingerprint, receipts.fingerprint())
-  if changed:
+  if changed and not state.residue_bits:
     raise ValueError(
       "the run was made in another environment, whose gradients may differ in "
       "their last bits: " + "; ".join(changed)
@@ -237,6 +249,7 @@ def rewind(
     optimizer,
     state.packing,
   )
+  problem = problem._replace(residue_bits=state.residue_bits)
   dynamics = optimizer.resolve_for(state)
   dynamics.check_slots(state.leaves)
   dynamics.check_factors(state.schedules)
@@ -258,7 +271,7 @@ def rewind(
     state.plan,
     state.kept,
     runs.first_step(state.leaves),
-    (None, state.checksums),
+    (None, state.checksums, state.residues),
   )
   receipt = receipts.of_reversal(back, state.leaves, state.checksums)
   if hyperparameters.concrete(receipt.ok) is not None:
@@ -273,6 +286,16 @@ def rewind(
     packing=state.packing,
   )
   return Rewound(optimizer.params(start), start, receipt)
+
+
+def _check_residues(bits: int, memory_budget: Any, words: Any) -> None:
+  if bits not in residue.BITS:
+    raise ValueError(f"residue_bits={bits!r}; choose one of {residue.BITS}.")
+  if bits and (memory_budget is not None or words is not None):
+    raise ValueError(
+      "residue_bits keeps bits of every step on the device, where no "
+      "memory_budget or words moves them; leave those out."
+    )
 
 
 def _costs(arrays, spills) -> plans.Costs:
