@@ -66,6 +66,7 @@ def _relative_error(matrices: jax.Array) -> jax.Array:
   return 8 * jnp.finfo(matrices.dtype).eps * error
 
 
+@jax.jit
 def pivot_errors(matrices: jax.Array) -> jax.Array:
   """What rounding may do to the pivots of matrices [..., n, n], relatively.
 
