@@ -99,6 +99,13 @@ def gradients_by_depth(
   return norms / norms[-1]
 
 
+def _held(branch: Layer) -> Layer:
+  """The same values, through which no gradient goes."""
+  return branch._replace(
+    apply=lambda params, z: lax.stop_gradient(branch.apply(params, z))
+  )
+
+
 def placements(key: jax.Array, images: np.ndarray) -> Result:
   """D6: normalisation inside of the branch, or after the addition.
 
@@ -115,13 +122,9 @@ def placements(key: jax.Array, images: np.ndarray) -> Result:
     ("after the addition", post_norm, False),
   ):
     branch = dense(activation=jax.nn.relu)
-    # The same values, through which no gradient goes.
-    held = branch._replace(
-      apply=lambda params, z, of=branch: lax.stop_gradient(of.apply(params, z))
-    )
     whole, identity = (
       np.log10(gradients_by_depth(place(own, batch_norm()), key, x, depth))
-      for own in (branch, held)
+      for own in (branch, _held(branch))
     )
     curves[f"measured, {name}"] = depths, whole, "-"
     curves[f"measured, its identity path, {name}"] = depths, identity, "--"
