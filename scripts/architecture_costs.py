@@ -9,7 +9,7 @@ padded ones), multiply-adds, bytes that a gradient keeps, context window, and
 sequential rounds, as the program is scheduled and as its data dependences
 allow.  Then each size is doubled, twice, and the exponents are fitted.
 
-A minute on 2 cores; expect every exponent of connections within 0.05 of the
+Two minutes on 2 cores; expect every exponent of connections within 0.05 of the
 textbook's: O(t d k^2) for WaveNet, O(H W d k^2) for PixelCNN and MDRNN.  A
 wavefront also computes cells beyond the grid, whose products are counted as
 connections, 1.4 times as many on 8 x 8, and whose growth with H and W is not
@@ -24,7 +24,8 @@ before them, the product with the inputs of all cells; and the head has one.
 
 --convnet prints output shapes and parameters of a list of ConvK-N, maxpool and
 FC-N on 224 x 224 x 3, padded by 1, with biases, and nothing else.  Expect
-138,357,544 parameters for VGG-16, as published.
+822,086,400 parameters of the list above, and 138,357,544 for VGG-16, as
+published.
 
 With --workdir it writes result.json, counts.csv, counts.json, from which it
 resumes, and architecture_costs.png: connections and rounds against size.
@@ -214,7 +215,7 @@ def compare(config: Config, path: pathlib.Path | None) -> Row:
   ]
   rows = [
     counts.get(name, sizes, context=sizes == bases[name])
-    for name, sizes in progress(todo)
+    for name, sizes in progress(todo, desc="counts")
   ]
   if path is not None:
     experiment.write_csv(path / "counts.csv", rows)

@@ -14,7 +14,8 @@ WaveNet, the LSTM and the Transformer read an image as a sequence.
 
 One minute on 2 CPU cores.  Expect 1.82 bits for each number of the digits' test
 images, where a model that knows how often each pixel has each value needs 2.42;
-the first command's samples take a millisecond each.  --compare takes 3 minutes.
+the first command's samples take a millisecond each.  --compare takes 3 minutes:
+expect 1.84 after 300 steps of wavenet and of diagonal_bilstm, 2.02 of lstm.
 
 It prints bits for each number; nats an image of binary_mnist.  The third
 command takes 22 minutes and reaches 90.5 nats on test images, with 24,273
