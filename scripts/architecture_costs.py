@@ -24,7 +24,8 @@ before them, the product with the inputs of all cells; and the head has one.
 
 --convnet prints output shapes and parameters of a list of ConvK-N, maxpool and
 FC-N on 224 x 224 x 3, padded by 1, with biases, and nothing else.  Expect
-138,357,544 parameters for VGG-16, as published.
+822,086,400 parameters of the list above, and 138,357,544 for VGG-16, as
+published.
 
 With --workdir it writes result.json, counts.csv, counts.json, from which it
 resumes, and architecture_costs.png: connections and rounds against size.

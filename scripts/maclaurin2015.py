@@ -22,7 +22,8 @@ On the first 10 000 images of MNIST's training file, on 2 CPU cores, expect
    2  40 s. Learned schedules and scales, also figures 3, 4, 6 and 7: training
       loss 0.57 -> 0.15 (0.53 -> 0.12), validation 0.60 -> 0.25 (0.60 -> 0.24),
       test 0.60 -> 0.24 (0.59 -> 0.25), of one seed as published.
-   5  40 s. The first hypergradient, a mean over 50 seeds.
+   5  40 s. The first hypergradient, a mean over 50 seeds; on the digits, of a
+      loss of 0.82, it makes all rates of weights larger.
    8  12 s. A penalty for every weight: training 0.91 -> 0.51 (0.91 -> 0.51),
       validation 0.73 -> 0.39 (0.76 -> 0.425), test 0.66 -> 0.38 (0.705 ->
       0.45).

@@ -99,9 +99,11 @@ def gradients_by_depth(
   return norms / norms[-1]
 
 
-def _without_gradient(apply: Any) -> Any:
+def _held(branch: Layer) -> Layer:
   """The same values, through which no gradient goes."""
-  return lambda params, z: lax.stop_gradient(apply(params, z))
+  return branch._replace(
+    apply=lambda params, z: lax.stop_gradient(branch.apply(params, z))
+  )
 
 
 def placements(key: jax.Array, images: np.ndarray) -> Result:
@@ -120,10 +122,9 @@ def placements(key: jax.Array, images: np.ndarray) -> Result:
     ("after the addition", post_norm, False),
   ):
     branch = dense(activation=jax.nn.relu)
-    held = branch._replace(apply=_without_gradient(branch.apply))
     whole, identity = (
       np.log10(gradients_by_depth(place(own, batch_norm()), key, x, depth))
-      for own in (branch, held)
+      for own in (branch, _held(branch))
     )
     curves[f"measured, {name}"] = depths, whole, "-"
     curves[f"measured, its identity path, {name}"] = depths, identity, "--"

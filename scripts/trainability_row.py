@@ -28,7 +28,7 @@ class Panel(NamedTuple):
   title: str
   x: str
   y: str
-  curves: dict[str, tuple[np.ndarray, np.ndarray, str | Mapping[str, Any]]]
+  curves: Mapping[str, tuple[np.ndarray, np.ndarray, str | Mapping[str, Any]]]
 
 
 Result = tuple[list[Row], Panel]

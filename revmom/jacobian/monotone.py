@@ -254,13 +254,18 @@ def root(
   Bisects the floats themselves, in the order of their bits, so that no
   bracket is needed.  Derivatives of all orders are those of the equation.
   """
-  sign = jnp.asarray(1 if rises else -1, y.dtype)
-  return lax.custom_root(
-    lambda x: sign * (function(x) - y),
-    jnp.zeros_like(y),
-    _bisect,
-    lambda slope, change: change / slope(jnp.ones_like(change)),
-  )
+
+  @jax.jit  # else custom_root would see a vmap around a trial on known numbers
+  def solve(y: jax.Array) -> jax.Array:
+    sign = jnp.asarray(1 if rises else -1, y.dtype)
+    return lax.custom_root(
+      lambda x: sign * (function(x) - y),
+      jnp.zeros_like(y),
+      _bisect,
+      lambda slope, change: change / slope(jnp.ones_like(change)),
+    )
+
+  return solve(y)
 
 
 def _bisect(

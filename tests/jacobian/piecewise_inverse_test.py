@@ -149,3 +149,9 @@ def test_derivatives_of_a_root_up_to_the_fourth(x64):
   ]
   got = jax.jit(lambda y: [g(y) for g in inverses])(f(x))
   np.testing.assert_allclose(got, expected, 1e-10)
+
+
+def test_a_root_under_vmap_alone():
+  f = lambda x: x + jnp.tanh(x)
+  x = jnp.array([[0.3, -1.0], [2.0, 0.0]])
+  np.testing.assert_allclose(jax.vmap(inverse(f))(f(x)), x, 1e-5, 1e-6)

@@ -106,3 +106,18 @@ def test_learns_resumes_and_writes(script, tmp_path):
 )
 def test_a_wrong_flag_is_named(script, flags, message):
   assert message in script.fails(*flags)
+
+
+def test_a_step_donates_what_it_is_given(load, models):
+  """No buffer of a state is shared between two of its arrays."""
+  training = load("autoregressive_training")
+  config = training.Config(conditioned=True, hidden_size=4, depth=1)
+  data = models.load("digits", None)
+  model = training.model_of(config, data.levels)
+  before = training.start(config, model, data)
+  with jax.numpy_dtype_promotion("standard"):
+    step = training.training_step(config, model, data)
+    after, _ = step(before, np.int32(0))
+    _, loss = step(after, np.int32(1))
+  assert np.isfinite(loss)
+  assert jax.tree.leaves(before.params)[0].is_deleted()
