@@ -16,7 +16,7 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 _EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
-_MUCH_MEMORY = 3 * 2**30  # bytes
+_MUCH_MEMORY = 2 * 2**30  # bytes
 
 
 def pytest_configure(config: pytest.Config) -> None:
