@@ -253,9 +253,7 @@ def test_what_explodes_or_vanishes_is_named():
   rng = np.random.default_rng(0)
   weights = rng.normal(size=(13, 32, 32)).astype(np.float32) / 32**0.5
   sigmoids = jax.jit(
-    lambda w: gradient_flow(
-      lambda w, x: jax.nn.sigmoid(w @ x), w, jnp.ones(32)
-    )
+    lambda w: gradient_flow(lambda w, x: jax.nn.sigmoid(w @ x), w, jnp.ones(32))
   )(weights.astype(np.float32))
   (problem,) = sigmoids.problems
   ratios = sigmoids.gradients.norm / sigmoids.gradients.norm[-1]
