@@ -52,7 +52,7 @@ def what_is_seen(network, height, width, channels):
     return jax.jacrev(outputs)(x)
 
   # Of several parameters, as a unit of relu may be off for one.
-  draws = [random_params(model, x[None], seed) for seed in range(4)]
+  draws = [random_params(model, x[None], seed) for seed in range(8)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
   return np.asarray(jax.jit(jax.vmap(jacobian))(stacked) != 0).any(0)
 
