@@ -182,7 +182,9 @@ def test_wrong_input():
 @pytest.mark.parametrize(
   ("ours", "theirs"),
   [
-    (revmom.sgd(0.1, 0.5), optax.sgd(0.1, 0.5)),
+    pytest.param(
+      revmom.sgd(0.1, 0.5), optax.sgd(0.1, 0.5), marks=pytest.mark.slow
+    ),
     (revmom.adam(0.1), optax.adam(0.1)),
   ],
 )

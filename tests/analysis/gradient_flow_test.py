@@ -244,14 +244,17 @@ def test_norms_at_the_ends_of_the_range(size):
 
 def test_what_explodes_or_vanishes_is_named():
   linear = lambda w, x: w @ x
-  explosion = gradient_flow(linear, jnp.stack([jnp.eye(2) * 1e19] * 2), X)
+  explosion = jax.jit(lambda w: gradient_flow(linear, w, X))(
+    np.stack([np.eye(2, dtype=np.float32) * 1e19] * 2)
+  )
   text = "\n".join(explosion.problems)
   assert "layer 0: activations explode" in text
   assert "gradients explode" in text and "dead" not in text
-  weights = jax.random.normal(jax.random.key(0), (13, 32, 32)) / 32**0.5
-  sigmoids = gradient_flow(
-    lambda w, x: jax.nn.sigmoid(w @ x), weights, jnp.ones(32)
-  )
+  rng = np.random.default_rng(0)
+  weights = rng.normal(size=(13, 32, 32)).astype(np.float32) / 32**0.5
+  sigmoids = jax.jit(
+    lambda w: gradient_flow(lambda w, x: jax.nn.sigmoid(w @ x), w, jnp.ones(32))
+  )(weights.astype(np.float32))
   (problem,) = sigmoids.problems
   ratios = sigmoids.gradients.norm / sigmoids.gradients.norm[-1]
   row = np.flatnonzero(ratios < 1e-4)[-1]

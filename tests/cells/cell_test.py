@@ -170,12 +170,14 @@ def problem(
 ):
   """Parameters, data and cotangents, none of them special."""
   rng = np.random.default_rng(7)
-  params = CELLS[name].init(
-    jax.random.key(0), inputs, hidden, dtype=dtype, **structure
+  init = lambda key: CELLS[name].init(
+    key, inputs, hidden, dtype=dtype, **structure
   )
   normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-  moved = lambda leaf: leaf + normal(*leaf.shape) * 0.5
-  params = jax.tree.map(moved, params)
+  params = jax.tree.map(
+    lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.6, dtype),
+    jax.eval_shape(init, jax.random.key(0)),
+  )
   outputs = structure.get("projection_size") or hidden
   carry = normal(batch, outputs) * 0.5
   if name == "lstm":

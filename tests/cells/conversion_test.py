@@ -115,7 +115,9 @@ def test_linen(x64, cell, module):
 def test_nnx(cell, module, layout):
   """Outputs after export; `nnx_test` compares gradients."""
   module = module(INPUTS, HIDDEN, rngs=nnx.Rngs(0))
-  params = cell.init(jax.random.key(0), INPUTS, HIDDEN)
+  params = jax.jit(lambda key: cell.init(key, INPUTS, HIDDEN))(
+    jax.random.key(0)
+  )
   if cell is gru.cell:
     params = params._replace(candidate_bias=None)
   params = randomised(params)
@@ -129,13 +131,15 @@ def test_nnx(cell, module, layout):
 
 
 def test_absent_biases_are_zeros_in_flax():
-  params = lstm.init(jax.random.key(0), INPUTS, HIDDEN, bias=False)
+  params = jax.jit(lambda key: lstm.init(key, INPUTS, HIDDEN, bias=False))(
+    jax.random.key(0)
+  )
   back = conversion.from_flax(lstm.cell, conversion.to_flax(params, "linen"))
   same(back, params._replace(bias=jnp.zeros(4 * HIDDEN)))
 
 
 def test_a_bias_of_the_candidate_alone_is_not_lost():
-  params = gru.init(jax.random.key(0), INPUTS, HIDDEN)
+  params = jax.jit(lambda key: gru.init(key, INPUTS, HIDDEN))(jax.random.key(0))
   params = params._replace(bias=None, candidate_bias=jnp.ones(HIDDEN))
   expected = params._replace(bias=jnp.zeros(3 * HIDDEN))
   weights = conversion.to_torch(((params,),))
@@ -173,7 +177,7 @@ def test_what_cannot_be_exported(cell, to, options, message):
 
 
 def test_directions_that_torch_does_not_have():
-  one = elman.init(jax.random.key(0), HIDDEN, HIDDEN)
+  one = jax.jit(lambda key: elman.init(key, HIDDEN, HIDDEN))(jax.random.key(0))
   for layers in [(), ((one,), (one, one)), ((one,) * 3,)]:
     with pytest.raises(ValueError, match="the same for all layers"):
       conversion.to_torch(layers)

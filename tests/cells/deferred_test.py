@@ -134,7 +134,9 @@ def peephole_norm(params, h, x):
 
 def library(cell, **options):
   options["dtype"] = "float64"
-  params = cell.init(jax.random.key(0), INPUTS, HIDDEN, **options)
+  params = jax.jit(lambda key: cell.init(key, INPUTS, HIDDEN, **options))(
+    jax.random.key(0)
+  )
   params = jax.tree.map(lambda p: p + draw(*p.shape), params)
   return cell.step, params, cell.initial_carry(params, BATCH), xs_of()
 

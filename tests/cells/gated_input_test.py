@@ -43,7 +43,9 @@ def test_equations_with_subtracted_biases(x64):
 
 def test_a_gate_that_is_half_open_gives_an_update_gate_network(x64):
   """F = 1/2 halves what goes into R."""
-  params = gated_input.init(jax.random.key(0), D, H, dtype=jnp.float64)
+  params = jax.jit(lambda key: gated_input.init(key, D, H, dtype=jnp.float64))(
+    jax.random.key(0)
+  )
   middle = slice(H, 2 * H)
   without = lambda weights: weights.at[..., middle].set(0)
   params = params._replace(

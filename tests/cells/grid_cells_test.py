@@ -405,7 +405,7 @@ def test_empty_and_tiny_grids(name, schedule):
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", [mdrnn, mdlstm])
 def test_wrong_arguments(cell):
-  params = cell.init(jax.random.key(0), D, H)
+  params = jax.jit(lambda key: cell.init(key, D, H))(jax.random.key(0))
   xs = jnp.ones((2, 3, B, D))
   wrong = [
     (xs[0], {}, r"give \[S_1, S_2, batch, 3\]"),

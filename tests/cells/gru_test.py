@@ -17,7 +17,9 @@ def draw(seed, *shape):
 
 
 def problem():
-  params = gru.init(jax.random.key(0), D, H, dtype=jnp.float64)
+  params = jax.jit(lambda key: gru.init(key, D, H, dtype=jnp.float64))(
+    jax.random.key(0)
+  )
   params = params._replace(bias=draw(1, 3 * H), candidate_bias=draw(6, H))
   arguments = params, draw(2, T, B, D), draw(3, B, H)
   return arguments, (draw(4, T, B, H), draw(5, B, H))

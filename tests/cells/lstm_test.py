@@ -19,7 +19,9 @@ def draw(seed, *shape):
 
 
 def parameters(seed, **options):
-  params = lstm.init(jax.random.key(seed), D, H, dtype=jnp.float64, **options)
+  params = jax.jit(
+    lambda key: lstm.init(key, D, H, dtype=jnp.float64, **options)
+  )(jax.random.key(seed))
   return params._replace(bias=draw(seed, 4 * H))
 
 
@@ -229,7 +231,9 @@ def test_forgetting_loses_the_adjoint(x64):
 
 def test_univariate_without_bias(x64):
   """The equations of scalars."""
-  params = lstm.init(jax.random.key(0), 1, 1, bias=False, dtype=jnp.float64)
+  params = jax.jit(
+    lambda key: lstm.init(key, 1, 1, bias=False, dtype=jnp.float64)
+  )(jax.random.key(0))
   (wi, wf, wo, wg), (ri, rf, ro, rg) = np.asarray(params[:2])[:, 0]
   sigmoid = lambda value: 1 / (1 + np.exp(-value))
   xs, h, c = np.sin(np.arange(6.0)), 0.0, 0.0
@@ -335,7 +339,7 @@ def test_hypergradient_of_a_classifier():
 
 
 def test_ranks_may_be_promoted_by_the_library():
-  params = lstm.init(jax.random.key(0), 3, 5)
+  params = jax.jit(lambda key: lstm.init(key, 3, 5))(jax.random.key(0))
   loss = lambda params: jnp.sum(lstm.apply(params, jnp.ones((2, 4, 3)))[0] ** 2)
   expected = jax.grad(loss)(params)
   with jax.numpy_rank_promotion("raise"):

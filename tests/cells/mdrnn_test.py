@@ -15,13 +15,16 @@ B, D, H = 2, 3, 4
 
 @pytest.mark.parametrize(("inputs", "units"), [(3, 5), (64, 64)])
 def test_number_of_weights(inputs, units):
-  params = mdrnn.init(jax.random.key(0), inputs, units, bias=False)
+  init = lambda key: mdrnn.init(key, inputs, units, bias=False)
+  params = jax.eval_shape(init, jax.random.key(0))
   sizes = [leaf.size for leaf in jax.tree.leaves(params)]
   assert sum(sizes) == inputs * units + 2 * units**2
 
 
 def problem(shape):
-  params = mdrnn.init(jax.random.key(0), D, H, ndim=len(shape))
+  params = jax.jit(lambda key: mdrnn.init(key, D, H, ndim=len(shape)))(
+    jax.random.key(0)
+  )
   params = params._replace(bias=jnp.linspace(-1.0, 1.0, H))
   xs = jax.random.normal(jax.random.key(1), (*shape, B, D))
   return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, xs))

@@ -20,15 +20,11 @@ def example(length=6, num_classes=0, seed=0):
   """A model, parameters far from where training starts, and texts."""
   network = causal_transformer(8, 2, 2, num_classes)
   model = Autoregressive(network, tokens(VOCABULARY))
-  x = jax.random.randint(jax.random.key(3), (2, length), 0, VOCABULARY)
-  params = model.init(jax.random.key(seed), x)
-  leaves, structure = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-  params = structure.unflatten(
-    leaf + 0.3 * jax.random.normal(key, leaf.shape, leaf.dtype)
-    for key, leaf in zip(keys, leaves, strict=True)
-  )
-  return model, params, x
+  rng = np.random.default_rng(seed + 1)
+  x = jnp.asarray(rng.integers(0, VOCABULARY, (2, length)), "int32")
+  like = jax.eval_shape(model.init, jax.random.key(0), x)
+  draw = lambda leaf: jnp.asarray(0.4 * rng.normal(size=leaf.shape), leaf.dtype)
+  return model, jax.tree.map(draw, like), x
 
 
 def plain_scores(params, text, label, heads):

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from revmom.models import (
   LOGISTIC,
@@ -29,15 +28,19 @@ from revmom.models import (
 
 
 def perturbed(params, scale=0.2):
-  flat, unravel = ravel_pytree(params)
-  noise = jax.random.normal(jax.random.key(7), flat.shape, flat.dtype)
-  return unravel(flat + scale * noise)
+  rng = np.random.default_rng(7)
+  noise = lambda p: scale * rng.normal(size=p.shape).astype(p.dtype)
+  return jax.tree.map(
+    lambda p: jnp.asarray(p + noise(p)), jax.device_get(params)
+  )
 
 
 def test_density_integrates_to_one_in_one_dimension():
   flow = Flow(chain(scaling(), actnorm()), LOGISTIC)
   x = jnp.linspace(-60, 60, 4001)[:, None]
-  params = perturbed(flow.init(jax.random.key(0), x[1900:2100]))
+  params = perturbed(
+    jax.jit(lambda key: flow.init(key, x[1900:2100]))(jax.random.key(0))
+  )
   density = np.exp(np.asarray(flow.log_prob(params, x)))
   np.testing.assert_allclose(np.trapezoid(density, x[:, 0]), 1, atol=1e-3)
 
@@ -46,7 +49,9 @@ def test_density_integrates_to_one_in_one_dimension():
 @pytest.mark.parametrize("make", [real_nvp, nice])
 def test_density_integrates_to_one_in_two_dimensions(make):
   flow = make(num_layers=2, hidden=(6,))
-  params = perturbed(flow.init(jax.random.key(0), jnp.zeros((4, 2))))
+  params = perturbed(
+    jax.jit(lambda key: flow.init(key, jnp.zeros((4, 2))))(jax.random.key(0))
+  )
   side = np.linspace(-25, 25, 601, dtype=np.float32)
   grid = jnp.stack(jnp.meshgrid(side, side), -1)
   density = np.exp(np.asarray(jax.jit(flow.log_prob)(params, grid)))
@@ -62,7 +67,7 @@ def test_samples_follow_the_data_after_training():
   z = jax.random.normal(jax.random.key(0), (2048, 2))
   bend = lambda z: jnp.stack([z[:, 0], (z[:, 1] + z[:, 0] ** 2) / 2], 1)
   optimizer, data = optax.sgd(0.003, momentum=0.9), bend(z)
-  params = flow.init(jax.random.key(1), data)
+  params = jax.jit(lambda key: flow.init(key, data))(jax.random.key(1))
   loss = lambda params: -jnp.mean(flow.log_prob(params, data))
 
   def step(carry, _):
@@ -88,7 +93,7 @@ def test_samples_follow_the_data_after_training():
 def test_log_prob_is_by_change_of_variables():
   """An affine flow has the density of a Gaussian."""
   flow, x = Flow(linear()), jnp.array([[0.3, -1.2, 0.5]])
-  params = perturbed(flow.init(jax.random.key(0), x))
+  params = perturbed(jax.jit(lambda key: flow.init(key, x))(jax.random.key(0)))
   jacobian = jax.jacobian(lambda x: flow.forward_and_log_det(params, x)[0])
   precision = jacobian(x[0]).T @ jacobian(x[0])
   expected = jax.scipy.stats.multivariate_normal.logpdf(
@@ -99,7 +104,9 @@ def test_log_prob_is_by_change_of_variables():
 
 def test_temperature_scales_noise():
   flow = Flow(scaling())
-  params = flow.init(jax.random.key(0), jnp.zeros((1, 2)))
+  params = jax.jit(lambda key: flow.init(key, jnp.zeros((1, 2))))(
+    jax.random.key(0)
+  )
   hot, cold = (
     flow.sample(jax.random.key(1), params, (7, 2), temperature=temperature)
     for temperature in (1.0, 0.25)
@@ -112,7 +119,7 @@ def test_actnorm_starts_normalised(event_ndim):
   layer = actnorm(event_ndim)
   x = 3 + 5 * jax.random.normal(jax.random.key(0), (64, 2, 2, 3))
   x = x.at[..., 2].set(4.0)  # without variance
-  params = layer.init(jax.random.key(1), x)
+  params = jax.jit(lambda key: layer.init(key, x))(jax.random.key(1))
   y, _ = layer.forward_and_log_det(params, x)
   y = np.asarray(y).reshape(-1, 3)
   np.testing.assert_allclose(y.mean(0), 0, atol=1e-5)
@@ -141,7 +148,7 @@ def test_glow_shapes_and_round_trip():
 
   @jax.jit
   def run(x):
-    params = flow.init(jax.random.key(1), x)
+    params = jax.jit(lambda key: flow.init(key, x))(jax.random.key(1))
     noise, log_det = flow.forward_and_log_det(params, x)
     back = flow.inverse_and_log_det(params, noise)
     drawn = flow.sample(jax.random.key(2), params, x.shape)
@@ -185,7 +192,7 @@ def test_any_function_may_condition():
   )
   flow = Flow(affine(cubes))
   x = jnp.array([0.5, 2.0])
-  params = flow.init(jax.random.key(0), x)
+  params = jax.jit(lambda key: flow.init(key, x))(jax.random.key(0))
   y, log_det = flow.forward_and_log_det(params, x)
   s = 2 * np.tanh(0.25)
   np.testing.assert_allclose(y, [0.5, 2 * np.exp(s) + 0.125], rtol=1e-6)

@@ -78,7 +78,9 @@ def test_the_identity_path_is_lost_after_the_sum(depth):
   net = post_norm(held(dense()), batch_norm())
   got, bar = pulled_back(net, depth)
   z, sums = inputs(), []
-  params = repeated(net, depth).init(jax.random.key(1), z)
+  params = jax.jit(lambda key: repeated(net, depth).init(key, z))(
+    jax.random.key(1)
+  )
   for number in range(depth):
     one = jax.tree.map(lambda leaf, n=number: leaf[n], params)
     sums.append(z + jnp.tanh(z @ one.branch.weights))

@@ -31,7 +31,9 @@ def plain(params, images):
 @pytest.mark.parametrize("kernel", [1, 2, 3])
 def test_equations(x64, kernel):
   images = jax.random.normal(jax.random.key(0), (2, 4, 5, 3))
-  params = ugcnn.init(jax.random.key(1), 3, kernel, dtype=jnp.float64)
+  params = jax.jit(lambda key: ugcnn.init(key, 3, kernel, dtype=jnp.float64))(
+    jax.random.key(1)
+  )
   bias = jax.random.normal(jax.random.key(2), (6,))
   params = params._replace(bias=bias)
   np.testing.assert_allclose(
@@ -56,7 +58,7 @@ def test_gradients_through_many_layers(x64):
   """Those of the stack are autodiff's of a Python loop of plain layers."""
   images = jax.random.normal(jax.random.key(0), (2, 3, 3, 2))
   net = layer.repeated(ugcnn.ugcnn(update_bias=2.0), 30)
-  params = net.init(jax.random.key(1), images)
+  params = jax.jit(lambda key: net.init(key, images))(jax.random.key(1))
   assert params.bias.dtype == jnp.float64
   got = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(net.apply(p, images)))))(
     params

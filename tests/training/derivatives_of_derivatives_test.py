@@ -71,4 +71,4 @@ def test_many_objectives_at_once():
     return jax.jacrev(outcomes)(optimizer), lax.map(one, jnp.eye(3))
 
   for a, b in zip(*map(jax.tree.leaves, both(revmom.adam(0.1))), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5)
+    np.testing.assert_allclose(a, b, rtol=1e-4)
