@@ -26,7 +26,6 @@ from revmom.optimizers.leaf import (
   Leaf,
   advance,
   base,
-  is_tangent,
   retreat,
   value_after,
   with_words,
@@ -313,8 +312,7 @@ class Dynamics(Pytree):
       gradient = None
     if gradient is not None:
       gradient = fence(gradient, step)
-    if not equations.elementwise or is_tangent(role):
-      # Products and sums meet within it.
+    if equations.contracts(role):
       increment = lambda equations, *args: equations.increment_of(role, *args)
       return isolate(increment, step, equations, gradient, values, step)
     return fence(equations.increment_of(role, gradient, values, step), step)

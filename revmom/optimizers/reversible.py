@@ -152,6 +152,10 @@ class ReversibleOptimizer(Pytree, kw_only=True):
       return self.update(values, step)
     return self.increment(role, gradient, values, step)
 
+  def contracts(self, role: str) -> bool:
+    """Whether products and sums may meet within what a role is increased by."""
+    return not self.elementwise
+
   def scale(self, role: str) -> Any:
     """A power of two that the integers of a role are multiplied with."""
     return 1

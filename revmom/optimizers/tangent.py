@@ -89,6 +89,9 @@ class Tangent(ReversibleOptimizer, kw_only=True):
     old = (values[of] - phi) / (1 - forgotten.astype(phi.dtype))
     return phi_dot - forgotten_dot.astype(phi.dtype) * old
 
+  def contracts(self, role: str) -> bool:
+    return is_tangent(role) or self.own.contracts(role)
+
   def scale(self, role: str) -> Any:
     return self.scales[base(role)] if is_tangent(role) else 1
 

@@ -45,7 +45,7 @@ def check_arrays(name: str, tree: Any) -> None:
     place = f"{name}{jax.tree_util.keystr(path)}"
     if isinstance(leaf, str | bytes):
       kind = f"the string {leaf!r}"
-    elif getattr(getattr(leaf, "dtype", None), "kind", "") in "OSU":
+    elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU":
       kind = f"an array of {leaf.dtype}"
     else:
       continue
