@@ -189,7 +189,9 @@ def objective_of(params: Any) -> jax.Array:
   )
 
 
-def stored(loss, optimizer, params, batches, steps) -> jax.Array:
+def stored(
+  loss, optimizer, params, batches, steps, objective=objective_of
+) -> jax.Array:
   """The objective of a run that autodiff stores, at the integers of the run.
 
   Each new value is that of the library's integers, and differentiates as the
@@ -245,7 +247,7 @@ def stored(loss, optimizer, params, batches, steps) -> jax.Array:
     return (after, news), None
 
   (state, values), _ = lax.scan(step, (state, start), batches)
-  return objective_of(state.as_params([own[PARAMS] for own in values]))
+  return objective(state.as_params([own[PARAMS] for own in values]))
 
 
 def optimizer_of(case: Case) -> revmom.ReversibleOptimizer:

@@ -41,7 +41,9 @@ class Source(NamedTuple):
 
 def check_arrays(name: str, tree: Any) -> None:
   """Raises ValueError for a leaf that is no array of numbers."""
-  for path, leaf in jax.tree.leaves_with_path(tree):
+  for path, leaf in jax.tree.leaves_with_path(
+    tree, is_leaf=lambda node: isinstance(node, Iterator)
+  ):
     place = f"{name}{jax.tree_util.keystr(path)}"
     if isinstance(leaf, str | bytes):
       kind = f"the string {leaf!r}"

