@@ -72,7 +72,7 @@ def keep(
   >>> values = jnp.array([0.3, -1.7, 1e-4])
   >>> rounded, kept = keep(values, 2, 10)
   >>> print(rounded, restore(values * 1.0005, kept, 2, 10) == rounded)
-  [ 0.3007812 -1.6992188  0.       ] [ True  True  True]
+  [ 0.30078125 -1.6992188   0.        ] [ True  True  True]
   """
   blocks = _blocks(values)
   peaks = jnp.max(jnp.abs(blocks), 1)
