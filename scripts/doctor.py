@@ -2,8 +2,9 @@
 
   python scripts/doctor.py --workdir=out/doctor
 
-Half a minute on 2 cores.  Expect OK in all twelve lines of the self-test,
-and exit status 0; it is 1 if a reversal fails or jit returns wrong numbers.
+Two to three minutes on 2 cores.  Expect OK in all twelve lines of the
+self-test, and exit status 0; it is 1 if a reversal fails or jit returns wrong
+numbers.
 
 An exact reversal recomputes every gradient and needs the same bits.  First the
 settings that decide about them are listed, each with a remedy; then short
