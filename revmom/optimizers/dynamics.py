@@ -117,7 +117,7 @@ class Dynamics(Pytree):
 
   def add_thresholds_bar(self, totals: tuple, bars: list, step: Any) -> tuple:
     """Adds the cotangents of `thresholds` to those of hyperparameters."""
-    return (*totals[:-1], _add_bars(totals[-1], "clip", bars, step))
+    return (*totals[:-1], add_bars(totals[-1], "clip", bars, step))
 
   def forgetting(self, leaf: int) -> dict[str, jax.Array]:
     """1 - rho of every role, [] if no step differs from another or [steps]."""
@@ -456,7 +456,8 @@ class Dynamics(Pytree):
     )
 
 
-def _add_bars(totals: dict, name: str, bars: list, step: Any) -> dict:
+def add_bars(totals: dict, name: str, bars: list, step: Any) -> dict:
+  """Adds cotangents at a step to those of one hyperparameter's values."""
   values = totals.get(name, ())
   for i, bar in enumerate(bars):
     values = hyperparameters.accumulate(values, i, step, bar)

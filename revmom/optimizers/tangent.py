@@ -7,8 +7,8 @@ the tangent
 
 in which all but rho dz is an increment computed from what changed before.  So
 the tangent of each role is one more role, right after it, and is rounded and
-restored like any other.  Tangents live on grids of their own, scaled by powers
-of two, since no one knows how large they are before a run has been made.
+subtracted again like any other.  Tangents live on grids of their own, scaled
+by powers of two, since no one knows how large they are before a run was made.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from revmom.exact import bit_buffer, fixed_point
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import Dynamics, Spills, _add_bars
+from revmom.optimizers.dynamics import Dynamics, Spills, add_bars
 from revmom.optimizers.leaf import (
   PARAMS,
   Leaf,
@@ -114,7 +114,7 @@ class TangentDynamics(Dynamics):
   def add_thresholds_bar(self, totals: tuple, bars: list, step: Any) -> tuple:
     last = totals[-1]
     for row, name in enumerate(["clip", tangent_of("clip")]):
-      last = _add_bars(last, name, [bar[row] for bar in bars], step)
+      last = add_bars(last, name, [bar[row] for bar in bars], step)
     return (*totals[:-1], last)
 
   def bars_of_roles(self, params_bar: jax.Array, slots_bar: dict) -> dict:

@@ -47,9 +47,10 @@ def train_jvp(
 ) -> tuple[Outcome, Outcome]:
   """A run and its derivative along a direction, as `jax.jvp` has them.
 
-  The derivative is a run of the same form, restored bit for bit on the way
-  back; so `jax.grad` goes through it, and gives Hessian-vector products:
-  with f(x) an objective of a run, H v = grad(x -> df(x) v).
+  The derivative is a run of the same form, so that it can be reversed, too:
+  `jax.grad` goes through both and gives Hessian-vector products: with f(x) an
+  objective of a run, H v = grad(x -> df(x) v).  On the way back the run is
+  restored bit for bit, and its derivative to 2^-18 of its largest element.
 
   Args:
     loss_fn: see `revmom.train`.
@@ -60,8 +61,7 @@ def train_jvp(
 
   Returns:
     The `Outcome` (params, losses) of the run, and its tangent.  The run agrees
-    with that of `revmom.train` up to rounding: its gradients are compiled
-    together with their derivatives.
+    with that of `revmom.train` up to rounding, being part of another program.
 
   Raises:
     ValueError: as `revmom.train`; tangents that don't fit; an optimizer that
@@ -187,8 +187,7 @@ def _dots(name: str, primal: Any, along: Any) -> list:
   if got != expected:
     raise ValueError(
       f"the tangent of the {name} is {got}, but the {name} are {expected}; "
-      "start from "
-      "jax.tree.map(jnp.zeros_like, primal), or pass None for zero."
+      "start from jax.tree.map(jnp.zeros_like, primal), or pass None for zero."
     )
   found: list = []
   for (path, array), dot in zip(arrays, jax.tree.leaves(along), strict=True):
