@@ -25,9 +25,9 @@ import revmom
 FLOOR_MARGIN = 1e-6
 
 
-def floors(momentum: float) -> dict[str, float]:
+def grid(momentum: float) -> revmom.Grid:
   """Room for a momentum, and nothing to speak of beyond it."""
-  return {"velocity": momentum - FLOOR_MARGIN}
+  return revmom.Grid(floors={"velocity": momentum - FLOOR_MARGIN})
 
 
 def plain(workload: Workload, steps: int, momentum: float) -> Callable:
@@ -56,9 +56,7 @@ def reversible(workload: Workload, steps: int, momentum: float) -> Callable:
   """`revmom.train`: returns the run, from which it can be reversed."""
 
   def train(params, learning_rate, traced_momentum, batches):
-    optimizer = revmom.sgd(
-      learning_rate, traced_momentum, floors=floors(momentum)
-    )
+    optimizer = revmom.sgd(learning_rate, traced_momentum, grid=grid(momentum))
     run = revmom.train(
       workload.loss,
       optimizer,
@@ -75,9 +73,7 @@ def rewind(workload: Workload, momentum: float) -> Callable:
   """(state, learning rate, momentum, batches) -> receipt and parameters."""
 
   def undo(state, learning_rate, traced_momentum, batches):
-    optimizer = revmom.sgd(
-      learning_rate, traced_momentum, floors=floors(momentum)
-    )
+    optimizer = revmom.sgd(learning_rate, traced_momentum, grid=grid(momentum))
     rewound = revmom.rewind(
       workload.loss, optimizer, state, lambda t: batch_at(batches, t)
     )
@@ -94,7 +90,7 @@ def reversible_gradient(mode: str) -> Callable:
       params, learning_rate, traced_momentum, batches, held_out
     ) -> jax.Array:
       optimizer = revmom.sgd(
-        learning_rate, traced_momentum, floors=floors(momentum)
+        learning_rate, traced_momentum, grid=grid(momentum)
       )
       run = revmom.train(
         workload.loss,

@@ -117,19 +117,20 @@ def tokens_of(step: jax.Array) -> jax.Array:
 
 def objective(hypers: dict, weights: jax.Array, params: dict) -> Any:
   """Held-out loss after training, and what the run keeps."""
+  # float32 rounds 1 - b up.
+  floors = {
+    "first_moment": 0.9 - 1e-6,
+    "second_moment": 0.999 - 1e-6,
+    "params": 1 - 1e-4,
+  }
   optimizer = revmom.adamw(
     hypers["learning_rate"],
     b1=hypers["b1"],
     b2=hypers["b2"],
     weight_decay=hypers["weight_decay"],
-    clip=1.0,
-    # float32 rounds 1 - b up.
-    floors={
-      "first_moment": 0.9 - 1e-6,
-      "second_moment": 0.999 - 1e-6,
-      "params": 1 - 1e-4,
-    },
+    grid=revmom.Grid(floors=floors),
   )
+  optimizer = revmom.clipped(optimizer, 1.0)
 
   def loss_fn(params, batch):
     tokens, weights = batch

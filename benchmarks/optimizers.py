@@ -73,10 +73,12 @@ PAIRS: dict[str, tuple[Any, optax.GradientTransformation]] = {
   ),
 }
 # Of traced b1 and b2; float32 rounds 1 - b up.
-_FLOORS = {
-  "first_moment": 0.9 - contenders.FLOOR_MARGIN,
-  "second_moment": 0.999 - contenders.FLOOR_MARGIN,
-}
+_GRID = revmom.Grid(
+  floors={
+    "first_moment": 0.9 - contenders.FLOOR_MARGIN,
+    "second_moment": 0.999 - contenders.FLOOR_MARGIN,
+  }
+)
 
 
 def main(argv: list[str]) -> None:
@@ -215,7 +217,7 @@ def hypergradient(
   hypers = {name: jnp.float32(value) for name, value in hypers.items()}
 
   def reversible(hypers, params, batches, held_out):
-    optimizer = revmom.adamw(**hypers, floors=_FLOORS)
+    optimizer = revmom.adamw(**hypers, grid=_GRID)
     run = train(workload, optimizer, steps)(params, batches)
     return workload.loss(run.params, held_out)
 

@@ -26,8 +26,9 @@ from absl import app, flags
 from jax import lax
 
 import revmom
-from revmom.optimizers.dynamics import clip as clip_together
-from revmom.optimizers.leaf import PARAMS, value_after
+from revmom.optimizers.gradients import clip as clip_together
+from revmom.optimizers.slot import PARAMS
+from revmom.steps.equations import value_after
 
 NETWORKS = flags.DEFINE_integer("networks", 400, "how many are drawn")
 FIRST = flags.DEFINE_integer("first", 0, "number of the first")
@@ -46,11 +47,11 @@ ACTIVATIONS = {
   "relu": jax.nn.relu,
 }
 OPTIMIZERS = {
-  "sgd": lambda **k: revmom.sgd(1e-2, 0.9, **k),
-  "adam": lambda **k: revmom.adam(1e-2, **k),
-  "adamw": lambda **k: revmom.adamw(1e-2, weight_decay=1e-2, **k),
-  "rmsprop": lambda **k: revmom.rmsprop(1e-3, **k),
-  "muon": lambda **k: revmom.muon(1e-2, **k),
+  "sgd": revmom.sgd(1e-2, 0.9),
+  "adam": revmom.adam(1e-2),
+  "adamw": revmom.adamw(1e-2, weight_decay=1e-2),
+  "rmsprop": revmom.rmsprop(1e-3),
+  "muon": revmom.muon(1e-2),
 }
 MODES = ("auto", "forward_over_reverse", "reverse_over_reverse")
 LENGTHS = (1, 2, 3, 7, 20, 100)
@@ -203,16 +204,15 @@ def stored(
   fixed = jax.lax.stop_gradient(optimizer)
   known = fixed.resolve_for(state)
   dynamics = optimizer.resolve(params, steps, state.packing)
-  dtypes = state.compute_dtypes
   exact = lambda value, approximate: (
     approximate + lax.stop_gradient(value - approximate)
   )
   start = [
     {PARAMS: exact(view, wide)}
-    | {role: jnp.zeros_like(view) for role in leaf.slots}
+    | {name: jnp.zeros_like(view) for name in leaf.integers if name != PARAMS}
     for leaf, view, wide in zip(
       state.leaves,
-      known.views(state.leaves, dtypes),
+      known.views(state.leaves),
       dynamics.pack(jax.tree.leaves(params)),
       strict=True,
     )
@@ -232,17 +232,18 @@ def stored(
     for i, (old, gradient, leaf) in enumerate(
       zip(values, packed, after.leaves, strict=True)
     ):
-      equations = dynamics.at(i, t, gradient.dtype)
+      equations = dynamics.at(i, t)
       now = known.now(state.schedules, i, t)
       new: dict[str, jax.Array] = {}
       for role in equations.roles:
-        forgotten = equations.all_forgetting(t).get(role)
-        kept = old[role] if forgotten is None else (1 - forgotten) * old[role]
-        float_value = kept + equations.increment_of(role, gradient, new, t)
+        name = role.name
+        forgotten = equations.forgetting(t).get(name)
+        kept = old[name] if forgotten is None else (1 - forgotten) * old[name]
+        float_value = kept + equations.increment(name, gradient, new, t)
         true = value_after(
-          lax.stop_gradient(equations), role, leaf, now, dtypes[i]
+          lax.stop_gradient(equations), role, leaf, now, known.dtypes[i]
         )
-        new[role] = exact(lax.stop_gradient(true), float_value)
+        new[name] = exact(lax.stop_gradient(true), float_value)
       news.append(new)
     return (after, news), None
 
@@ -252,8 +253,8 @@ def stored(
 
 def optimizer_of(case: Case) -> revmom.ReversibleOptimizer:
   """The optimizer of a case."""
-  clip = {"clip": 0.5} if case.clipped else {}
-  return OPTIMIZERS[case.optimizer](**clip)
+  optimizer = OPTIMIZERS[case.optimizer]
+  return revmom.clipped(optimizer, 0.5) if case.clipped else optimizer
 
 
 def hypergradient(case: Case, loss: Any) -> Any:

@@ -266,7 +266,7 @@ def measure_buffers(longest: int) -> list[dict[str, Any]]:
     for steps in (100, 1000, 10_000, 100_000):
       if steps > longest:
         continue
-      optimizer = revmom.sgd(0.1, momentum, floors=contenders.floors(momentum))
+      optimizer = revmom.sgd(0.1, momentum, grid=contenders.grid(momentum))
       # Shapes only: nothing of this size is ever allocated.
       state = jax.eval_shape(
         lambda optimizer=optimizer, steps=steps: optimizer.init(

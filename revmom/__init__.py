@@ -4,21 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from revmom.optimizers import (
+  Grid,
   ReversibleOptimizer,
   State,
   adagrad,
   adam,
-  adamax,
   adamw,
-  amsgrad,
   as_optax,
   averaged,
-  lamb,
-  lars,
-  lion,
+  clipped,
   muon,
-  nesterov,
   partition,
+  preprocessed,
   rmsprop,
   sgd,
   signum,
@@ -31,6 +28,7 @@ from revmom.training import (
   accumulated,
   explain,
   fingerprint,
+  plans,
   rewind,
   train,
   train_jvp,
@@ -51,7 +49,10 @@ if TYPE_CHECKING:
   )
   from revmom.training import ledger
 
+__version__ = "0.1.0"
+
 __all__ = [
+  "Grid",
   "LogDet",
   "NotInvertible",
   "Outcome",
@@ -63,12 +64,11 @@ __all__ = [
   "accumulated",
   "adagrad",
   "adam",
-  "adamax",
   "adamw",
-  "amsgrad",
   "analysis",
   "as_optax",
   "averaged",
+  "clipped",
   "cells",
   "check_bijection",
   "custom_inverse",
@@ -79,14 +79,12 @@ __all__ = [
   "inverse_and_log_det",
   "jacobian",
   "ledger",
-  "lamb",
-  "lars",
-  "lion",
   "log_det",
   "models",
   "muon",
-  "nesterov",
   "partition",
+  "plans",
+  "preprocessed",
   "rewind",
   "rmsprop",
   "sgd",
@@ -96,10 +94,14 @@ __all__ = [
 ]
 
 _ROOMS = ("analysis", "cells", "jacobian", "models")
+# Optimizers without an inverse, which say so when they are called.
+_IRREVERSIBLE = ("adamax", "amsgrad", "lamb", "lars", "lion", "nesterov")
 
 
 def __getattr__(name: str) -> Any:
   """A room of the house, the ledger, or a name of `revmom.jacobian`."""
+  if name in _IRREVERSIBLE:
+    return getattr(import_module("revmom.optimizers.irreversible"), name)
   if name not in __all__:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   if name in _ROOMS:

@@ -2,6 +2,8 @@
 
 from revmom.optimizers.adam import Adam, adam, adamw
 from revmom.optimizers.as_optax import ReversibleTransformation, as_optax
+from revmom.optimizers.composed import averaged, clipped, preprocessed
+from revmom.optimizers.grid import Grid
 from revmom.optimizers.irreversible import (
   adamax,
   amsgrad,
@@ -11,7 +13,7 @@ from revmom.optimizers.irreversible import (
   nesterov,
 )
 from revmom.optimizers.muon import Muon, muon
-from revmom.optimizers.partition import Partition, averaged, partition
+from revmom.optimizers.partition import Partition, partition
 from revmom.optimizers.reversible import ReversibleOptimizer
 from revmom.optimizers.rmsprop import Adagrad, RMSProp, adagrad, rmsprop
 from revmom.optimizers.sgd import SGD, sgd
@@ -22,6 +24,7 @@ __all__ = [
   "SGD",
   "Adagrad",
   "Adam",
+  "Grid",
   "Muon",
   "Partition",
   "RMSProp",
@@ -36,12 +39,14 @@ __all__ = [
   "amsgrad",
   "as_optax",
   "averaged",
+  "clipped",
   "lamb",
   "lars",
   "lion",
   "muon",
   "nesterov",
   "partition",
+  "preprocessed",
   "rmsprop",
   "sgd",
   "signum",

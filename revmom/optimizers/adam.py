@@ -1,18 +1,15 @@
 """Adam and AdamW, as bijections."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from revmom.exact.fence import fence
-from revmom.exact.pytree import static
-from revmom.optimizers.choices import check_factor, choices, floor
-from revmom.optimizers.hyperparameters import wrap
-from revmom.optimizers.leaf import PARAMS
+from revmom.optimizers.build import build
+from revmom.optimizers.grid import Grid
 from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.slot import Slot
 
 FIRST_MOMENT, SECOND_MOMENT = "first_moment", "second_moment"
 
@@ -21,29 +18,31 @@ class Adam(ReversibleOptimizer, kw_only=True):
   """Adam; build it with `adam` or `adamw`."""
 
   elementwise = True
+  slots = (
+    Slot(
+      FIRST_MOMENT,
+      lambda self, g, z, t: (1 - self.b1) * g,
+      decay="b1",
+      fine=True,
+    ),
+    Slot(
+      SECOND_MOMENT,
+      lambda self, g, z, t: (1 - self.b2) * g**2,
+      decay="b2",
+      bits=26,
+      fine=True,
+      nonnegative=True,
+    ),
+  )
 
   b1: Any
   b2: Any
   eps: Any
   eps_root: Any = None
-  fine: tuple[str, ...] = static(default=(FIRST_MOMENT, SECOND_MOMENT))
-  nonnegative: tuple[str, ...] = static(default=(SECOND_MOMENT,))
 
-  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    return {FIRST_MOMENT: 1 - self.b1, SECOND_MOMENT: 1 - self.b2}
-
-  def increment(
-    self,
-    role: str,
-    gradient: jax.Array,
-    slots: dict[str, jax.Array],
-    step: jax.Array,
+  def displacement(
+    self, slots: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    if role == FIRST_MOMENT:
-      return (1 - self.b1) * gradient
-    return (1 - self.b2) * gradient**2
-
-  def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
     first = slots[FIRST_MOMENT] / weight(self.b1, step)
     second = slots[SECOND_MOMENT] / weight(self.b2, step)
     if self.eps_root is not None:
@@ -71,11 +70,7 @@ def adamw(
   eps_root: Any = None,
   weight_decay: Any = 1e-4,
   *,
-  clip: Any = None,
-  preprocess: optax.GradientTransformation | None = None,
-  fraction_bits: Mapping[str, int] | None = None,
-  floors: Mapping[str, float] | None = None,
-  integer: Any = "int32",
+  grid: Grid | None = None,
 ) -> Adam:
   r"""AdamW whose every step can be undone bit for bit.
 
@@ -102,22 +97,16 @@ def adamw(
     eps_root: inside of it; None is 0.
     weight_decay: lambda, for example with zeros for some of the arrays;
       0 <= learning_rate * weight_decay < 1.
-    clip: largest norm of the gradients; see `revmom.sgd`.
-    preprocess: a stateless optax transformation of the gradients.
-    fraction_bits: of "params" and "first_moment" (24) and "second_moment"
+    grid: of "params" and "first_moment" (24 fraction bits) and "second_moment"
       (26); with int32 values reach 2^(30 - bits), so that gradients may stay
-      at 4.  With int64 all are 48.
-    floors: smallest factors to make room for when they are traced.
-    integer: "int32", or "int64" where x64 is on; for how closely factors are
-      met see `revmom.sgd`.
+      at 4; see `revmom.Grid`.
 
   Returns:
     A `ReversibleOptimizer`.
 
   Raises:
-    ValueError: b1 or b2 outside (0, 1], a negative eps, a clip that is not
-      positive, an argument of the wrong kind, an unknown role, or a
-      `preprocess` with a state.
+    ValueError: b1 or b2 outside (0, 1], a negative eps, an argument of the
+      wrong kind, or an unknown role.
 
   >>> import jax, jax.numpy as jnp, revmom
   >>> optimizer = revmom.adamw(learning_rate=0.1)
@@ -128,25 +117,15 @@ def adamw(
   >>> bool((optimizer.params(state) == optimizer.params(start)).all())
   True
   """
-  check_factor("b1", b1)
-  check_factor("b2", b2)
-  room = {FIRST_MOMENT: floor(b1), SECOND_MOMENT: floor(b2)}
-  return Adam(
-    b1=wrap("b1", b1),
-    b2=wrap("b2", b2),
-    eps=wrap("eps", eps),
-    eps_root=wrap("eps_root", eps_root),
-    **choices(
-      {FIRST_MOMENT: 24, SECOND_MOMENT: 26, PARAMS: 24},
-      room,
-      learning_rate=learning_rate,
-      weight_decay=weight_decay,
-      clip=clip,
-      preprocess=preprocess,
-      fraction_bits=fraction_bits,
-      floors=floors,
-      integer=integer,
-    ),
+  return build(
+    Adam,
+    grid,
+    learning_rate=learning_rate,
+    b1=b1,
+    b2=b2,
+    eps=eps,
+    eps_root=eps_root,
+    weight_decay=weight_decay,
   )
 
 
@@ -157,11 +136,7 @@ def adam(
   eps: Any = 1e-8,
   eps_root: Any = None,
   *,
-  clip: Any = None,
-  preprocess: optax.GradientTransformation | None = None,
-  fraction_bits: Mapping[str, int] | None = None,
-  floors: Mapping[str, float] | None = None,
-  integer: Any = "int32",
+  grid: Grid | None = None,
 ) -> Adam:
   """Adam: `adamw` without weight decay, as `optax.adam`.
 
@@ -173,15 +148,5 @@ def adam(
   [0.9 0.9]
   """
   return adamw(
-    learning_rate,
-    b1,
-    b2,
-    eps,
-    eps_root,
-    weight_decay=None,
-    clip=clip,
-    preprocess=preprocess,
-    fraction_bits=fraction_bits,
-    floors=floors,
-    integer=integer,
+    learning_rate, b1, b2, eps, eps_root, weight_decay=None, grid=grid
   )

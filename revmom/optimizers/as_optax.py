@@ -9,13 +9,13 @@ import optax
 
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.leaf import PARAMS
+from revmom.optimizers.checks import check_like, check_params
 from revmom.optimizers.reversible import (
   NO_DERIVATIVE,
   ReversibleOptimizer,
-  check_like,
   check_optimizer,
 )
+from revmom.optimizers.slot import PARAMS
 from revmom.optimizers.state import State
 
 
@@ -25,12 +25,12 @@ class ReversibleTransformation(optax.GradientTransformationExtraArgs):
   Attributes:
     init: params -> state.
     update: (gradients, state, params) -> (updates, state).
-    inverse: (grad_fn, state) -> (params, state), those before the last update.
+    inverse: (state, grad_fn) -> (params, state), those before the last update.
     params: state -> the parameters of a state.
     optimizer: the reversible optimizer behind it.
   """
 
-  inverse: Callable[[Callable[[Any], Any], State], tuple[Any, State]]
+  inverse: Callable[[State, Callable[[Any], Any]], tuple[Any, State]]
   params: Callable[[State], Any]
   optimizer: ReversibleOptimizer
 
@@ -52,7 +52,7 @@ def as_optax(
 
   Start from `params = transformation.params(transformation.init(params))`,
   which snaps them to the grid.  Nothing may change the updates on their way;
-  give stateless transformations of gradients as the optimizer's `preprocess`.
+  give stateless transformations of gradients to `revmom.preprocessed`.
 
   It works in `flax.nnx.Optimizer` and Linen's `TrainState`, too.
   `optax.tree.map_params` doesn't know the arrays of the state, in which small
@@ -80,18 +80,18 @@ def as_optax(
   ...   updates, state = transformation.update(gradient(params), state, params)
   ...   params = optax.apply_updates(params, updates)
   >>> for _ in range(50):
-  ...   params, state = transformation.inverse(gradient, state)
+  ...   params, state = transformation.inverse(state, gradient)
   >>> bool((params == start).all())
   True
   """
   check_optimizer("as_optax", optimizer)
   # The largest integer has `span` bits; a float's mantissa holds fewer.
-  wide = jnp.dtype(optimizer.integer).itemsize == 8
+  role = optimizer.role(PARAMS)
+  wide = role.integer.itemsize == 8
   dtype = jnp.dtype("float64" if wide else "float32")
   span = 62 if wide else 30
   mantissa = 53 if wide else 24
-  bits = dict(optimizer.fraction_bits)[PARAMS]
-  optimizer = optimizer.replace(shown_bits=bits - (span - mantissa))
+  optimizer = optimizer.replace(shown_bits=role.bits - (span - mantissa))
 
   def init(params: Any) -> State:
     if _is_placeholder(params):
@@ -102,7 +102,7 @@ def as_optax(
         "state.replace(leaves=jax.tree.map(f, state.leaves))."
       )
     params = _without_variables(params)
-    optimizer.check_params(params)
+    check_params(role, params)
     for path, leaf in jax.tree.leaves_with_path(params):
       if jnp.result_type(leaf) != dtype:
         raise ValueError(
@@ -150,7 +150,7 @@ def as_optax(
     )
     return structure.unflatten(jax.tree.leaves(updates)), state
 
-  def inverse(grad_fn: Callable[[Any], Any], state: State):
+  def inverse(state: State, grad_fn: Callable[[Any], Any]):
     state = _without_variables(state)
     gradients = lambda params: _like_state("gradients", grad_fn(params), state)
     state = optimizer.inverse(state, gradients)

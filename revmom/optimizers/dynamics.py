@@ -6,7 +6,7 @@ and step, so that steps can be taken in a scan.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,66 +15,17 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from revmom.exact import bit_buffer, compensated, fixed_point
-from revmom.exact.bit_buffer import Schedule
-from revmom.exact.fence import fence, isolate
 from revmom.exact.pytree import Pytree, static
 from revmom.optimizers import hyperparameters
+from revmom.optimizers.gradients import compute_dtype
 from revmom.optimizers.hyperparameters import PerStep
-from revmom.optimizers.leaf import (
-  AVERAGE,
-  PARAMS,
-  Leaf,
-  advance,
-  base,
-  retreat,
-  value_after,
-  with_words,
-)
 from revmom.optimizers.packing import Packing
+from revmom.optimizers.slot import AVERAGE, PARAMS
+from revmom.optimizers.spills import Spills, check_invertible
+from revmom.steps import equations as steps
+from revmom.steps.leaf import Leaf, base
 
-_OTHER = "the state was made by another optimizer"
-
-
-class Spills(NamedTuple):
-  """When the buffers of a run spill, and how large they get.
-
-  A list has an entry for each part of the optimizer.
-  """
-
-  schedules: list[dict[str, Schedule]]  # role -> [steps, groups]
-  bounds: list[dict[str, np.ndarray]]  # role -> largest 1 - rho, alike
-  valid: jax.Array  # bool []: no traced factor is beyond its bound
-  groups: list[tuple[int, int]]  # leaf -> its part, its column there
-  roles: list[int]  # leaf -> how many arrays of integers it has
-  integer: Any
-
-  def rows(self, length: int) -> list[dict[str, int]]:
-    """For each leaf, role -> words an element spills in so many steps."""
-    known = {
-      group: {
-        role: bit_buffer.rows_needed(bound[:, group[1]], self.integer, length)
-        for role, bound in self.bounds[group[0]].items()
-      }
-      for group in set(self.groups)
-    }
-    return [known[group] for group in self.groups]
-
-  def bytes_per_step(self, sizes: list[int]) -> float:
-    """Bytes that arrays of these sizes spill in a step, on average."""
-    total = 0.0
-    for size, (part, column) in zip(sizes, self.groups, strict=True):
-      for bound in self.bounds[part].values():
-        bits = -np.log2(1 - bound[:, column])
-        total += size * float(np.sum(bits)) / 8 / max(1, len(bits))
-    return total
-
-  def state_bytes(self, sizes: list[int]) -> int:
-    """Bytes of integers and numbers."""
-    arrays = [
-      roles + len(self.bounds[part])
-      for roles, (part, _) in zip(self.roles, self.groups, strict=True)
-    ]
-    return jnp.dtype(self.integer).itemsize * int(np.dot(sizes, arrays))
+Bars = dict[str, jax.Array]  # cotangents of a leaf's floats, by role
 
 
 class Dynamics(Pytree):
@@ -86,21 +37,23 @@ class Dynamics(Pytree):
   equations: tuple = static()  # the parts, emptied
   part: tuple[int, ...] = static()  # of each leaf
   packing: Packing = static()  # of arrays in leaves
+  dtypes: tuple = static()  # of the floats of each leaf
   steps: int = static()
 
   @property
   def keeps_average(self) -> bool:
     """Whether all parts keep an average of the parameters."""
-    return all(AVERAGE in equations.roles for equations in self.equations)
+    return all(AVERAGE in equations.names for equations in self.equations)
 
   @property
   def integer(self) -> Any:
     """The type of all integers."""
-    return self.equations[0].integer
+    return self.equations[0].roles[0].integer
 
-  def at(self, leaf: int, step: jax.Array, dtype: DTypeLike) -> Any:
+  def at(self, leaf: int, step: Any, dtype: DTypeLike | None = None) -> Any:
     """The optimizer of one parameter array at one step, of scalars."""
     part = self.part[leaf]
+    dtype = dtype or self.dtypes[leaf]
     values = {
       name: hyperparameters.at(values, leaf, step, dtype)
       for name, values in self.hyperparameters[part].items()
@@ -128,13 +81,13 @@ class Dynamics(Pytree):
       isinstance(values[leaf if len(values) > 1 else 0], PerStep)
       for values in self.hyperparameters[part].values()
     )
-    if not varies and not self.equations[part].forgetting_varies:
+    if not varies:
       return of_step(jnp.zeros((), jnp.int32))
     return jax.vmap(of_step)(jnp.arange(self.steps, dtype=jnp.int32))
 
   def _forgetting(self, leaf, step, dtype) -> dict[str, jax.Array]:
     """1 - rho of every role at one step; each must be one number."""
-    factors = self.at(leaf, step, dtype).all_forgetting(step)
+    factors = self.at(leaf, step, dtype).forgetting(step)
     for role, forgotten in factors.items():
       if base(role) == PARAMS and not self._decays(leaf):
         # Nothing decays, whatever the learning rate of each element.
@@ -182,20 +135,20 @@ class Dynamics(Pytree):
     for part, equations in enumerate(self.equations):
       schedules.append({})
       bounds.append({})
-      for role, forgetting in self._factors(part).items():
+      for role, forgetting in self.factors(part).items():
         schedules[-1][role] = bit_buffer.schedule(forgetting, self.integer)
         known = hyperparameters.concrete(forgetting)
         if known is None:
-          largest = 1 - dict(equations.floors)[role]
+          largest = 1 - equations.role(role).floor
           known = np.full(forgetting.shape, largest)
           valid &= jnp.all((forgetting >= 0) & (forgetting <= largest))
-        _check_factor(role, known, self.integer)
+        check_invertible(role, known, self.integer)
         bounds[-1][role] = known
     groups = [self._group(leaf) for leaf in range(len(self.part))]
-    roles = [len(self.equations[part].fraction_bits) for part in self.part]
+    roles = [len(self.equations[part].roles) for part in self.part]
     return Spills(schedules, bounds, valid, groups, roles, self.integer)
 
-  def _factors(self, part: int) -> dict[str, jax.Array]:
+  def factors(self, part: int) -> dict[str, jax.Array]:
     """1 - rho of the roles of a part, [steps, groups]."""
     # Inside jit too, factors that are known should size the buffers.
     with jax.ensure_compile_time_eval():
@@ -216,34 +169,29 @@ class Dynamics(Pytree):
     pick = lambda a: lax.dynamic_index_in_dim(a, step, keepdims=False)[column]
     return jax.tree.map(pick, schedules[part])
 
-  def bars_of_roles(self, params_bar: jax.Array, slots_bar: dict) -> dict:
-    """The cotangents of a leaf's floats, by role."""
-    return {PARAMS: params_bar, **slots_bar}
-
-  def bars_of_leaf(self, bars: dict) -> tuple[jax.Array, dict]:
-    """Undoes `bars_of_roles`."""
-    return bars[PARAMS], {r: bar for r, bar in bars.items() if r != PARAMS}
-
   def pack(self, arrays: Sequence[Any]) -> list[jax.Array]:
     """The parameters as the floats of leaves."""
     wide = [jnp.asarray(a, compute_dtype(jnp.result_type(a))) for a in arrays]
     return self.packing.pack(wide)
 
-  def snapped(
-    self, params: Sequence[jax.Array], dtypes: Sequence[Any]
-  ) -> list[jax.Array]:
-    """Packed parameters on their grid; differentiates as the identity."""
+  def snapped(self, params: Sequence[Any]) -> list[jax.Array]:
+    """Parameters on their grid; differentiates as the identity.
 
-    def snap(values, i, dtype):
-      bits = dict(self.equations[self.part[i]].fraction_bits)[PARAMS]
-      integers = fixed_point.to_fixed(values, bits, self.integer)
-      return self.view(i, Leaf(integers, {}, {}), dtype)
+    One by one: cut out of one array they would take longer to compile.
+    """
+    snapped = []
+    groups = self.packing.each(range(len(self.packing.groups)))
+    for array, i in zip(params, groups, strict=True):
+      role = self.equations[self.part[i]].role(PARAMS)
+      values = jnp.asarray(array, self.dtypes[i])
+      integers = fixed_point.to_fixed(
+        lax.stop_gradient(values), role.bits, role.integer
+      )
+      shown = self.view(i, Leaf({PARAMS: integers}, {}))
+      snapped.append(_as_if(shown, values))
+    return snapped
 
-    rounded = [
-      snap(lax.stop_gradient(values), i, dtype)
-      for i, (values, dtype) in enumerate(zip(params, dtypes, strict=True))
-    ]
-    return [_as_if(new, old) for new, old in zip(rounded, params, strict=True)]
+  # The integers.
 
   def begin(self, params: list, spills: Spills, length: int) -> list[Leaf]:
     """The integers of packed parameters, slots at zero, buffers empty.
@@ -253,179 +201,169 @@ class Dynamics(Pytree):
     """
     leaves = []
     for values, part in zip(params, self.part, strict=True):
-      bits = dict(self.equations[part].fraction_bits)
-      start = fixed_point.to_fixed(values, bits[PARAMS], self.integer)
+      roles = self.equations[part].roles
+      bits = self.equations[part].role(PARAMS).bits
+      start = fixed_point.to_fixed(values, bits, self.integer)
       start = jnp.where(spills.valid, start, fixed_point.overflow(self.integer))
       # Each slot has a buffer of its own, so that a step may donate them.
-      slots = {r: jnp.zeros_like(start) for r in bits if r != PARAMS}
-      multiplied = spills.schedules[part]
-      begun = {PARAMS: start, **slots}
-      buffers = {role: bit_buffer.init(begun[role], 0) for role in multiplied}
-      leaves.append(Leaf(start, slots, buffers))
-    return with_words(leaves, spills.rows(length))
+      begun = {r.name: jnp.zeros_like(start) for r in roles} | {PARAMS: start}
+      buffers = {
+        name: bit_buffer.init(begun[name], 0) for name in spills.schedules[part]
+      }
+      leaves.append(Leaf(begun, buffers))
+    rows = spills.rows(length)
+    return [leaf.with_rows(n) for leaf, n in zip(leaves, rows, strict=True)]
 
   def forward(
-    self, leaves: list, gradients: list, step: jax.Array, schedules: list
+    self, leaves: list[Leaf], gradients: list, step: Any, schedules: list
   ) -> list[Leaf]:
-    """z' = rho z + phi for all roles in turn, of all leaves."""
-    advanced = []
-    for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
-      now = self.now(schedules, i, step)
-      equations = self.at(i, step, gradient.dtype)
-      for role in equations.roles:
-        increment = self._increment(equations, role, leaf, gradient, step, now)
-        leaf = advance(equations, role, leaf, increment, now)
-      advanced.append(leaf)
-    return advanced
-
-  def undo_update(self, i: int, leaf: Leaf, step, now, dtype) -> Leaf:
-    """The parameters before a step, and what followed them in it."""
-    equations = self.at(i, step, dtype)
-    return self._undo(equations, equations.late, leaf, None, step, now, dtype)
-
-  def undo_increments(self, i: int, leaf: Leaf, gradient, step, now) -> Leaf:
-    """The slots before a step, from its gradient."""
-    dtype = gradient.dtype
-    equations = self.at(i, step, dtype)
-    return self._undo(
-      equations, equations.early, leaf, gradient, step, now, dtype
-    )
-
-  def _undo(self, equations, roles, leaf, gradient, step, now, dtype) -> Leaf:
-    for role in reversed(roles):
-      increment = self._increment(
-        equations, role, leaf, gradient, step, now, dtype
-      )
-      leaf = retreat(equations, role, leaf, increment, now)
-    return leaf
-
-  def _increment(
-    self, equations, role, leaf, gradient, step, now, dtype=None
-  ) -> jax.Array:
-    """phi of a role, behind fences: its bits are the same both ways."""
-    dtype = dtype or gradient.dtype
-    values = {
-      earlier: fence(value_after(equations, earlier, leaf, now, dtype), step)
-      for earlier in equations.roles_before(role)
-    }
-    if role not in equations.early:
-      gradient = None
-    if gradient is not None:
-      gradient = fence(gradient, step)
-    if equations.contracts(role):
-      increment = lambda equations, *args: equations.increment_of(role, *args)
-      return isolate(increment, step, equations, gradient, values, step)
-    return fence(equations.increment_of(role, gradient, values, step), step)
-
-  def view(self, i: int, leaf: Leaf, dtype: DTypeLike) -> jax.Array:
-    """The parameters of a leaf as floats, on the grid that is shown."""
-    equations = self.equations[self.part[i]]
-    bits, shown = dict(equations.fraction_bits)[PARAMS], equations.shown_bits
-    if shown is None or shown >= bits:
-      return fixed_point.from_fixed(leaf.params, bits, dtype)
-    hidden = bits - shown
-    rounded = (leaf.params + (1 << (hidden - 1))) >> hidden
-    values = fixed_point.from_fixed(rounded, shown, dtype)
-    return jnp.where(fixed_point.has_overflowed(leaf.params), jnp.nan, values)
-
-  def views(self, leaves: list[Leaf], dtypes: Sequence[Any]) -> list[jax.Array]:
-    """The parameters of all leaves as floats."""
+    """One step: z' = rho z + phi for all roles in turn, of all leaves."""
     return [
-      self.view(i, leaf, dtype)
-      for i, (leaf, dtype) in enumerate(zip(leaves, dtypes, strict=True))
+      steps.forward(
+        self.at(i, step), leaf, gradient, step, self.now(schedules, i, step)
+      )
+      for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True))
     ]
 
+  def undo_update(
+    self, leaves: list[Leaf], step: Any, schedules: list
+  ) -> list[Leaf]:
+    """The parameters before a step, and what followed them in it."""
+    return self._undo(leaves, [None] * len(leaves), step, schedules)
+
+  def undo_increments(
+    self, leaves: list[Leaf], gradients: list, step: Any, schedules: list
+  ) -> list[Leaf]:
+    """The slots before a step, from its gradients."""
+    return self._undo(leaves, gradients, step, schedules)
+
+  def _undo(self, leaves, gradients, step, schedules) -> list[Leaf]:
+    undone = []
+    for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
+      equations, now = self.at(i, step), self.now(schedules, i, step)
+      roles = equations.late if gradient is None else equations.early
+      undone.append(
+        steps.undo(equations, roles, leaf, gradient, step, now, self.dtypes[i])
+      )
+    return undone
+
+  def erase(self, leaves: list[Leaf], step: Any, schedules: list) -> list[Leaf]:
+    """Zeroes the words that a step spilled."""
+    erased = []
+    for i, leaf in enumerate(leaves):
+      now = self.now(schedules, i, step)
+      words = {
+        name: bit_buffer.erase(spilled, now[name])
+        for name, spilled in leaf.words().items()
+      }
+      erased.append(leaf.with_words(words))
+    return erased
+
+  def view(self, i: int, leaf: Leaf) -> jax.Array:
+    """The parameters of a leaf as floats, on the grid that is shown."""
+    equations, dtype = self.equations[self.part[i]], self.dtypes[i]
+    bits, shown = equations.role(PARAMS).bits, equations.shown_bits
+    params = leaf.integers[PARAMS]
+    if shown is None or shown >= bits:
+      return fixed_point.from_fixed(params, bits, dtype)
+    hidden = bits - shown
+    rounded = (params + (1 << (hidden - 1))) >> hidden
+    values = fixed_point.from_fixed(rounded, shown, dtype)
+    return jnp.where(fixed_point.has_overflowed(params), jnp.nan, values)
+
+  def views(self, leaves: list[Leaf]) -> list[jax.Array]:
+    """The parameters of all leaves as floats."""
+    return [self.view(i, leaf) for i, leaf in enumerate(leaves)]
+
   def averages(
-    self, leaves: list[Leaf], dtypes: Sequence[Any], schedules: list, count: Any
+    self, leaves: list[Leaf], schedules: list, count: Any
   ) -> list[jax.Array]:
     """The raw averages of the parameters of all leaves after so many steps."""
     last = jnp.maximum(count - 1, 0)
-    return [
-      value_after(
-        self.equations[part], AVERAGE, leaf, self.now(schedules, i, last), dtype
+    averages = []
+    for i, leaf in enumerate(leaves):
+      equations, now = self.at(i, last), self.now(schedules, i, last)
+      role = equations.role(AVERAGE)
+      averages.append(
+        steps.value_after(equations, role, leaf, now, self.dtypes[i])
       )
-      for i, (leaf, dtype, part) in enumerate(
-        zip(leaves, dtypes, self.part, strict=True)
-      )
-    ]
+    return averages
 
   def average_weights(self, count: jax.Array) -> list[jax.Array]:
     """What the weights in the average of each leaf add up to: 1 - prod rho."""
-    weights = []
-    for i in range(len(self.part)):
-      log = self._log_factor(self.forgetting(i)[AVERAGE], count)
-      weights.append(-jnp.expm1(log.total))
-    return weights
-
-  def check_slots(self, leaves: Sequence[Leaf]) -> None:
-    """Raises ValueError unless leaves are those of such an optimizer.
-
-    What an optimizer keeps can always be compared; see also `check_factors`.
-    """
-    if len(leaves) != len(self.part):
-      raise ValueError(
-        f"{_OTHER}: it has {len(leaves)} arrays of parameters, but "
-        f"the optimizer has {len(self.part)}."
+    return [
+      -jnp.expm1(
+        log_factor(self.forgetting(i)[AVERAGE], count, self.steps).total
       )
-    for leaf, part in zip(leaves, self.part, strict=True):
-      roles = sorted(set(self.equations[part].roles) - {PARAMS})
-      if sorted(leaf.slots) != roles:
-        raise ValueError(
-          f"{_OTHER}: it keeps {sorted(leaf.slots)}, but the optimizer keeps "
-          f"{roles}."
-        )
-      decays = "weight_decay" in self.hyperparameters[part]
-      if decays != (PARAMS in leaf.buffers):
-        raise ValueError(
-          f"{_OTHER}: its weight_decay was "
-          + (
-            "None, but the optimizer has one."
-            if decays
-            else "a number, but the optimizer's is None."
-          )
-        )
-      if leaf.params.dtype != self.integer:
-        raise ValueError(
-          f"{_OTHER}: its integers are {leaf.params.dtype}, but those of the "
-          f"optimizer are {self.integer}."
-        )
+      for i in range(len(self.part))
+    ]
 
-  def check_factors(self, schedules: list, step: Any = None) -> None:
-    """Raises ValueError if what is known of the factors says another optimizer.
+  # The adjoint.
+
+  def bars_of(self, view_bar: jax.Array) -> Bars:
+    """The cotangents of what `view` shows, by role."""
+    return {PARAMS: view_bar}
+
+  def view_bar(self, bars: Bars) -> jax.Array:
+    """Undoes `bars_of`."""
+    return bars[PARAMS]
+
+  def pull_back(
+    self,
+    after: list[Leaf],
+    before: list[Leaf],
+    gradients: list,
+    bars: list[Bars],
+    totals: tuple,
+    step: Any,
+    schedules: list,
+  ) -> tuple[list[Bars], list, tuple]:
+    """The adjoint of what a step does to the slots, or to all that follows.
 
     Args:
-      schedules: of a state.
-      step: the one to look at; by default all.
+      after: the integers after the half of a step that is pulled back.
+      before: and before it.
+      gradients: for the slots; None for each leaf for what follows them.
+      bars: cotangents after.
+      totals: cotangents of the hyperparameters so far.
+      step: int32 [].
+      schedules: of the run.
+
+    Returns:
+      Cotangents before, those of the gradients, and the totals.
     """
-    for part, own in enumerate(schedules):
-      for role, forgetting in self._factors(part).items():
-        then = own[role]
-        arrays = map(
-          hyperparameters.concrete, (then.before, then.after, forgetting)
-        )
-        known = [a.astype(np.float64) for a in arrays if a is not None]
-        at = 0 if step is None else hyperparameters.concrete(step)
-        if at is None or len(known) < 3:
-          continue
-        before, after, now = known
-        if before.ndim != now.ndim:  # a batch of runs
-          continue
-        if step is not None:
-          before, after, now = (a[at : at + 1] for a in (before, after, now))
-        if before.shape != now.shape:
-          raise ValueError(
-            f"{_OTHER}: it has {before.shape[1]} factors of {role!r} for each "
-            f"step, but the optimizer has {now.shape[1]}."
-          )
-        different = np.abs(before / after - (1 - now)) > 2.0**-20
-        if np.any(different):
-          row = tuple(np.argwhere(different)[0])
-          hint = " (1 - learning_rate * weight_decay)" if role == PARAMS else ""
-          raise ValueError(
-            f"{_OTHER}: it multiplied {role!r}{hint} by "
-            f"{before[row] / after[row]:.7g} in step {row[0] + at}, but the "
-            f"optimizer by {1 - now[row]:.7g}."
-          )
+    bars_before, gradients_bar = [], []
+    for i, gradient in enumerate(gradients):
+      equations, now = self.at(i, step), self.now(schedules, i, step)
+      roles = equations.late if gradient is None else equations.early
+      own, gradient_bar, equations_bars = steps.pull_back(
+        equations,
+        roles,
+        after[i],
+        before[i],
+        gradient,
+        bars[i],
+        step,
+        now,
+        self.dtypes[i],
+      )
+      bars_before.append(own)
+      gradients_bar.append(gradient_bar)
+      for equations_bar in equations_bars:
+        totals = self._accumulate(totals, i, step, equations_bar)
+    return bars_before, gradients_bar, totals
+
+  def _accumulate(self, totals, i, step, equations_bar) -> tuple:
+    part = self.part[i]
+    own = {
+      name: hyperparameters.accumulate(
+        values, i, step, equations_bar.value(name)
+      )
+      for name, values in totals[part].items()
+    }
+    return (*totals[:part], own, *totals[part + 1 :])
+
+  # The volume.
 
   def log_factors(self, count: jax.Array) -> list[compensated.Sum]:
     """Of an element of each leaf, what `count` steps multiply volume with."""
@@ -435,25 +373,28 @@ class Dynamics(Pytree):
       with jax.ensure_compile_time_eval():  # what is known stays known
         forgetting = self.forgetting(leaf)
       for forgotten in forgetting.values():
-        log = log.plus(self._log_factor(forgotten, count))
+        log = log.plus(log_factor(forgotten, count, self.steps))
       factors.append(log)
     return factors
 
-  def _log_factor(self, forgotten: jax.Array, count: jax.Array) -> Any:
-    """log(rho) of the first `count` steps; `forgotten` is [] or [steps]."""
-    known = hyperparameters.concrete(forgotten)
-    logs = (
-      jnp.log1p(-forgotten)
-      if known is None
-      else np.log1p(-known.astype(np.float64))
-    )
-    terms = compensated.of(logs, forgotten.dtype)
-    if not forgotten.ndim:
-      return terms.times(count)
-    taken = jnp.arange(self.steps) < count
-    return compensated.total_of(
-      jax.tree.map(lambda a: jnp.where(taken, a, 0), terms)
-    )
+
+def log_factor(
+  forgotten: jax.Array, count: jax.Array, steps: int
+) -> compensated.Sum:
+  """log(rho) of the first `count` steps; `forgotten` is [] or [steps]."""
+  known = hyperparameters.concrete(forgotten)
+  logs = (
+    jnp.log1p(-forgotten)
+    if known is None
+    else np.log1p(-known.astype(np.float64))
+  )
+  terms = compensated.of(logs, forgotten.dtype)
+  if not forgotten.ndim:
+    return terms.times(count)
+  taken = jnp.arange(steps) < count
+  return compensated.total_of(
+    jax.tree.map(lambda a: jnp.where(taken, a, 0), terms)
+  )
 
 
 def add_bars(totals: dict, name: str, bars: list, step: Any) -> dict:
@@ -464,41 +405,6 @@ def add_bars(totals: dict, name: str, bars: list, step: Any) -> dict:
   return {**totals, name: values} if bars else totals
 
 
-def clip(gradients: list[jax.Array], thresholds: list[jax.Array]) -> list:
-  """g <- g min(1, c / |g|), of all arrays together or of each on its own.
-
-  Norms are those of gradients scaled by a power of two, which is exact, so
-  that squares neither overflow nor vanish; at zero the derivative is that of
-  the identity.
-  """
-  if not thresholds or not gradients:
-    return gradients
-  groups = [gradients] if len(thresholds) == 1 else [[g] for g in gradients]
-  clipped = []
-  for group, threshold in zip(groups, thresholds, strict=True):
-    clipped += _clip_together(group, threshold)
-  return clipped
-
-
-def _clip_together(group: list[jax.Array], threshold: jax.Array) -> list:
-  dtype = max((g.dtype for g in group), key=lambda d: d.itemsize)
-  wide = [gradient.astype(dtype) for gradient in group]
-  largest = [jnp.max(jnp.abs(g), initial=0) for g in wide]
-  bound = jnp.finfo(dtype).maxexp - 2
-  exponent = jnp.frexp(lax.stop_gradient(jnp.max(jnp.stack(largest))))[1]
-  scale = jnp.ldexp(jnp.ones((), dtype), -jnp.clip(exponent, -bound, bound))
-  scaled = [gradient * scale for gradient in wide]
-  squares = jnp.sum(jnp.stack([jnp.sum(g * g) for g in scaled]))
-  positive = squares > 0
-  norm = jnp.sqrt(jnp.where(positive, squares, 1))
-  large = positive & (norm > threshold.astype(dtype) * scale)
-  factor = jnp.where(large, threshold.astype(dtype) / norm, 1)
-  return [
-    jnp.where(large, small * factor, whole).astype(gradient.dtype)
-    for small, whole, gradient in zip(scaled, wide, group, strict=True)
-  ]
-
-
 @jax.custom_jvp
 def _as_if(value: jax.Array, other: jax.Array) -> jax.Array:
   """The value, which differentiates as if it were the other."""
@@ -506,23 +412,3 @@ def _as_if(value: jax.Array, other: jax.Array) -> jax.Array:
 
 
 _as_if.defjvp(lambda primals, tangents: (primals[0], tangents[1]))
-
-
-def compute_dtype(dtype: DTypeLike) -> DTypeLike:
-  """Where gradients and adjoints of parameters of a type are computed."""
-  narrow = jnp.dtype(dtype).itemsize < 4
-  return jnp.dtype("float32") if narrow else jnp.dtype(dtype)
-
-
-def _check_factor(role: str, forgetting: np.ndarray, integer: Any) -> None:
-  factors = 1 - forgetting
-  smallest = bit_buffer.layout(integer).smallest_factor
-  if np.all(forgetting >= 0) and np.all(factors >= smallest):
-    return
-  bad = factors[~((forgetting >= 0) & (factors >= smallest))].flat[0]
-  raise ValueError(
-    f"{role!r} would be multiplied by {bad} in a step; a factor must lie in "
-    f"[{smallest}, 1].  A step that multiplies by 0 forgets the value, so it "
-    "has no inverse; a factor below the bound spills more than one word a "
-    "step; one above 1 would need bits that were never stored."
-  )

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from revmom.exact.pytree import static
 from revmom.optimizers.adam import adam, weight
-from revmom.optimizers.choices import check_factor, choices, floor
-from revmom.optimizers.hyperparameters import wrap
-from revmom.optimizers.leaf import PARAMS
+from revmom.optimizers.build import build
+from revmom.optimizers.grid import Grid
 from revmom.optimizers.partition import Partition, partition
 from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.slot import PARAMS, Slot
 
 MOMENTUM = "momentum"
 # Of the quintic iteration (Jordan et al. 2024): steepest at zero.
@@ -22,24 +22,22 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 class Muon(ReversibleOptimizer, kw_only=True):
   """Muon for matrices; build it with `muon`."""
 
+  slots = (
+    Slot(
+      MOMENTUM,
+      lambda self, g, z, t: (1 - self.momentum) * g,
+      decay="momentum",
+      fine=True,
+    ),
+  )
+
   momentum: Any
   eps: Any
   iterations: int = static(default=5)
-  fine: tuple[str, ...] = static(default=(MOMENTUM,))
 
-  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    return {MOMENTUM: 1 - self.momentum}
-
-  def increment(
-    self,
-    role: str,
-    gradient: jax.Array,
-    slots: dict[str, jax.Array],
-    step: jax.Array,
+  def displacement(
+    self, slots: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    return (1 - self.momentum) * gradient
-
-  def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
     mean = slots[MOMENTUM] / weight(self.momentum, step)
     fan_in, fan_out = mean.shape
     scale = math.sqrt(max(1, fan_out / max(1, fan_in)))
@@ -80,11 +78,7 @@ def muon(
   *,
   iterations: int = 5,
   others: ReversibleOptimizer | None = None,
-  clip: Any = None,
-  preprocess: Any = None,
-  fraction_bits: Any = None,
-  floors: Any = None,
-  integer: Any = "int32",
+  grid: Grid | None = None,
 ) -> Partition:
   r"""Muon for matrices, Adam for the rest; every step can be undone.
 
@@ -105,15 +99,11 @@ def muon(
     iterations: of Newton and Schulz.
     others: for arrays that are not matrices; by default `revmom.adam` with
       the same learning rate and eps.
-    clip: largest norm of all gradients together; see `revmom.sgd`.
-    preprocess: a stateless optax transformation of the gradients.
-    fraction_bits: of "params" and "momentum" (24).
-    floors: smallest factors to make room for when they are traced.
-    integer: "int32", or "int64" where x64 is on.
+    grid: of "params" and "momentum" (24 fraction bits); that of `others` is
+      the same by default, as far as it names "params"; see `revmom.Grid`.
 
   Raises:
-    ValueError: momentum outside (0, 1], an unknown role, or a `preprocess` with
-      a state.
+    ValueError: momentum outside (0, 1], or an unknown role.
 
   >>> import jax.numpy as jnp, revmom
   >>> optimizer = revmom.muon(0.1)
@@ -122,32 +112,21 @@ def muon(
   >>> bool((optimizer.params(state)["b"] == 0.9).all())
   True
   """
-  check_factor("momentum", momentum)
-  room = {MOMENTUM: floor(momentum)}
-  matrices = Muon(
-    momentum=wrap("momentum", momentum),
-    eps=wrap("eps", eps),
+  matrices = build(
+    Muon,
+    grid,
+    learning_rate=learning_rate,
+    momentum=momentum,
+    eps=eps,
+    weight_decay=weight_decay,
     iterations=iterations,
-    **choices(
-      {MOMENTUM: 24, PARAMS: 24},
-      room,
-      learning_rate=learning_rate,
-      weight_decay=weight_decay,
-      clip=None,
-      preprocess=None,
-      fraction_bits=fraction_bits,
-      floors=floors,
-      integer=integer,
-    ),
   )
   if others is None:
-    bits = {PARAMS: dict(matrices.fraction_bits)[PARAMS]}
-    others = adam(learning_rate, eps=eps, fraction_bits=bits, integer=integer)
+    role = matrices.role(PARAMS)
+    own = Grid({PARAMS: role.bits}, integer=role.integer)
+    others = adam(learning_rate, eps=eps, grid=own)
   return partition(
-    {"matrices": matrices, "others": others},
-    _matrices_and_others,
-    clip=clip,
-    preprocess=preprocess,
+    {"matrices": matrices, "others": others}, _matrices_and_others
   )
 
 

@@ -43,12 +43,41 @@ class Packing(NamedTuple):
       for group in self.groups
     ]
 
-  def unpack(self, packed: Sequence[jax.Array]) -> list[jax.Array]:
-    """Undoes `pack`; further axes may stand before those of the arrays."""
+  def unpack(
+    self, packed: Sequence[jax.Array], offsets: Sequence[Any] | None = None
+  ) -> list[jax.Array]:
+    """Undoes `pack`; further axes may stand before those of the arrays.
+
+    Args:
+      packed: one array for each group.
+      offsets: of the arrays, see `offsets`, where the compiler can't know them:
+        as operands of a branch.  What is cut out at places that it knows is a
+        program of its own for each array; else those of one shape share one,
+        and a hundred arrays compile several times faster.
+    """
     arrays: dict[int, jax.Array] = {}
     for values, group in zip(packed, self.groups, strict=True):
-      arrays |= self.split(values, group)
+      if offsets is None or not group.flat:
+        arrays |= self.split(values, group)
+        continue
+      for i in group.members:
+        shape = self.shapes[i]
+        piece = lax.dynamic_slice_in_dim(
+          values, offsets[i], math.prod(shape), values.ndim - 1
+        )
+        arrays[i] = piece.reshape(*values.shape[:-1], *shape)
     return [arrays[i] for i in range(len(self.shapes))]
+
+  @property
+  def offsets(self) -> list[np.ndarray]:
+    """Where each array starts in the packed one, int32 []."""
+    found: dict[int, np.ndarray] = {}
+    for group in self.groups:
+      start = 0
+      for i in group.members:
+        found[i] = np.asarray(start, np.int32)
+        start += math.prod(self.shapes[i])
+    return [found[i] for i in range(len(self.shapes))]
 
   def split(self, values: jax.Array, group: Group) -> dict[int, jax.Array]:
     """Number of an array -> its part of a packed one."""
@@ -62,7 +91,7 @@ class Packing(NamedTuple):
     }
 
   def each(self, values: Sequence[Any]) -> list[Any]:
-    """Of every array what its packed one has."""
+    """One value for each array, from those of the packed arrays."""
     found = {
       i: value
       for value, group in zip(values, self.groups, strict=True)
@@ -71,7 +100,7 @@ class Packing(NamedTuple):
     return [found[i] for i in range(len(self.shapes))]
 
   def first(self, values: Sequence[Any]) -> list[Any]:
-    """Of every packed array what the first one in it has."""
+    """One value for each packed array: that of the first array in it."""
     return [values[group.members[0]] for group in self.groups]
 
 

@@ -1,4 +1,4 @@
-"""Different optimizers for different parameters, and averages of them."""
+"""Different optimizers for different parameters."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 import jax
 
 from revmom.exact.pytree import static
-from revmom.optimizers.choices import check_factor, floor
-from revmom.optimizers.hyperparameters import wrap
-from revmom.optimizers.leaf import AVERAGE, PARAMS
 from revmom.optimizers.reversible import ReversibleOptimizer, check_optimizer
+from revmom.optimizers.slot import PARAMS
 
 
 class Labels(NamedTuple):
@@ -63,9 +61,6 @@ class Partition(ReversibleOptimizer, kw_only=True):
 def partition(
   optimizers: Mapping[Any, ReversibleOptimizer],
   labels: Any,
-  *,
-  clip: Any = None,
-  preprocess: Any = None,
 ) -> Partition:
   """Different optimizers for different parameter arrays.
 
@@ -77,9 +72,6 @@ def partition(
       function of the parameters that gives one (optax calls it
       `param_labels`); it is called with shapes as well, and with all the
       parameters inside of another partition, too.
-    clip: largest norm of all gradients together, or, as a pytree like the
-      parameters, of each array.
-    preprocess: a stateless optax transformation of all gradients.
 
   Returns:
     A `ReversibleOptimizer`.
@@ -106,29 +98,27 @@ def partition(
   for label, optimizer in optimizers.items():
     check_optimizer(f"partition, for the label {label!r},", optimizer)
   alike = {
-    (dict(o.fraction_bits)[PARAMS], o.integer) for o in optimizers.values()
+    optimizer.role(PARAMS)._replace(floor=None)
+    for optimizer in optimizers.values()
   }
   if len(alike) != 1:
     raise ValueError(
       "the optimizers must agree on the fraction bits of the parameters and on "
-      f"the type of integers, but they have {sorted(map(str, alike))}."
+      "the type of integers, but they have "
+      + " and ".join(sorted(f"{r.bits} of {r.integer}" for r in alike))
+      + "."
     )
   for label, optimizer in optimizers.items():
     if optimizer.clip is not None or optimizer.preprocess is not None:
       raise ValueError(
         f"the optimizer {label!r} clips or preprocesses gradients, which it "
-        "would do without those of the others; give clip and preprocess to "
-        "partition."
+        "would do without those of the others; give the partition to "
+        "revmom.clipped or revmom.preprocessed instead."
       )
-  ((bits, integer),) = alike
   return Partition(
     optimizers=dict(optimizers),
     labels=labels if callable(labels) else _labels_of(labels),
-    clip=wrap("clip", clip),
-    preprocess=preprocess,
-    fraction_bits=((PARAMS, bits),),
-    floors=(),
-    integer=integer,
+    roles=tuple(alike),
   )
 
 
@@ -140,51 +130,3 @@ def _labels_of(tree: Any) -> Any:
         f"{label!r} is no label; labels are strings or integers."
       )
   return Labels(tuple(leaves), structure)
-
-
-def averaged(optimizer: ReversibleOptimizer, decay: Any) -> ReversibleOptimizer:
-  r"""The optimizer, with an average of the parameters after each step.
-
-  .. math::
-    a' = \rho a + (1 - \rho)\,\theta', \qquad
-    \bar\theta = a' / (1 - \textstyle\prod \rho)
-
-  `optimizer.average_params(state)` and `run.average` give it; gradients go
-  through it.  A number is an exponential average; the mean of all (Polyak &
-  Juditsky 1992) is `lambda t: (t + 1) / (t + 2)`.
-
-  Args:
-    optimizer: of this library, not yet averaged.
-    decay: rho, in (0, 1]; see `revmom.sgd` for the kinds of hyperparameters.
-
-  Raises:
-    ValueError: decay outside (0, 1].
-
-  >>> import jax.numpy as jnp, revmom
-  >>> optimizer = revmom.averaged(
-  ...   revmom.sgd(1.0, 1.0), lambda t: (t + 1) / (t + 2)
-  ... )
-  >>> state = optimizer.init(jnp.zeros(1), num_steps=3)
-  >>> for _ in range(3):  # to -1, -3, -6
-  ...   state = optimizer.forward(state, jnp.ones_like)
-  >>> print(optimizer.average_params(state))
-  [-3.3333333]
-  """
-  check_optimizer("averaged", optimizer)
-  check_factor("decay", decay)
-  if AVERAGE in optimizer.roles:
-    raise ValueError(
-      "the optimizer keeps an average already; average it once, with one decay."
-    )
-  if isinstance(optimizer, Partition):
-    optimizers = {
-      label: averaged(own, decay) for label, own in optimizer.optimizers.items()
-    }
-    return optimizer.replace(optimizers=optimizers)
-  bits = dict(optimizer.fraction_bits)[PARAMS]
-  return optimizer.replace(
-    average=wrap("decay", decay),
-    fraction_bits=(*optimizer.fraction_bits, (AVERAGE, bits)),
-    floors=(*optimizer.floors, (AVERAGE, floor(decay))),
-    fine=(*optimizer.fine, AVERAGE),
-  )

@@ -6,11 +6,8 @@ in turn,
     z_k'   = rho_k z_k + phi_k(g(theta), z_1', ..., z_{k-1}'),          (1)
     theta' = rho_theta theta + u(z_1', ..., z_n'),                      (2)
 
-with 0 < rho <= 1, is an exact bijection on a grid: phi and u are increments
-computed from quantities that are known on the way back, so they are rounded
-and subtracted again; only the factors lose information, and a `BitBuffer`
-keeps it (Maclaurin, Duvenaud & Adams 2015, Algorithm 3).  Its Jacobian is a
-product of shears and scalings, so log|det| is the sum of the log factors.
+is a step of `revmom.steps.equations`: going back, theta comes first, so that
+the gradient is known when the slots are undone.
 
 An optimizer states phi, u and the factors; all else is derived here.
 """
@@ -18,26 +15,32 @@ An optimizer states phi, u and the factors; all else is derived here.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
-from revmom.exact import bit_buffer, compensated, fixed_point
-from revmom.exact.bit_buffer import Schedule
-from revmom.exact.pytree import Pytree, is_static, static
+from revmom.exact import compensated
+from revmom.exact.pytree import is_static, static
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters, packing
-from revmom.optimizers.dynamics import Dynamics, clip, compute_dtype
-from revmom.optimizers.leaf import AVERAGE, PARAMS, Leaf
+from revmom.optimizers.checks import (
+  check_factors,
+  check_like,
+  check_params,
+  check_slots,
+)
+from revmom.optimizers.dynamics import Dynamics
+from revmom.optimizers.gradients import compute_dtype, consumed
 from revmom.optimizers.packing import Packing
+from revmom.optimizers.slot import AVERAGE, PARAMS, Slot
 from revmom.optimizers.state import State, check_in_range
+from revmom.steps.equations import Equations
+from revmom.steps.leaf import Role
 
 DEFAULT_STEPS = 1000
-_NUDGE = 1e-15  # its square is a normal number, too
 NO_DERIVATIVE = (
   "{} computes on integers, through which every derivative would be zero.  "
   "Differentiate revmom.train instead: the params, average and losses of its "
@@ -47,118 +50,74 @@ NO_DERIVATIVE = (
 )
 
 
-class ReversibleOptimizer(Pytree, kw_only=True):
+class ReversibleOptimizer(Equations, kw_only=True):
   """A reversible optimizer, as a pytree of its hyperparameters.
 
-  A subclass declares its hyperparameters as fields and three equations, each
-  written for one parameter array at one step: there `self` holds scalars.
+  A subclass declares its hyperparameters as fields, equation (1) as a table of
+  slots, and equation (2) as `displacement`.  Each is written for one parameter
+  array at one step: there the hyperparameters are scalars.
 
   Attributes:
-    fraction_bits: (role, bits) of every slot and of "params", in the order in
-      which a step changes them: the resolution of each grid is 2^-bits.
-    floors: (role, factor): the smallest factor that buffers leave room for
-      when the hyperparameters are traced and the true one can't be known.
-    fine: roles whose increments are added below the resolution of their grid,
-      into the remainder; each must have a factor, which may be 1.
-    nonnegative: fine roles whose positive increments never round to zero.
-    learning_rate, weight_decay: theta is multiplied by one minus their product
-      in every step; without a weight decay it is not.
-    clip: largest norm of the gradients, of all together, or of each array if
-      it is a pytree like the parameters; None is no limit.
-    average: factor rho of an average of the parameters, see `averaged`.
-    preprocess: a stateless optax transformation of the gradients, before they
-      are clipped.
-    integer: int32, or int64 where x64 is on.
-    shown_bits: fraction bits of the floats that the parameters are shown as,
-      where their low bits are to stay hidden in the state; None shows all.
-    forgetting_varies: whether factors depend on the step even where no
-      hyperparameter does.
+    slots: equation (1) of each slot, in the order in which a step changes them.
     elementwise: whether phi and u of an element depend on nothing but its own
       gradient and slots, so that small arrays may be packed into one.
+    roles: the slots, the parameters and their average with their grids.
+    learning_rate, weight_decay: theta is multiplied by one minus their product
+      in every step; without a weight decay it is not.
+    clip: see `revmom.clipped`; None is no limit.
+    average: factor rho of an average of the parameters, see `revmom.averaged`.
+    preprocess: see `revmom.preprocessed`.
+    shown_bits: fraction bits of the floats that the parameters are shown as,
+      where their low bits are to stay hidden in the state; None shows all.
   """
 
+  slots: ClassVar[tuple[Slot, ...]] = ()
   elementwise: ClassVar[bool] = False
 
   learning_rate: Any = None
   weight_decay: Any = None
   clip: Any = None
   average: Any = None
-  fraction_bits: tuple[tuple[str, int], ...] = static()
-  floors: tuple[tuple[str, float], ...] = static()
-  fine: tuple[str, ...] = static(default=())
-  nonnegative: tuple[str, ...] = static(default=())
   preprocess: optax.GradientTransformation | None = static(default=None)
-  integer: Any = static(default=np.dtype("int32"))
   shown_bits: int | None = static(default=None)
-  forgetting_varies: bool = static(default=False)
 
-  # The three equations.
+  def displacement(
+    self, slots: dict[str, jax.Array], step: jax.Array
+  ) -> jax.Array:
+    """u, equation (2): what is added to the parameters."""
+    raise NotImplementedError
+
+  # What `revmom.steps.equations` asks for.
+
+  @property
+  def early(self) -> tuple[Role, ...]:
+    return self.before(PARAMS)
 
   def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    """1 - rho of every slot that is multiplied, equation (1)."""
-    raise NotImplementedError
-
-  def increment(
-    self,
-    role: str,
-    gradient: jax.Array,
-    slots: dict[str, jax.Array],
-    step: jax.Array,
-  ) -> jax.Array:
-    """phi of a slot, equation (1); `slots` are those changed before it."""
-    raise NotImplementedError
-
-  def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
-    """u, equation (2)."""
-    raise NotImplementedError
-
-  # The same with the parameters and their average among the roles.
-
-  @property
-  def roles(self) -> tuple[str, ...]:
-    """In the order in which a step changes them."""
-    return tuple(role for role, _ in self.fraction_bits)
-
-  @property
-  def early(self) -> tuple[str, ...]:
-    """Roles that change before the parameters, and may see the gradient."""
-    return self.roles_before(PARAMS)
-
-  @property
-  def late(self) -> tuple[str, ...]:
-    """The parameters and what changes after them."""
-    return self.roles[len(self.early) :]
-
-  def roles_before(self, role: str) -> tuple[str, ...]:
-    """Roles that change before another one."""
-    return self.roles[: self.roles.index(role)]
-
-  def all_forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    """1 - rho of every role that is multiplied."""
-    factors = dict(self.forgetting(step))
+    factors = {}
+    for slot in self.slots:
+      if slot.decay is not None:
+        factors[slot.name] = 1 - self.value(slot.decay)
+      elif slot.fine:  # its buffer holds what is below its grid
+        factors[slot.name] = jnp.zeros((), self.learning_rate.dtype)
     if self.weight_decay is not None:
       factors[PARAMS] = self.learning_rate * self.weight_decay
     if self.average is not None:
       factors[AVERAGE] = 1 - self.average
     return factors
 
-  def increment_of(
-    self, role: str, gradient: Any, values: dict[str, jax.Array], step: Any
+  def increment(
+    self, name: str, given: Any, values: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    """What a role is increased by; `values` are those changed before it."""
-    if role == AVERAGE:
+    if name == AVERAGE:
       return (1 - self.average) * values[PARAMS]
-    if role == PARAMS:
-      return self.update(values, step)
-    return self.increment(role, gradient, values, step)
+    if name == PARAMS:
+      return self.displacement(values, step)
+    (slot,) = (slot for slot in self.slots if slot.name == name)
+    return slot.increment(self, given, values, step)
 
-  def contracts(self, role: str) -> bool:
-    """Whether products and sums may meet within what a role is increased by."""
+  def contracts(self, name: str) -> bool:
     return not self.elementwise
-
-  def scale(self, role: str) -> Any:
-    """A power of two that the integers of a role are multiplied with."""
-    return 1
 
   # What follows from them.
 
@@ -174,7 +133,7 @@ class ReversibleOptimizer(Pytree, kw_only=True):
       ValueError: a parameter is not floating point or exceeds its grid, or a
         factor has no inverse.
     """
-    self.check_params(params)
+    check_params(self.role(PARAMS), params)
     params = refuse_derivative(params, NO_DERIVATIVE.format("optimizer.init"))
     steps = self.num_steps() or DEFAULT_STEPS
     steps = steps if num_steps is None else num_steps
@@ -234,19 +193,8 @@ class ReversibleOptimizer(Pytree, kw_only=True):
     """The first half of `inverse`: equation (2) undone, parameters restored."""
     dynamics, state = self._constant(state, "optimizer.inverse")
     step = state.count - 1
-    dynamics.check_factors(state.schedules, step)
-    leaves = [
-      dynamics.undo_update(
-        i,
-        leaf,
-        step,
-        dynamics.now(state.schedules, i, step),
-        dtype,
-      )
-      for i, (leaf, dtype) in enumerate(
-        zip(state.leaves, state.compute_dtypes, strict=True)
-      )
-    ]
+    check_factors(dynamics, state.schedules, step)
+    leaves = dynamics.undo_update(state.leaves, step, state.schedules)
     return state.replace(count=step, leaves=leaves)
 
   def undo_increments(self, state: State, gradients: list) -> State:
@@ -257,13 +205,10 @@ class ReversibleOptimizer(Pytree, kw_only=True):
     )
     # There is nothing before the first step.
     gradients = [jnp.where(state.count >= 0, g, jnp.nan) for g in gradients]
-    leaves = []
-    for i, (leaf, gradient) in enumerate(
-      zip(state.leaves, gradients, strict=True)
-    ):
-      now = dynamics.now(state.schedules, i, state.count)
-      leaf = dynamics.undo_increments(i, leaf, gradient, state.count, now)
-      leaves.append(_erase(leaf, now))
+    leaves = dynamics.undo_increments(
+      state.leaves, gradients, state.count, state.schedules
+    )
+    leaves = dynamics.erase(leaves, state.count, state.schedules)
     return state.replace(leaves=leaves)
 
   def params(self, state: State) -> Any:
@@ -273,7 +218,7 @@ class ReversibleOptimizer(Pytree, kw_only=True):
     which and what to do.
     """
     dynamics = self.resolve_for(state)
-    views = dynamics.views(state.leaves, state.compute_dtypes)
+    views = dynamics.views(state.leaves)
     return refuse_derivative(
       state.shown(views),
       NO_DERIVATIVE.format("optimizer.params"),
@@ -296,9 +241,7 @@ class ReversibleOptimizer(Pytree, kw_only=True):
       raise ValueError(
         "this optimizer keeps no average; use revmom.averaged(optimizer, rho)."
       )
-    raw = dynamics.averages(
-      state.leaves, state.compute_dtypes, state.schedules, state.count
-    )
+    raw = dynamics.averages(state.leaves, state.schedules, state.count)
     weights = dynamics.average_weights(state.count)
     return state.shown(
       [a / w.astype(a.dtype) for a, w in zip(raw, weights, strict=True)]
@@ -382,8 +325,17 @@ class ReversibleOptimizer(Pytree, kw_only=True):
         part[leaf] = number
     if packing is None:
       packing = _packing(params, equations, values, part)
-    packed = tuple(packing.first(part))
-    return Dynamics(values, tuple(equations), packed, packing, steps)
+    dtypes = [
+      compute_dtype(jnp.result_type(a)) for a in jax.tree.leaves(params)
+    ]
+    return Dynamics(
+      values,
+      tuple(equations),
+      tuple(packing.first(part)),
+      packing,
+      tuple(packing.first(dtypes)),
+      steps,
+    )
 
   def parts(self, params: Any) -> tuple[list[tuple[Any, list[int]]], dict]:
     """(optimizer, its leaves) of each part, and what concerns all leaves."""
@@ -398,73 +350,45 @@ class ReversibleOptimizer(Pytree, kw_only=True):
   def _constant(self, state: State, what: str) -> tuple[Dynamics, State]:
     """The dynamics of a state, neither of which may be differentiated."""
     dynamics = self.resolve_for(state)
-    dynamics.check_slots(state.leaves)
+    check_slots(dynamics, state.leaves)
     message = NO_DERIVATIVE.format(what)
     values = refuse_derivative(dynamics.hyperparameters, message)
     return dynamics.replace(hyperparameters=values), refuse_derivative(
       state, message
     )
 
-  def check_params(self, params: Any) -> None:
-    """Raises ValueError for parameters that can't live on the grid."""
-    bits = dict(self.fraction_bits)[PARAMS]
-    largest = fixed_point.largest(bits, self.integer)
-    for path, leaf in jax.tree.leaves_with_path(params):
-      name = jax.tree_util.keystr(path) or "params"
-      if not isinstance(leaf, float | int) and not hasattr(leaf, "dtype"):
-        raise ValueError(
-          f"the parameter {name} is a {type(leaf).__name__}, which is no array;"
-          " train the arrays of a model alone, such as Equinox's partition "
-          "gives them, and let the loss put them together with the rest."
-        )
-      if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-        raise ValueError(
-          f"the parameter array {name} is {jnp.result_type(leaf)}; parameters "
-          "must be floating point (pass anything else as an argument of the "
-          "loss)."
-        )
-      known = hyperparameters.concrete(leaf)
-      if known is not None and known.size:
-        magnitude = float(np.max(np.abs(known.astype(np.float64))))
-        if not magnitude <= largest:
-          raise ValueError(
-            f"the parameter array {name} holds a magnitude of {magnitude}, but "
-            f"{bits} fraction bits reach only {largest:g}; pass a smaller "
-            f'fraction_bits["{PARAMS}"].'
-          )
-
-  def transform(self, gradients: Any, params: Any) -> Any:
-    """The gradients after `preprocess`."""
-    if self.preprocess is None:
-      return gradients
-    change = lambda gradients: self.preprocess.update(
-      gradients, self.preprocess.init(params), params
-    )[0]
-    # A norm has no derivative at zero, where clipping is the identity; so the
-    # value is of the gradients, and the derivative of such a little beside.
-    nudged = jax.tree.map(lambda g: jnp.where(g == 0, g + _NUDGE, g), gradients)
-    near = change(nudged)
-    return jax.tree.map(
-      lambda value, near: value + (near - lax.stop_gradient(near)),
-      change(lax.stop_gradient(gradients)),
-      near,
-    )
-
   def gradients(
     self, dynamics: Dynamics, state: State, grad_fn: Callable[[Any], Any]
   ) -> list[jax.Array]:
-    """The gradients that a step consumes: checked, transformed, flat."""
-    views = dynamics.views(state.leaves, state.compute_dtypes)
+    """The gradients that a step consumes, packed."""
+    views = dynamics.views(state.leaves)
     params = lax.optimization_barrier(state.as_params(views))
     gradients = lax.optimization_barrier(grad_fn(params))
     check_like("gradients", gradients, params)
-    widen = lambda array: array.astype(compute_dtype(array.dtype))
-    gradients = self.transform(
-      jax.tree.map(widen, gradients), jax.tree.map(widen, params)
+    packed = dynamics.pack(jax.tree.leaves(gradients))
+    packed = [g.astype(d) for g, d in zip(packed, dynamics.dtypes, strict=True)]
+    thresholds = dynamics.thresholds(state.count)
+    return consumed(
+      self.preprocess,
+      state.structure,
+      state.packing,
+      packed,
+      views,
+      thresholds,
+      state.count,
     )
-    packed = state.packing.pack(jax.tree.leaves(gradients))
-    clipped = clip(packed, dynamics.thresholds(state.count))
-    return lax.optimization_barrier(clipped)
+
+  def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+    """Not what it is in optax.
+
+    Raises:
+      ValueError: always, with the right call.
+    """
+    raise ValueError(
+      "a reversible optimizer has no `update`: its steps change integers.  "
+      "Take one by state = optimizer.forward(state, grad_fn), or use "
+      "revmom.as_optax(optimizer), which has optax's init and update."
+    )
 
 
 def _packing(
@@ -513,30 +437,3 @@ def check_optimizer(where: str, optimizer: Any) -> None:
     f"{where} got {optimizer!r} as its optimizer; build one with revmom.sgd, "
     "revmom.adamw or another of revmom's optimizers."
   )
-
-
-def check_like(name: str, tree: Any, params: Any) -> None:
-  """Raises ValueError unless a tree is shaped like the parameters."""
-  expected: Any = jax.tree.structure(params)
-  got: Any = jax.tree.structure(tree)
-  if expected != got:
-    raise ValueError(
-      f"the {name} are {got}, but the parameters are {expected}; return one "
-      "array for every parameter array."
-    )
-  for (path, leaf), other in zip(
-    jax.tree.leaves_with_path(params), jax.tree.leaves(tree), strict=True
-  ):
-    if jnp.shape(leaf) != jnp.shape(other):
-      raise ValueError(
-        f"the {name} of {jax.tree_util.keystr(path)} have shape "
-        f"{jnp.shape(other)}, but the parameters have {jnp.shape(leaf)}."
-      )
-
-
-def _erase(leaf: Leaf, now: dict[str, Schedule]) -> Leaf:
-  buffers = {
-    role: buffer._replace(words=bit_buffer.erase(buffer.words, now[role]))
-    for role, buffer in leaf.buffers.items()
-  }
-  return leaf._replace(buffers=buffers)

@@ -1,18 +1,16 @@
 """RMSProp and Adagrad with momentum, as bijections."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from revmom.exact.pytree import static
 from revmom.optimizers.adam import safe_sqrt
-from revmom.optimizers.choices import check_factor, choices, floor
-from revmom.optimizers.hyperparameters import wrap
-from revmom.optimizers.leaf import PARAMS
+from revmom.optimizers.build import build
+from revmom.optimizers.grid import Grid
 from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.slot import Slot
 
 SQUARES, VELOCITY = "squares", "velocity"
 
@@ -20,71 +18,59 @@ SQUARES, VELOCITY = "squares", "velocity"
 class RMSProp(ReversibleOptimizer, kw_only=True):
   """RMSProp with momentum; build it with `rmsprop`."""
 
+  def _velocity(self, g: Any, z: dict[str, Any], t: Any) -> Any:
+    if self.eps_in_sqrt:
+      return -self.learning_rate * g / jnp.sqrt(z[SQUARES] + self.eps)
+    return -self.learning_rate * g / (safe_sqrt(z[SQUARES]) + self.eps)
+
   elementwise = True
+  slots = (
+    Slot(
+      SQUARES,
+      lambda self, g, z, t: (1 - self.decay) * g**2,
+      decay="decay",
+      fine=True,
+      nonnegative=True,
+    ),
+    Slot(VELOCITY, _velocity, decay="momentum", bits=28),
+  )
 
   decay: Any
   momentum: Any
   eps: Any
   eps_in_sqrt: bool = static(default=True)
-  fine: tuple[str, ...] = static(default=(SQUARES,))
-  nonnegative: tuple[str, ...] = static(default=(SQUARES,))
 
-  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    return {SQUARES: 1 - self.decay, VELOCITY: 1 - self.momentum}
-
-  def increment(
-    self,
-    role: str,
-    gradient: jax.Array,
-    slots: dict[str, jax.Array],
-    step: jax.Array,
+  def displacement(
+    self, slots: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    if role == SQUARES:
-      return (1 - self.decay) * gradient**2
-    if self.eps_in_sqrt:
-      return (
-        -self.learning_rate * gradient / jnp.sqrt(slots[SQUARES] + self.eps)
-      )
-    root = safe_sqrt(slots[SQUARES]) + self.eps
-    return -self.learning_rate * gradient / root
-
-  def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
     return slots[VELOCITY]
 
 
 class Adagrad(ReversibleOptimizer, kw_only=True):
   """Adagrad with momentum; build it with `adagrad`."""
 
+  def _velocity(self, g: Any, z: dict[str, Any], t: Any) -> Any:
+    squares = self.initial_accumulator_value + z[SQUARES]
+    positive = squares > 0
+    root = jnp.sqrt(jnp.where(positive, squares + self.eps, 1))
+    return jnp.where(positive, -self.learning_rate * g / root, 0)
+
   elementwise = True
+  slots = (
+    # The sum forgets nothing; its buffer holds what is below its grid.
+    Slot(
+      SQUARES, lambda self, g, z, t: g**2, bits=20, fine=True, nonnegative=True
+    ),
+    Slot(VELOCITY, _velocity, decay="momentum", bits=28),
+  )
 
   momentum: Any
   initial_accumulator_value: Any
   eps: Any
-  fine: tuple[str, ...] = static(default=(SQUARES,))
-  nonnegative: tuple[str, ...] = static(default=(SQUARES,))
 
-  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    # The sum forgets nothing; it has a buffer for what is below its grid.
-    return {
-      SQUARES: jnp.zeros_like(self.momentum),
-      VELOCITY: 1 - self.momentum,
-    }
-
-  def increment(
-    self,
-    role: str,
-    gradient: jax.Array,
-    slots: dict[str, jax.Array],
-    step: jax.Array,
+  def displacement(
+    self, slots: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    if role == SQUARES:
-      return gradient**2
-    squares = self.initial_accumulator_value + slots[SQUARES]
-    positive = squares > 0
-    root = jnp.sqrt(jnp.where(positive, squares + self.eps, 1))
-    return jnp.where(positive, -self.learning_rate * gradient / root, 0)
-
-  def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
     return slots[VELOCITY]
 
 
@@ -96,11 +82,7 @@ def rmsprop(
   *,
   weight_decay: Any = None,
   eps_in_sqrt: bool = True,
-  clip: Any = None,
-  preprocess: optax.GradientTransformation | None = None,
-  fraction_bits: Mapping[str, int] | None = None,
-  floors: Mapping[str, float] | None = None,
-  integer: Any = "int32",
+  grid: Grid | None = None,
 ) -> RMSProp:
   r"""RMSProp with momentum whose every step can be undone bit for bit.
 
@@ -120,15 +102,11 @@ def rmsprop(
     eps: epsilon.
     weight_decay: lambda, decoupled; None is 0.
     eps_in_sqrt: False adds epsilon to the root, as PyTorch does.
-    clip: largest norm of the gradients; see `revmom.sgd`.
-    preprocess: a stateless optax transformation of the gradients.
-    fraction_bits: of "params" (24), "squares" (24) and "velocity" (28).
-    floors: smallest factors to make room for when they are traced.
-    integer: "int32", or "int64" where x64 is on.
+    grid: of "params" (24 fraction bits), "squares" (24) and "velocity" (28);
+      see `revmom.Grid`.
 
   Raises:
-    ValueError: decay or momentum outside (0, 1], an unknown role, or a
-      `preprocess` with a state.
+    ValueError: decay or momentum outside (0, 1], or an unknown role.
 
   >>> import jax.numpy as jnp, revmom
   >>> optimizer = revmom.rmsprop(0.1, decay=0.75)
@@ -136,25 +114,15 @@ def rmsprop(
   >>> print(optimizer.params(optimizer.forward(state, lambda x: x)))
   [0.8 0.8]
   """
-  check_factor("decay", decay)
-  check_factor("momentum", momentum)
-  room = {SQUARES: floor(decay), VELOCITY: floor(momentum)}
-  return RMSProp(
-    decay=wrap("decay", decay),
-    momentum=wrap("momentum", momentum),
-    eps=wrap("eps", eps),
+  return build(
+    RMSProp,
+    grid,
+    learning_rate=learning_rate,
+    decay=decay,
+    momentum=momentum,
+    eps=eps,
+    weight_decay=weight_decay,
     eps_in_sqrt=eps_in_sqrt,
-    **choices(
-      {SQUARES: 24, VELOCITY: 28, PARAMS: 24},
-      room,
-      learning_rate=learning_rate,
-      weight_decay=weight_decay,
-      clip=clip,
-      preprocess=preprocess,
-      fraction_bits=fraction_bits,
-      floors=floors,
-      integer=integer,
-    ),
   )
 
 
@@ -164,11 +132,7 @@ def adagrad(
   initial_accumulator_value: Any = 0.1,
   eps: Any = 1e-7,
   *,
-  clip: Any = None,
-  preprocess: optax.GradientTransformation | None = None,
-  fraction_bits: Mapping[str, int] | None = None,
-  floors: Mapping[str, float] | None = None,
-  integer: Any = "int32",
+  grid: Grid | None = None,
 ) -> Adagrad:
   r"""Adagrad with momentum whose every step can be undone bit for bit.
 
@@ -186,16 +150,11 @@ def adagrad(
     momentum: beta, in (0, 1].
     initial_accumulator_value: s_0.
     eps: epsilon.
-    clip: largest norm of the gradients; see `revmom.sgd`.
-    preprocess: a stateless optax transformation of the gradients.
-    fraction_bits: of "params" (24), "squares" (20, so at most 1024) and
-      "velocity" (28).
-    floors: smallest factor of "velocity" to make room for when it is traced.
-    integer: "int32", or "int64" where x64 is on.
+    grid: of "params" (24 fraction bits), "squares" (20, so at most 1024) and
+      "velocity" (28); see `revmom.Grid`.
 
   Raises:
-    ValueError: momentum outside (0, 1], an unknown role, or a `preprocess` with
-      a state.
+    ValueError: momentum outside (0, 1], or an unknown role.
 
   >>> import jax.numpy as jnp, revmom
   >>> optimizer = revmom.adagrad(0.1, initial_accumulator_value=3.0)
@@ -203,21 +162,11 @@ def adagrad(
   >>> print(optimizer.params(optimizer.forward(state, lambda x: x)))
   [0.95 0.95]
   """
-  check_factor("momentum", momentum)
-  return Adagrad(
-    momentum=wrap("momentum", momentum),
-    initial_accumulator_value=wrap(
-      "initial_accumulator_value", initial_accumulator_value
-    ),
-    eps=wrap("eps", eps),
-    **choices(
-      {SQUARES: 20, VELOCITY: 28, PARAMS: 24},
-      {SQUARES: 1.0, VELOCITY: floor(momentum)},
-      learning_rate=learning_rate,
-      clip=clip,
-      preprocess=preprocess,
-      fraction_bits=fraction_bits,
-      floors=floors,
-      integer=integer,
-    ),
+  return build(
+    Adagrad,
+    grid,
+    learning_rate=learning_rate,
+    momentum=momentum,
+    initial_accumulator_value=initial_accumulator_value,
+    eps=eps,
   )

@@ -1,16 +1,14 @@
 """Stochastic gradient descent with momentum, as a bijection."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import optax
 
 from revmom.exact.pytree import static
-from revmom.optimizers.choices import check_factor, choices, floor
-from revmom.optimizers.hyperparameters import wrap
-from revmom.optimizers.leaf import PARAMS
+from revmom.optimizers.build import build
+from revmom.optimizers.grid import Grid
 from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.slot import Slot
 
 VELOCITY = "velocity"
 FORMS = ("heavy_ball", "ema", "trace")
@@ -20,28 +18,28 @@ class SGD(ReversibleOptimizer, kw_only=True):
   """Momentum SGD; build it with `sgd`."""
 
   elementwise = True
+  slots = (
+    Slot(
+      VELOCITY,
+      lambda self, g, z, t: -self.gain * g,
+      decay="momentum",
+      bits=28,
+    ),
+  )
 
   momentum: Any
   form: str = static(default="heavy_ball")
 
-  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    return {VELOCITY: 1 - self.momentum}
+  @property
+  def gain(self) -> Any:
+    """What a gradient is multiplied with on its way into the velocity."""
+    if self.form == "heavy_ball":
+      return self.learning_rate
+    return 1 - self.momentum if self.form == "ema" else 1
 
-  def increment(
-    self,
-    role: str,
-    gradient: jax.Array,
-    slots: dict[str, jax.Array],
-    step: jax.Array,
+  def displacement(
+    self, slots: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    gain = {
-      "heavy_ball": self.learning_rate,
-      "ema": 1 - self.momentum,
-      "trace": 1,
-    }[self.form]
-    return -gain * gradient
-
-  def update(self, slots: dict[str, jax.Array], step: jax.Array) -> jax.Array:
     if self.form == "heavy_ball":
       return slots[VELOCITY]
     return self.learning_rate * slots[VELOCITY]
@@ -53,11 +51,7 @@ def sgd(
   *,
   weight_decay: Any = None,
   form: str = "heavy_ball",
-  clip: Any = None,
-  preprocess: optax.GradientTransformation | None = None,
-  fraction_bits: Mapping[str, int] | None = None,
-  floors: Mapping[str, float] | None = None,
-  integer: Any = "int32",
+  grid: Grid | None = None,
 ) -> SGD:
   r"""Momentum SGD whose every step can be undone bit for bit.
 
@@ -86,29 +80,16 @@ def sgd(
     weight_decay: likewise, with zeros for arrays that should not decay;
       0 <= learning_rate * weight_decay < 1, or None.
     form: "heavy_ball", "ema" or "trace".
-    clip: the largest global norm of the gradients, or, as a pytree like the
-      parameters, of each array; differentiable like the others.
-    preprocess: a stateless optax transformation of the gradients, before they
-      are clipped.
-    fraction_bits: resolution 2^-bits of "params" (24) and "velocity" (28;
-      24 in the other forms, whose velocity has the size of gradients).  With
-      int32 values reach 2^(30 - bits): 64 for parameters, 4 for velocities.
-      With int64 both are 48.
-    floors: the smallest factor of "velocity" (and "params" under weight decay)
-      to make room for when it is traced; by default twice the bits of the
-      values given here, or 0.5 (0.99) if they are traced already.
-    integer: "int32", or "int64" where x64 is on.  With int64 a step multiplies
-      by a factor that is within some 2^-30 of itself of the one given (2^-22
-      with int32) and carries the rest to the next step, so that runs with a
-      weight decay follow float64 to some 1e-9.
+    grid: of "params" (24 fraction bits: at most 64 with int32) and "velocity"
+      (28: at most 4; 24 in the other forms, whose velocity has the size of
+      gradients); see `revmom.Grid`.
 
   Returns:
     A `ReversibleOptimizer`: `init`, `forward`, `inverse`, `params`, `log_det`.
 
   Raises:
-    ValueError: momentum outside (0, 1], a clip that is not positive, an
-      argument of the wrong kind, an unknown form or role, or a `preprocess`
-      with a state.
+    ValueError: momentum outside (0, 1], an argument of the wrong kind, or an
+      unknown form or role.
 
   >>> import jax, jax.numpy as jnp, revmom
   >>> optimizer = revmom.sgd(learning_rate=0.1, momentum=0.9)
@@ -124,20 +105,12 @@ def sgd(
   """
   if form not in FORMS:
     raise ValueError(f"form={form!r}; choose one of {FORMS}.")
-  check_factor("momentum", momentum)
-  room = {VELOCITY: floor(momentum)}
-  return SGD(
-    momentum=wrap("momentum", momentum),
+  return build(
+    SGD,
+    grid,
+    bits=None if form == "heavy_ball" else {VELOCITY: 24},
+    learning_rate=learning_rate,
+    momentum=momentum,
+    weight_decay=weight_decay,
     form=form,
-    **choices(
-      {VELOCITY: 28 if form == "heavy_ball" else 24, PARAMS: 24},
-      room,
-      learning_rate=learning_rate,
-      weight_decay=weight_decay,
-      clip=clip,
-      preprocess=preprocess,
-      fraction_bits=fraction_bits,
-      floors=floors,
-      integer=integer,
-    ),
   )

@@ -9,9 +9,9 @@ import numpy as np
 from revmom.exact import fixed_point
 from revmom.exact.bit_buffer import Schedule
 from revmom.exact.pytree import Pytree, static
-from revmom.optimizers.dynamics import Dynamics, compute_dtype
-from revmom.optimizers.leaf import Leaf
+from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.packing import Packing
+from revmom.steps.leaf import Leaf
 
 
 class State(Pytree):
@@ -29,11 +29,6 @@ class State(Pytree):
   def witness(self) -> Any:
     """Floats that depend on what the integers depend on, if there are any."""
     return ()
-
-  @property
-  def compute_dtypes(self) -> list[Any]:
-    """Of the float views of the leaves."""
-    return [compute_dtype(d) for d in self.packing.first(self.dtypes)]
 
   def like_params(self) -> Any:
     """Shapes and types of the parameters."""
@@ -59,18 +54,10 @@ class State(Pytree):
     """The same, NaN where a grid was left."""
     return self.as_params(
       [
-        jnp.where(overflowed(leaf), jnp.nan, view)
+        jnp.where(leaf.overflowed, jnp.nan, view)
         for leaf, view in zip(self.leaves, views, strict=True)
       ]
     )
-
-
-def overflowed(leaf: Leaf) -> jax.Array:
-  """Where any role of a parameter array has left its grid."""
-  flags = fixed_point.has_overflowed(leaf.params)
-  for integers in leaf.slots.values():
-    flags = flags | fixed_point.has_overflowed(integers)
-  return flags
 
 
 def check_in_range(state: State, dynamics: Dynamics) -> None:
@@ -88,10 +75,8 @@ def check_in_range(state: State, dynamics: Dynamics) -> None:
   ):
     equations = dynamics.equations[part]
     flags = {
-      role: state.packing.split(
-        fixed_point.has_overflowed(leaf.of(role)), group
-      )
-      for role in equations.roles
+      name: state.packing.split(fixed_point.has_overflowed(integers), group)
+      for name, integers in leaf.integers.items()
     }
     for i in group.members:
       own = {role: np.asarray(flag[i]) for role, flag in flags.items()}
@@ -102,18 +87,18 @@ def check_in_range(state: State, dynamics: Dynamics) -> None:
 def _overflow_message(equations, name, flags, state) -> str:
   outside = np.any(list(flags.values()), axis=0)
   guilty = [
-    f"{role} (fraction bits {bits}, so at most "
-    f"{fixed_point.largest(bits, equations.integer):g})"
-    for role, bits in equations.fraction_bits
-    if flags[role].any()
+    f"{role.name} (fraction bits {role.bits}, so at most {role.largest:g})"
+    for role in equations.roles
+    if flags[role.name].any()
   ]
+  floors = {r.name: r.floor for r in equations.roles if r.floor is not None}
   return (
     f"{outside.sum()} of {outside.size} elements of the parameter array "
     f"{name}, shape {outside.shape}, left the grid of {' and '.join(guilty)} "
     "within the run: a value or gradient was NaN or too large, more than "
     f"the {state.steps} steps of `init` were taken, more were undone than "
-    "taken, or the factors were smaller than the floors "
-    f"{dict(equations.floors)}.  Lower the learning "
-    "rate, clip the gradients, give a role fewer fraction bits, or set "
-    "`num_steps` or `floors`."
+    f"taken, or the factors were smaller than the floors {floors}.  Lower the "
+    "learning rate, clip the gradients (revmom.clipped), give a role fewer "
+    "fraction bits (grid=revmom.Grid({role: bits})), or set num_steps or the "
+    "floors of the grid."
   )

@@ -19,15 +19,11 @@ import jax.numpy as jnp
 
 from revmom.exact import bit_buffer, fixed_point
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import Dynamics, Spills, add_bars
-from revmom.optimizers.leaf import (
-  PARAMS,
-  Leaf,
-  base,
-  is_tangent,
-  tangent_of,
-)
+from revmom.optimizers.dynamics import Bars, Dynamics, add_bars
 from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.slot import PARAMS
+from revmom.optimizers.spills import Spills
+from revmom.steps.leaf import Leaf, Role, base, is_tangent, tangent_of
 
 
 def _scale_of(role: str) -> str:
@@ -62,38 +58,38 @@ class Tangent(ReversibleOptimizer, kw_only=True):
         return scale
     return self.own.value(name)
 
-  def all_forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    factors = self.own.all_forgetting(step)
-    return factors | {tangent_of(role): f for role, f in factors.items()}
+  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
+    factors = self.own.forgetting(step)
+    return factors | {tangent_of(name): f for name, f in factors.items()}
 
-  def increment_of(
-    self, role: str, gradient: Any, values: dict[str, jax.Array], step: Any
+  def increment(
+    self, name: str, given: Any, values: dict[str, jax.Array], step: Any
   ) -> jax.Array:
-    of = base(role)
-    before = {r: values[r] for r in self.own.roles_before(of)}
-    own, along = (None, None) if gradient is None else gradient
-    phi = lambda optimizer, gradient, before: optimizer.increment_of(
-      of, gradient, before, step
+    of = base(name)
+    before = {role.name: values[role.name] for role in self.own.before(of)}
+    own, along = (None, None) if given is None else given
+    phi = lambda optimizer, given, before: optimizer.increment(
+      of, given, before, step
     )
-    if not is_tangent(role):
+    if not is_tangent(name):
       return phi(self.own, own, before)
     tangents = {r: values[tangent_of(r)] for r in before}
     phi, phi_dot = jax.jvp(
       phi, (self.own, own, before), (self.along, along, tangents)
     )
     forgotten, forgotten_dot = jax.jvp(
-      lambda optimizer: optimizer.all_forgetting(step).get(of, jnp.zeros(())),
+      lambda optimizer: optimizer.forgetting(step).get(of, jnp.zeros(())),
       (self.own,),
       (self.along,),
     )
     old = (values[of] - phi) / (1 - forgotten.astype(phi.dtype))
     return phi_dot - forgotten_dot.astype(phi.dtype) * old
 
-  def contracts(self, role: str) -> bool:
-    return is_tangent(role) or self.own.contracts(role)
+  def contracts(self, name: str) -> bool:
+    return is_tangent(name) or self.own.contracts(name)
 
-  def scale(self, role: str) -> Any:
-    return self.scales[base(role)] if is_tangent(role) else 1
+  def scale(self, name: str) -> Any:
+    return self.scales[base(name)] if is_tangent(name) else 1
 
 
 def _fields(optimizer: ReversibleOptimizer) -> set[str]:
@@ -117,39 +113,40 @@ class TangentDynamics(Dynamics):
       last = add_bars(last, name, [bar[row] for bar in bars], step)
     return (*totals[:-1], last)
 
-  def bars_of_roles(self, params_bar: jax.Array, slots_bar: dict) -> dict:
-    own, tangent = params_bar
-    return {PARAMS: own, tangent_of(PARAMS): tangent, **slots_bar}
+  def bars_of(self, view_bar: jax.Array) -> Bars:
+    own, tangent = view_bar
+    return {PARAMS: own, tangent_of(PARAMS): tangent}
 
-  def bars_of_leaf(self, bars: dict) -> tuple[jax.Array, dict]:
-    both = PARAMS, tangent_of(PARAMS)
-    rest = {role: bar for role, bar in bars.items() if role not in both}
-    return jnp.stack([bars[role] for role in both]), rest
+  def view_bar(self, bars: Bars) -> jax.Array:
+    return jnp.stack([bars[PARAMS], bars[tangent_of(PARAMS)]])
 
   def begin(self, params: list, spills: Spills, length: int) -> list[Leaf]:
-    role = tangent_of(PARAMS)
+    name = tangent_of(PARAMS)
     leaves = super().begin([own for own, _ in params], spills, length)
     begun = []
     for i, (leaf, (_, tangent)) in enumerate(zip(leaves, params, strict=True)):
-      equations = self.at(i, jnp.zeros((), jnp.int32), tangent.dtype)
-      bits = dict(equations.fraction_bits)[role]
-      scaled = tangent * equations.scale(role)
-      integers = fixed_point.to_fixed(scaled, bits, self.integer)
-      buffer = leaf.buffers.get(role)
+      equations, role = self._tangent_role(i)
+      scaled = tangent * equations.scale(name)
+      integers = fixed_point.to_fixed(scaled, role.bits, role.integer)
+      buffer = leaf.buffers.get(name)
       if buffer is not None:
         number = bit_buffer.init(integers, 0).number
         buffer = buffer._replace(number=number)
-      begun.append(leaf.put(role, integers, buffer))
+      begun.append(leaf.put(name, integers, buffer))
     return begun
 
-  def view(self, i: int, leaf: Leaf, dtype: Any) -> jax.Array:
-    role = tangent_of(PARAMS)
-    equations = self.at(i, jnp.zeros((), jnp.int32), dtype)
-    bits = dict(equations.fraction_bits)[role]
-    scaled = fixed_point.from_fixed(leaf.of(role), bits, dtype)
+  def view(self, i: int, leaf: Leaf) -> jax.Array:
+    equations, role = self._tangent_role(i)
+    integers = leaf.integers[role.name]
+    scaled = fixed_point.from_fixed(integers, role.bits, self.dtypes[i])
     return jnp.stack(
-      [super().view(i, leaf, dtype), scaled / equations.scale(role)]
+      [super().view(i, leaf), scaled / equations.scale(role.name)]
     )
+
+  def _tangent_role(self, i: int) -> tuple[Tangent, Role]:
+    """The equations of a leaf, and the role of its parameters' tangent."""
+    equations = self.at(i, jnp.zeros((), jnp.int32))
+    return equations, equations.role(tangent_of(PARAMS))
 
 
 def tangent(
@@ -164,21 +161,21 @@ def tangent(
   """
   parts = []
   for equations in dynamics.equations:
-    both = lambda pairs: tuple(
-      pair for role, x in pairs for pair in ((role, x), (tangent_of(role), x))
+    roles = tuple(
+      own
+      for role in equations.roles
+      for own in (
+        role,
+        role._replace(name=tangent_of(role.name), nonnegative=False),
+      )
     )
     parts.append(
       Tangent(
         own=equations,
         along=equations,
-        scales=dict.fromkeys(equations.roles),
-        fraction_bits=both(equations.fraction_bits),
-        floors=both(equations.floors),
-        fine=tuple(role for role, _ in both((r, 0) for r in equations.fine)),
-        nonnegative=equations.nonnegative,
-        integer=equations.integer,
+        scales=dict.fromkeys(equations.names),
+        roles=roles,
         shown_bits=equations.shown_bits,
-        forgetting_varies=equations.forgetting_varies,
       )
     )
   named = [{_scale_of(r): (s,) for r, s in own.items()} for own in scales]
@@ -189,5 +186,10 @@ def tangent(
     )
   )
   return TangentDynamics(
-    hypers, tuple(parts), dynamics.part, dynamics.packing, dynamics.steps
+    hypers,
+    tuple(parts),
+    dynamics.part,
+    dynamics.packing,
+    dynamics.dtypes,
+    dynamics.steps,
   )

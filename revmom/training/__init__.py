@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from revmom.training import plans
 from revmom.training.microbatches import accumulated
 from revmom.training.receipt import Fingerprint, Receipt, explain, fingerprint
 from revmom.training.stepper import Stepper
@@ -33,6 +34,7 @@ __all__ = [
   "gaussian_entropy",
   "ledger",
   "parabola_bound",
+  "plans",
   "rewind",
   "sgd_curvature",
   "train",

@@ -1,6 +1,6 @@
 """A run with its derivative: the reverse pass as a custom one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,14 +9,13 @@ from jax.custom_derivatives import SymbolicZero
 
 from revmom.exact.pytree import Pytree, static
 from revmom.exact.refusal import refuse_derivative
-from revmom.optimizers.dynamics import Dynamics, Spills
-from revmom.optimizers.leaf import AVERAGE
-from revmom.optimizers.state import overflowed
+from revmom.optimizers.dynamics import Dynamics
+from revmom.optimizers.slot import AVERAGE
+from revmom.optimizers.spills import Spills
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
-from revmom.training.adjoint import Adjoint
-from revmom.training.plan import Plan
-from revmom.training.problem import merger, selector
+from revmom.training.plans import Plan
+from revmom.training.problem import Data, Problem
 
 
 class Residuals(Pytree):
@@ -25,16 +24,15 @@ class Residuals(Pytree):
   hyperparameters: Any
   timing: tuple
   params: list[jax.Array]
-  shared: list[jax.Array]
-  stacked: list[jax.Array]
+  data: Data
   extra: dict[str, Any]
-  masks: tuple = static()  # of shared and stacked
+  wanted: tuple = static()  # whether each array of the data is differentiated
 
 
 def differentiable(
-  problem: runs.Problem, plan: Plan, dynamics: Dynamics, spills: Spills
+  problem: Problem, plan: Plan, dynamics: Dynamics, spills: Spills
 ) -> Callable:
-  """(hyperparameters, timing, params, shared, stacked) -> results.
+  """(hyperparameters, timing, params, data) -> results.
 
   `timing` is the traced part of the spills: a custom derivative must not
   close over it.  The results are floats of the final parameters, raw averages
@@ -42,47 +40,37 @@ def differentiable(
   leaves, checksums and what the plan keeps.
   """
 
-  def inputs_of(hypers, timing, shared, stacked):
+  def inputs_of(hypers, timing, data):
     schedules, valid = timing
     return runs.Inputs(
       dynamics.replace(hyperparameters=hypers),
       spills._replace(schedules=schedules, valid=valid),
-      shared,
-      stacked,
+      data,
     )
 
   @jax.custom_vjp
-  def run(hypers, timing, params, shared, stacked):
-    inputs = inputs_of(hypers, timing, shared, stacked)
-    return _forward(problem, plan, inputs, params)
+  def run(hypers, timing, params, data):
+    return _forward(problem, plan, inputs_of(hypers, timing, data), params)
 
-  def forward(hypers, timing, params, shared, stacked):
-    masks = _perturbed(shared), _perturbed(stacked)
+  def forward(hypers, timing, params, data):
+    wanted = tuple(
+      leaf.perturbed and jnp.issubdtype(leaf.value.dtype, jnp.inexact)
+      for leaf in [*data.shared, *data.stacked]
+    )
     timing, *inputs = jax.tree.map(
-      lambda leaf: leaf.value, (timing, hypers, params, shared, stacked)
+      lambda leaf: leaf.value, (timing, hypers, params, data)
     )
-    hypers, params, shared, stacked = refuse_derivative(inputs, _TWICE)
-    out = run(hypers, timing, params, shared, stacked)
-    return out, Residuals(
-      hypers, timing, params, shared, stacked, out[3], masks
-    )
+    hypers, params, data = refuse_derivative(inputs, _TWICE)
+    out = run(hypers, timing, params, data)
+    return out, Residuals(hypers, timing, params, data, out[3], wanted)
 
   def backward(residuals, bars):
     inputs = inputs_of(
-      residuals.hyperparameters,
-      residuals.timing,
-      residuals.shared,
-      residuals.stacked,
+      residuals.hyperparameters, residuals.timing, residuals.data
     )
     final = _backward(problem, plan, inputs, residuals, bars)
-    masks = residuals.masks
-    return (
-      final.hyperparameters,
-      None,
-      final.params,
-      _scatter(final.shared, masks[0]),
-      _scatter(final.stacked, masks[1]),
-    )
+    params_bar = [dynamics.view_bar(own) for own in final.leaves]
+    return final.hyperparameters, None, params_bar, final.data
 
   run.defvjp(forward, backward, symbolic_zeros=True)
   return run
@@ -115,18 +103,15 @@ def _forward(problem, plan, inputs, params):
     checksums = jnp.concatenate([checksums, last[None]])
   dynamics = inputs.dynamics
   finish = lambda views: [
-    jnp.where(overflowed(leaf), jnp.nan, view)
+    jnp.where(leaf.overflowed, jnp.nan, view)
     for leaf, view in zip(leaves, views, strict=True)
   ]
-  views = finish(dynamics.views(leaves, problem.dtypes))
+  views = finish(dynamics.views(leaves))
   averages = []
   if dynamics.keeps_average and dynamics.steps:
     averages = finish(
       dynamics.averages(
-        leaves,
-        problem.dtypes,
-        inputs.spills.schedules,
-        jnp.asarray(dynamics.steps),
+        leaves, inputs.spills.schedules, jnp.asarray(dynamics.steps)
       )
     )
   extra = {
@@ -140,20 +125,19 @@ def _forward(problem, plan, inputs, params):
 
 def _backward(problem, plan, inputs, residuals, bars):
   """The final adjoint; NaN unless the reversal was exact."""
-  masks, extra = residuals.masks, residuals.extra
+  extra = residuals.extra
   views_bar, averages_bar, losses_bar, _ = bars
   if isinstance(losses_bar, SymbolicZero):
     losses_bar = None
   adjoint = _first_adjoint(
     inputs,
-    problem,
     extra["leaves"],
     [_instantiate(bar) for bar in views_bar],
     [_instantiate(bar) for bar in averages_bar],
-    masks,
+    residuals.wanted,
   )
   back = runs.backward(
-    problem._replace(select=selector(masks), merge=merger(masks)),
+    problem,
     inputs,
     runs.Backward(
       extra["leaves"],
@@ -163,7 +147,7 @@ def _backward(problem, plan, inputs, residuals, bars):
     plan,
     extra["kept"],
     runs.first_step(extra["leaves"]),
-    (losses_bar, extra["checksums"], extra["residues"]),
+    runs.Reference(losses_bar, extra["checksums"], extra["residues"]),
   )
   initial = inputs.dynamics.begin(residuals.params, inputs.spills, 0)
   receipt = receipts.of_reversal(
@@ -177,46 +161,34 @@ def _backward(problem, plan, inputs, residuals, bars):
   )
 
 
-def _perturbed(leaves: list) -> tuple[bool, ...]:
-  return tuple(
-    leaf.perturbed and jnp.issubdtype(leaf.value.dtype, jnp.inexact)
-    for leaf in leaves
-  )
-
-
 def _first_adjoint(
-  inputs, problem, leaves, views_bar, averages_bar, masks
-) -> Adjoint:
-  shared, stacked = selector(masks)((inputs.shared, inputs.stacked))
-  params_bar, slots_bar = [], []
-  zeros = lambda leaf, dtype: {
-    role: jnp.zeros_like(leaf.params, dtype) for role in leaf.slots
-  }
-  for i, (leaf, dtype) in enumerate(zip(leaves, problem.dtypes, strict=True)):
-    bars = {
-      **zeros(leaf, dtype),
-      **inputs.dynamics.bars_of_roles(views_bar[i], {}),
+  inputs: runs.Inputs,
+  leaves: list,
+  views_bar: list,
+  averages_bar: list,
+  wanted: tuple,
+) -> runs.Adjoint:
+  dynamics, _, data = inputs
+  bars = []
+  for i, leaf in enumerate(leaves):
+    own = {
+      name: jnp.zeros_like(integers, dynamics.dtypes[i])
+      for name, integers in leaf.integers.items()
     }
+    own |= dynamics.bars_of(views_bar[i])
     if averages_bar:
-      bars[AVERAGE] = averages_bar[i]
-    own, rest = inputs.dynamics.bars_of_leaf(bars)
-    params_bar.append(own)
-    slots_bar.append(rest)
-  return Adjoint(
-    params=params_bar,
-    slots=slots_bar,
-    hyperparameters=jax.tree.map(
-      jnp.zeros_like, inputs.dynamics.hyperparameters
-    ),
-    shared=jax.tree.map(jnp.zeros_like, shared),
-    stacked=jax.tree.map(jnp.zeros_like, stacked),
+      own[AVERAGE] = averages_bar[i]
+    bars.append(own)
+  zeros = [
+    jnp.zeros_like(array) if want else None
+    for array, want in zip([*data.shared, *data.stacked], wanted, strict=True)
+  ]
+  count = len(data.shared)
+  return runs.Adjoint(
+    leaves=bars,
+    hyperparameters=jax.tree.map(jnp.zeros_like, dynamics.hyperparameters),
+    data=Data(zeros[:count], zeros[count:]),
   )
-
-
-def _scatter(bars: list[jax.Array], mask: Sequence[bool]) -> list:
-  """Cotangents of all arrays from those of the chosen; None is zero."""
-  remaining = iter(bars)
-  return [next(remaining) if chosen else None for chosen in mask]
 
 
 def _instantiate(bar: Any) -> jax.Array:

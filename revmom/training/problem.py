@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from revmom.exact import residue
 from revmom.exact.fence import isolate
-from revmom.optimizers.dynamics import clip, compute_dtype
+from revmom.optimizers.gradients import consumed
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import ReversibleOptimizer
-from revmom.training import run as runs
 from revmom.training import second_order
 from revmom.training.closure import hoist
 
@@ -23,11 +23,42 @@ _STACK = (
 )
 
 
-class Pieces(NamedTuple):
+class Data(NamedTuple):
   """The arrays that a loss depends on besides the parameters, flat."""
 
-  shared: list[jax.Array]
-  stacked: list[jax.Array]
+  shared: list[Any]  # the same at all steps
+  stacked: list[Any]  # [steps, ...], or those of one step
+
+  def at(self, step: jax.Array) -> "Data":
+    """The arrays of one step."""
+    pick = lambda a: lax.dynamic_index_in_dim(a, step, keepdims=False)
+    return Data(self.shared, [pick(array) for array in self.stacked])
+
+  def plus(self, bars: "Data", step: jax.Array) -> "Data":
+    """Cotangents, with those of one step added; None has none."""
+    add = lambda total, bar: None if total is None else total + bar
+    put = lambda total, bar: None if total is None else total.at[step].set(bar)
+    return Data(
+      [add(*pair) for pair in zip(self.shared, bars.shared, strict=True)],
+      [put(*pair) for pair in zip(self.stacked, bars.stacked, strict=True)],
+    )
+
+
+class Problem(NamedTuple):
+  """The static side of a run: what is computed, and how it is kept."""
+
+  # (views, data of a step, step) -> (loss, gradients), of packed arrays;
+  # isolated
+  gradient: Callable[[list, Data, jax.Array], tuple[jax.Array, list]]
+  # (gradients, views, thresholds, step) -> what a step consumes; isolated
+  consume: Callable[[list, list, list, jax.Array], list]
+  # (views, data of a step, step, cotangents of the gradients, of the loss,
+  # what is not None for data that is differentiated) -> cotangents of views and
+  # of data
+  pull_back: Callable[..., tuple[list, Data]]
+  digits: tuple  # that gradients of leaves are rounded to, see `residue`
+  checksum_every: int
+  residue_bits: int = 0  # kept of each rounded gradient; 0: of none
 
 
 class Source(NamedTuple):
@@ -89,7 +120,7 @@ def pose(
   mode: str,
   optimizer: ReversibleOptimizer,
   packing: Packing,
-) -> tuple[runs.Problem, Pieces]:
+) -> tuple[Problem, Data]:
   """The static problem of a run, and the arrays it depends on."""
   second_order.check_mode(mode)
   check_arrays("args", args)
@@ -107,51 +138,68 @@ def pose(
   shared = [jnp.asarray(array) for array in shared]
   dtypes = tuple(jnp.result_type(array) for array in arrays)
 
-  def loss(packed, others, t):
-    shared, item = others
-    views = packing.unpack(packed)
-    args, loss_constants, batch_constants = shared_structure.unflatten(shared)
-    batch = source.make(batch_constants, item, t)
+  def loss(views, data, t):
+    args, loss_constants, batch_constants = shared_structure.unflatten(
+      data.shared
+    )
+    batch = source.make(batch_constants, data.stacked, t)
     casts = [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
     return pure_loss(loss_constants, structure.unflatten(casts), batch, *args)
 
-  def gradient(views, others, t):
-    return isolate(jax.value_and_grad(loss), t, views, others, t)
+  def gradient(views, data, t):
+    def own(views, data, t, offsets):
+      arrays = packing.unpack(views, offsets)
+      value, gradients = jax.value_and_grad(loss)(arrays, data, t)
+      return value, packing.pack(gradients)
+
+    return isolate(own, t, views, data, t, packing.offsets)
 
   def consume(gradients, views, thresholds, t):
-    return isolate(consumed, t, gradients, views, thresholds)
+    return consumed(
+      optimizer.preprocess, structure, packing, gradients, views, thresholds, t
+    )
 
-  def consumed(gradients, views, thresholds):
-    if optimizer.preprocess is not None:
-      changed = optimizer.transform(
-        structure.unflatten(packing.unpack(gradients)),
-        structure.unflatten(packing.unpack(views)),
-      )
-      gradients = packing.pack(jax.tree.leaves(changed))
-    return clip(gradients, thresholds)
+  def pull_back(views, data, t, gradient_bar, value_bar, wanted):
+    arrays, bars = packing.unpack(views), packing.unpack(gradient_bar)
+    first = lambda arrays, data: loss(arrays, data, jnp.zeros((), jnp.int32))
+    choice = second_order.choose(mode, first, arrays, data)
+    own = lambda arrays, chosen: loss(arrays, merged(data, wanted, chosen), t)
+    arrays_bar, chosen_bar = choice(
+      own, arrays, selected(data, wanted), bars, value_bar
+    )
+    return packing.pack(arrays_bar), merged(wanted, wanted, chosen_bar)
 
-  def pull_back(others_of, views, chosen, t, gradient_bar, value_bar):
-    first = lambda views, others: loss(views, others, jnp.zeros((), jnp.int32))
-    others = _shaped(shared), _items(source.stacked)
-    choice = second_order.choose(mode, first, views, others)
-    own = lambda views, chosen: loss(views, others_of(chosen), t)
-    return choice(own, views, chosen, gradient_bar, value_bar)
-
-  consumes = optimizer.preprocess is not None or optimizer.clip is not None
-  problem = runs.Problem(
+  problem = Problem(
     gradient=gradient,
-    consume=consume if consumes else None,
+    consume=consume,
     pull_back=pull_back,
-    select=lambda others: ([], []),
-    merge=lambda others, chosen: others,
-    dtypes=tuple(compute_dtype(dtype) for dtype in packing.first(dtypes)),
     digits=tuple(
       min(residue.digits_of(dtypes[i]) for i in group.members)
       for group in packing.groups
     ),
     checksum_every=checksum_every,
   )
-  return problem, Pieces(shared, source.stacked)
+  return problem, Data(shared, source.stacked)
+
+
+def selected(data: Data, wanted: Data) -> list[jax.Array]:
+  """The arrays that are wanted: those beside which there is not None."""
+  pairs = zip(_flat(data), _flat(wanted), strict=True)
+  return [array for array, want in pairs if want is not None]
+
+
+def merged(data: Data, wanted: Data, chosen: list) -> Data:
+  """Puts selected ones back: merged(d, w, selected(d, w)) == d."""
+  new = iter(chosen)
+  merged = [
+    array if want is None else next(new)
+    for array, want in zip(_flat(data), _flat(wanted), strict=True)
+  ]
+  return Data(merged[: len(data.shared)], merged[len(data.shared) :])
+
+
+def _flat(data: Data) -> list:
+  return [*data.shared, *data.stacked]
 
 
 def _shaped(tree: Any) -> Any:
@@ -168,36 +216,6 @@ def _check_scalar(loss_fn, params, batch, args) -> None:
       f"loss_fn returned {out}; it must return one floating-point scalar "
       "(take a mean or a sum, and return nothing beside it)."
     )
-
-
-def selector(masks: tuple) -> Callable:
-  """Picks the masked ones of (shared, item)."""
-
-  def select(others):
-    return tuple(
-      [a for a, chosen in zip(arrays, mask, strict=True) if chosen]
-      for arrays, mask in zip(others, masks, strict=True)
-    )
-
-  return select
-
-
-def merger(masks: tuple) -> Callable:
-  """Puts picked ones back: merge(others, select(others)) == others."""
-
-  def merge(others, chosen):
-    merged = []
-    for arrays, mask, own in zip(others, masks, chosen, strict=True):
-      replacements = iter(own)
-      merged.append(
-        [
-          next(replacements) if m else a
-          for a, m in zip(arrays, mask, strict=True)
-        ]
-      )
-    return tuple(merged)
-
-  return merge
 
 
 def run_length(

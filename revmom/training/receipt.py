@@ -2,7 +2,6 @@
 
 import math
 import os
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +13,8 @@ from jax import lax
 
 from revmom.exact import bit_buffer
 from revmom.optimizers.hyperparameters import concrete
-from revmom.optimizers.leaf import Leaf, is_tangent
-from revmom.optimizers.state import overflowed
+from revmom.optimizers.slot import PARAMS
+from revmom.steps.leaf import Leaf, exact, is_tangent
 
 
 class Receipt(NamedTuple):
@@ -84,7 +83,7 @@ def checksum(leaves: list[Leaf]) -> jax.Array:
 
   Two sums over hashed elements, so that sharding can't matter.  An element's
   hash takes in, one after the other, the number of its leaf, its place in it
-  and the integers it has there (parameters, slots, numbers).  Every one of
+  and the integers it has there.  Every one of
   these steps is one to one, so that no single change is lost, and the last ones
   are those of a finaliser (https://github.com/skeeto/hash-prospector), in which
   every bit of the result depends on every bit of what went in.
@@ -95,11 +94,11 @@ def checksum(leaves: list[Leaf]) -> jax.Array:
   """
   totals = jnp.zeros(2, jnp.uint32)
   for number, leaf in enumerate(leaves):
-    numbers = [leaf.buffers[r].number for r in _exact(leaf.buffers)]
-    slots = [leaf.slots[role] for role in _exact(leaf.slots)]
+    numbers = [leaf.buffers[name].number for name in exact(leaf.buffers)]
+    integers = [leaf.integers[name] for name in exact(leaf.integers)]
     mixed = jnp.full((), number * 0x9E3779B1 % 2**32, jnp.uint32)
     plain = jnp.zeros((), jnp.uint32)
-    for values in [_places(leaf.params.shape), leaf.params, *slots, *numbers]:
+    for values in [_places(integers[0].shape), *integers, *numbers]:
       for part in _parts(values):
         mixed = mixed ^ part
         mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x21F0AAAD)
@@ -109,11 +108,6 @@ def checksum(leaves: list[Leaf]) -> jax.Array:
     late = late ^ (late >> 15)
     totals = totals + jnp.stack(_sums(early, late))
   return totals
-
-
-def _exact(roles: Iterable[str]) -> list[str]:
-  """Those that a reversal restores bit for bit: all but tangents."""
-  return sorted(role for role in roles if not is_tangent(role))
 
 
 def _places(shape: tuple[int, ...]) -> jax.Array:
@@ -162,21 +156,22 @@ def of_reversal(
   restored = [jnp.all(checksum(back.leaves) == checksums[0])]
   slots, empty = [], []
   for i, leaf in enumerate(back.leaves):
-    first = None if initial is None else initial[i]
+    first = None if initial is None else initial[i].integers
     if first is not None:
-      restored.append(jnp.all(leaf.params == first.params))
-    for role, z in leaf.slots.items():
-      start = jnp.zeros_like(z) if first is None else first.slots[role]
-      slots.append(jnp.all(_apart(z, start) <= _allowed(role, z.dtype)))
+      restored.append(jnp.all(leaf.integers[PARAMS] == first[PARAMS]))
+    for name, z in leaf.integers.items():
+      if name != PARAMS:
+        start = jnp.zeros_like(z) if first is None else first[name]
+        slots.append(jnp.all(_apart(z, start) <= _allowed(name, z.dtype)))
     empty += [
-      bit_buffer.is_empty(leaf.of(role), leaf.buffers[role])
-      for role in _exact(leaf.buffers)
+      bit_buffer.is_empty(leaf.integers[name], leaf.buffers[name])
+      for name in exact(leaf.buffers)
     ]
   return Receipt(
     params_restored=every(restored),
     slots_restored=every(slots),
     buffers_empty=every(empty),
-    in_range=every([~jnp.any(overflowed(leaf)) for leaf in final]),
+    in_range=every([~jnp.any(leaf.overflowed) for leaf in final]),
     diverged_at=back.diverged_at,
   )
 

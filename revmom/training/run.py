@@ -6,7 +6,6 @@ that forward and reverse compile the same program for it, and steps are counted
 from a zero that no compiler knows (docs/design.md).
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,16 +16,21 @@ from revmom.exact import residue
 from revmom.exact.bit_buffer import Schedule
 from revmom.exact.fence import keep_alive, origin
 from revmom.exact.residue import Residues
-from revmom.optimizers.dynamics import Dynamics, Spills
-from revmom.optimizers.leaf import Leaf, with_words
+from revmom.optimizers.dynamics import Bars, Dynamics
+from revmom.optimizers.slot import PARAMS
+from revmom.optimizers.spills import Spills
+from revmom.steps.leaf import Leaf
 from revmom.training import receipt
-from revmom.training.adjoint import (
-  Adjoint,
-  pull_back_increments,
-  pull_back_update,
-  tree_sum,
-)
-from revmom.training.plan import Plan
+from revmom.training.plans import Plan
+from revmom.training.problem import Data, Problem
+
+
+class Adjoint(NamedTuple):
+  """The cotangents of everything, between two steps of the reverse pass."""
+
+  leaves: list[Bars]
+  hyperparameters: tuple[dict[str, tuple], ...]
+  data: Data  # None for what is not differentiated
 
 
 class Backward(NamedTuple):
@@ -37,31 +41,12 @@ class Backward(NamedTuple):
   diverged_at: jax.Array  # int32 []
 
 
-class Problem(NamedTuple):
-  """The static side of a run: what is computed, and how it is kept."""
-
-  # (views, others, step) -> (loss, gradients), of packed arrays; isolated
-  gradient: Callable[[list, Any, jax.Array], tuple[jax.Array, list]]
-  # (gradients, views, thresholds, step) -> what a step consumes; isolated
-  consume: Callable[[list, list, list, jax.Array], list] | None
-  # (others of the differentiated ones, views, those ones, step, cotangents of
-  # the gradients, of the loss) -> cotangents of views and of those ones
-  pull_back: Callable[..., tuple[list, Any]]
-  select: Callable[[Any], Any]  # others -> the differentiated ones
-  merge: Callable[[Any, Any], Any]  # (others, differentiated ones) -> others
-  dtypes: tuple  # of the floats of leaves
-  digits: tuple  # that gradients of leaves are rounded to, see `residue`
-  checksum_every: int
-  residue_bits: int = 0  # kept of each rounded gradient; 0: of none
-
-
 class Inputs(NamedTuple):
   """The arrays a run depends on besides the parameters."""
 
   dynamics: Dynamics
   spills: Spills
-  shared: list[jax.Array]
-  stacked: list[jax.Array]  # [steps, ...]
+  data: Data
 
 
 class Log(NamedTuple):
@@ -70,6 +55,14 @@ class Log(NamedTuple):
   losses: jax.Array
   checksums: jax.Array  # uint32 [steps, 2], of the integers after the step
   residues: list[Residues]  # of the gradients of leaves, if any are kept
+
+
+class Reference(NamedTuple):
+  """What the reverse pass is told about the steps of the run."""
+
+  losses_bar: jax.Array | None
+  checksums: jax.Array
+  residues: list[Residues]
 
 
 def _round(problem: Problem, gradients: list) -> tuple[list, list[Residues]]:
@@ -102,41 +95,25 @@ def _restore(problem: Problem, gradients: list, residues: list, t: Any) -> list:
 
 def first_step(leaves: list[Leaf]) -> jax.Array:
   """Zero, from which a run counts its steps: see `revmom.exact.fence`."""
-  return origin([leaf.params for leaf in leaves])
-
-
-def _item(stacked: list[jax.Array], step: jax.Array) -> list[jax.Array]:
-  pick = lambda a: lax.dynamic_index_in_dim(a, step, keepdims=False)
-  return [pick(array) for array in stacked]
+  return origin([leaf.integers[PARAMS] for leaf in leaves])
 
 
 def _bare(leaves: list[Leaf]) -> list[Leaf]:
-  """The leaves without words."""
-  return [
-    leaf._replace(
-      buffers={
-        role: buffer._replace(words=None)
-        for role, buffer in leaf.buffers.items()
-      }
-    )
-    for leaf in leaves
-  ]
+  return [leaf.bare() for leaf in leaves]
 
 
 def _words(leaves: list[Leaf]) -> list[dict[str, jax.Array | None]]:
-  return [{r: b.words for r, b in leaf.buffers.items()} for leaf in leaves]
+  return [leaf.words() for leaf in leaves]
 
 
-def _put_words(leaves: list[Leaf], words: list) -> list[Leaf]:
-  return [
-    leaf._replace(
-      buffers={
-        role: buffer._replace(words=own[role])
-        for role, buffer in leaf.buffers.items()
-      }
-    )
-    for leaf, own in zip(leaves, words, strict=True)
-  ]
+def put_words(leaves: list[Leaf], words: list) -> list[Leaf]:
+  """The leaves with other spilled words."""
+  return [leaf.with_words(w) for leaf, w in zip(leaves, words, strict=True)]
+
+
+def with_rows(leaves: list[Leaf], rows: list[dict[str, int]]) -> list[Leaf]:
+  """The leaves with room for so many words, see `Spills.rows`."""
+  return [leaf.with_rows(n) for leaf, n in zip(leaves, rows, strict=True)]
 
 
 def _rebased(schedules: list[dict[str, Schedule]], start: Any) -> list:
@@ -160,21 +137,19 @@ def forward_steps(
       empty = lambda a: jnp.zeros((0, *a.shape), a.dtype)
       residues = [
         jax.tree.map(
-          empty, residue.nothing(leaf.params.size, problem.residue_bits)
+          empty,
+          residue.nothing(leaf.integers[PARAMS].size, problem.residue_bits),
         )
         for leaf in leaves
       ]
     return leaves, Log(jnp.zeros(0), jnp.zeros((0, 2), jnp.uint32), residues)
-  dynamics, spills, shared, stacked = inputs
+  dynamics, spills, data = inputs
   schedules = _rebased(spills.schedules, start)
 
   def step(leaves, t):
-    views = dynamics.views(leaves, problem.dtypes)
-    others = shared, _item(stacked, t)
-    value, gradients = problem.gradient(views, others, t)
-    if problem.consume is not None:
-      thresholds = dynamics.thresholds(t)
-      gradients = problem.consume(gradients, views, thresholds, t)
+    views = dynamics.views(leaves)
+    value, gradients = problem.gradient(views, data.at(t), t)
+    gradients = problem.consume(gradients, views, dynamics.thresholds(t), t)
     gradients, residues = _round(problem, gradients)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
     # Of the new integers, which nothing overwrites in this step: a compiler
@@ -194,7 +169,7 @@ def forward(
 ) -> tuple[list[Leaf], list, list]:
   """A run or segment by its plan: leaves, [Log], kept."""
   if not plan.segments:
-    leaves = with_words(leaves, inputs.spills.rows(plan.steps))
+    leaves = with_rows(leaves, inputs.spills.rows(plan.steps))
     leaves, logs = forward_steps(problem, inputs, leaves, start, plan.steps)
     return leaves, [logs], []
   streams = plan.words == "host"
@@ -204,7 +179,7 @@ def forward(
     rows = inputs.spills.rows(plan.length)
     if not streams:  # one row for all, which nothing reads
       rows = [{role: min(1, n) for role, n in own.items()} for own in rows]
-    leaves = with_words(leaves, rows)
+    leaves = with_rows(leaves, rows)
     leaves, logs = forward_steps(problem, inputs, leaves, first, plan.length)
     kept = before
     if streams:
@@ -227,9 +202,9 @@ def backward(
   plan: Plan,
   kept: list,
   start: Any,
-  reference: tuple,
+  reference: Reference,
 ) -> Backward:
-  """Undoes `forward`; `reference`: loss cotangents, checksums and residues.
+  """Undoes `forward`; `reference` is what the run left.
 
   `state.leaves` have the words of the plan's last segment.
   """
@@ -251,11 +226,11 @@ def backward(
     inner: list = []
     if plan.words == "host":
       own = jax.device_put(own, jax.memory.Space.Device)
-      leaves = _put_words(leaves, own)
+      leaves = put_words(leaves, own)
     else:
       again, _, inner = forward(problem, inputs, own, plan.leading, first)
       # Only words are taken from the second pass: integers must agree anyway.
-      leaves = _put_words(leaves, _words(again))
+      leaves = put_words(leaves, _words(again))
     state = backward(
       problem,
       inputs,
@@ -278,7 +253,7 @@ def backward_steps(
   state: Backward,
   start: Any,
   length: int,
-  reference: tuple,
+  reference: Reference,
 ) -> Backward:
   """Undoes steps start + length - 1, ..., start, words being in the leaves."""
   if not length:
@@ -288,7 +263,7 @@ def backward_steps(
 
   def step(carry, _):
     state, t = carry
-    state = state._replace(leaves=_put_words(state.leaves, words))
+    state = state._replace(leaves=put_words(state.leaves, words))
     state = _undo(problem, inputs, state, t, schedules, reference)
     return (state._replace(leaves=_bare(state.leaves)), t - 1), None
 
@@ -297,65 +272,72 @@ def backward_steps(
   return lax.scan(step, (state, last), length=length)[0][0]
 
 
-def _undo(problem, inputs, state, t, schedules, reference) -> Backward:
+def _undo(
+  problem: Problem,
+  inputs: Inputs,
+  state: Backward,
+  t: jax.Array,
+  schedules: list,
+  reference: Reference,
+) -> Backward:
   """One step back, with the adjoint if there is one.
 
   Integers are restored in two halves, `after` -> `between` -> `before`, with
   the gradient, which the parameters in `between` give, in the middle.
   """
-  dynamics, _, shared, stacked = inputs
-  losses_bar, checksums, residues = reference
-  after, adjoint = state.leaves, state.adjoint
-  now = [dynamics.now(schedules, i, t) for i in range(len(after))]
-  between = [
-    dynamics.undo_update(i, leaf, t, now[i], dtype)
-    for i, (leaf, dtype) in enumerate(zip(after, problem.dtypes, strict=True))
-  ]
-  views = dynamics.views(between, problem.dtypes)
-  others = (shared, _item(stacked, t))
+  dynamics, _, data = inputs
+  after = state.leaves
+  between = dynamics.undo_update(after, t, schedules)
+  views, item = dynamics.views(between), data.at(t)
   thresholds = dynamics.thresholds(t)
-  value, raw = problem.gradient(views, others, t)
-  gradients = raw
-  if problem.consume is not None:
-    gradients = problem.consume(raw, views, thresholds, t)
-  gradients = _restore(problem, gradients, residues, t)
+  value, raw = problem.gradient(views, item, t)
+  gradients = problem.consume(raw, views, thresholds, t)
+  gradients = _restore(problem, gradients, reference.residues, t)
   t = keep_alive(t, jnp.sum(value))
-  before = [
-    dynamics.undo_increments(i, leaf, gradient, t, now[i])
-    for i, (leaf, gradient) in enumerate(zip(between, gradients, strict=True))
-  ]
+  before = dynamics.undo_increments(between, gradients, t, schedules)
+  adjoint = state.adjoint
   if adjoint is not None:
-    adjoint = pull_back_update(dynamics, after, between, now, adjoint, t)
-    adjoint, gradients_bar = pull_back_increments(
-      dynamics, between, before, now, gradients, adjoint, t
+    bars, totals = adjoint.leaves, adjoint.hyperparameters
+    nothing = [None] * len(after)
+    bars, _, totals = dynamics.pull_back(
+      after, between, nothing, bars, totals, t, schedules
     )
-    raw_bar, views_bar, thresholds_bar = gradients_bar, None, []
-    if problem.consume is not None:
-      _, pull_back = jax.vjp(problem.consume, raw, views, thresholds, t)
-      raw_bar, views_bar, thresholds_bar, _ = pull_back(gradients_bar)
-    value_bar = None if losses_bar is None else losses_bar[t]
-    others_of = lambda chosen: problem.merge(others, chosen)
-    params_bar, chosen_bar = problem.pull_back(
-      others_of, views, problem.select(others), t, raw_bar, value_bar
+    bars, gradients_bar, totals = dynamics.pull_back(
+      between, before, gradients, bars, totals, t, schedules
     )
-    adjoint = adjoint._replace(
-      hyperparameters=dynamics.add_thresholds_bar(
-        adjoint.hyperparameters, thresholds_bar, t
-      ),
-      params=tree_sum(adjoint.params, tree_sum(views_bar, params_bar)),
-      shared=tree_sum(adjoint.shared, chosen_bar[0]),
-      stacked=[
-        total.at[t].set(bar)
-        for total, bar in zip(adjoint.stacked, chosen_bar[1], strict=True)
+    consume = lambda *inputs: problem.consume(*inputs, t)
+    _, pull_back = jax.vjp(consume, raw, views, thresholds)
+    raw_bar, views_bar, thresholds_bar = pull_back(gradients_bar)
+    losses_bar = reference.losses_bar
+    more_bar, item_bar = problem.pull_back(
+      views,
+      item,
+      t,
+      raw_bar,
+      None if losses_bar is None else losses_bar[t],
+      adjoint.data,
+    )
+    adjoint = Adjoint(
+      leaves=[
+        _plus(own, dynamics.bars_of(a + b))
+        for own, a, b in zip(bars, views_bar, more_bar, strict=True)
       ],
+      hyperparameters=dynamics.add_thresholds_bar(totals, thresholds_bar, t),
+      data=adjoint.data.plus(item_bar, t),
     )
   every = problem.checksum_every
   diverged = lax.cond(
     t % every == 0,
-    lambda: jnp.any(receipt.checksum(before) != checksums[t // every]),
+    lambda: jnp.any(
+      receipt.checksum(before) != reference.checksums[t // every]
+    ),
     lambda: jnp.zeros((), bool),
   )
   diverged_at = jnp.where(
     diverged & (state.diverged_at < 0), t, state.diverged_at
   )
   return Backward(before, adjoint, diverged_at)
+
+
+def _plus(bars: Bars, more: Bars) -> Bars:
+  return bars | {name: bars[name] + bar for name, bar in more.items()}

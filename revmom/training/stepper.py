@@ -92,7 +92,7 @@ class Stepper:
 
   def _float_params(self, state: State) -> Any:
     dynamics = self.optimizer.resolve_for(state)
-    return state.as_params(dynamics.views(state.leaves, state.compute_dtypes))
+    return state.as_params(dynamics.views(state.leaves))
 
   def _consume(self, state: State, gradients: Any) -> State:
     consumed = self.optimizer.gradients(

@@ -8,21 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from revmom.optimizers.checks import check_params
 from revmom.optimizers.dynamics import Dynamics
-from revmom.optimizers.leaf import (
-  AVERAGE,
-  PARAMS,
-  tangent_of,
-  value_after,
-  with_words,
-)
 from revmom.optimizers.reversible import ReversibleOptimizer, check_optimizer
+from revmom.optimizers.slot import AVERAGE, PARAMS
 from revmom.optimizers.tangent import tangent
-from revmom.training import plan as plans
+from revmom.steps.equations import value_after
+from revmom.steps.leaf import Role, tangent_of
+from revmom.training import plans
 from revmom.training import run as runs
 from revmom.training.differentiable import differentiable
-from revmom.training.problem import Pieces, pose, run_length
-from revmom.training.run import Inputs, Problem
+from revmom.training.plans import Policy
+from revmom.training.problem import (
+  Data,
+  Problem,
+  merged,
+  pose,
+  run_length,
+  selected,
+)
+from revmom.training.run import Inputs
 
 # Bits of an integer that the largest tangent of a run leaves unused.
 _UNUSED = 3
@@ -41,8 +46,7 @@ def train_jvp(
   tangents: Sequence[Any],
   *,
   num_steps: int | None = None,
-  memory_budget: int | None = None,
-  words: str | None = None,
+  plan: Policy | None = None,
   checksum_every: int = 16,
 ) -> tuple[Outcome, Outcome]:
   """A run and its derivative along a direction, as `jax.jvp` has them.
@@ -57,7 +61,7 @@ def train_jvp(
     primals: (optimizer, params, batches, *args), as `revmom.train` takes them.
     tangents: one for each of the primals, of the same structure; None is zero,
       and so is that of an integer or of a function of the step.
-    num_steps, memory_budget, words, checksum_every: see `revmom.train`.
+    num_steps, plan, checksum_every: see `revmom.train`.
 
   Returns:
     The `Outcome` (params, losses) of the run, and its tangent.  The run agrees
@@ -80,7 +84,7 @@ def train_jvp(
   _check(primals, tangents)
   optimizer, params, batches, *args = primals
   optimizer_dot, params_dot, batches_dot, *args_dot = tangents
-  optimizer.check_params(params)
+  check_params(optimizer.role(PARAMS), params)
   steps = run_length(optimizer, batches, num_steps)
   dynamics, along = _resolve(optimizer, optimizer_dot, params, steps)
   problem, own = pose(
@@ -100,7 +104,7 @@ def train_jvp(
   if own.stacked:
     stacked_dot = _dots("batches", batches, batches_dot)
   problem = _beside(problem, shared_dot, stacked_dot)
-  pieces = Pieces(
+  data = Data(
     own.shared + [dot for dot in shared_dot if dot is not None],
     own.stacked + [dot for dot in stacked_dot if dot is not None],
   )
@@ -113,20 +117,17 @@ def train_jvp(
     )
   ]
   packed = _stack(dynamics.pack(arrays), dynamics.pack(params_dot))
-  scales = _scales(
-    *lax.stop_gradient((dynamics, along, pieces, packed)), problem
-  )
+  scales = _scales(*lax.stop_gradient((dynamics, along, data, packed)), problem)
   dynamics = tangent(dynamics, along, scales)
   spills = dynamics.spills()
   sizes = [both[0].size for both in packed]
   cost = plans.Costs(spills.state_bytes(sizes), spills.bytes_per_step(sizes))
-  plan = plans.make(steps, cost, memory_budget, words)
-  views, _, losses, _ = differentiable(problem, plan, dynamics, spills)(
+  made = (plan or plans.keep()).make(steps, cost)
+  views, _, losses, _ = differentiable(problem, made, dynamics, spills)(
     dynamics.hyperparameters,
     (spills.schedules, spills.valid),
     packed,
-    pieces.shared,
-    pieces.stacked,
+    data,
   )
   losses = losses.reshape(steps, 2)
 
@@ -159,7 +160,7 @@ def _resolve(
     lambda x: jnp.asarray(x, jnp.result_type(x, float)), optimizer
   )
   dynamics = optimizer.resolve(params, steps)
-  if any(AVERAGE in equations.roles for equations in dynamics.equations):
+  if any(AVERAGE in equations.names for equations in dynamics.equations):
     raise ValueError(
       "train_jvp does not carry averages of the parameters; pass the optimizer "
       "as it was before revmom.averaged."
@@ -225,12 +226,11 @@ def _beside(problem: Problem, shared_dot: list, stacked_dot: list) -> Problem:
       for array, dot in zip(own, dots, strict=True)
     ]
 
-  def gradient(views, others, t):
-    shared, item = others
-    pairs = split(shared, shared_dot), split(item, stacked_dot)
-    inputs, inputs_dot = zip(*pairs, strict=True)
+  def gradient(views, data, t):
+    pairs = split(data.shared, shared_dot), split(data.stacked, stacked_dot)
+    inputs, inputs_dot = (Data(*both) for both in zip(*pairs, strict=True))
     own, along = _rows(views)
-    of = lambda views, others: problem.gradient(views, others, t)
+    of = lambda views, data: problem.gradient(views, data, t)
     # The run itself is computed as it is without a tangent: rounding it
     # otherwise would make it another one.
     value, grads = of(own, inputs)
@@ -240,24 +240,23 @@ def _beside(problem: Problem, shared_dot: list, stacked_dot: list) -> Problem:
   def consume(*both_and_t):
     *both, t = both_and_t
     own, along = zip(*map(_rows, both), strict=True)
-    consumed: Any = problem.consume
-    of = lambda *args: consumed(*args, t)
+    of = lambda *args: problem.consume(*args, t)
     return _stack(of(*own), jax.jvp(of, own, along)[1])
 
-  def pull_back(others_of, views, chosen, t, gradient_bar, value_bar):
+  def pull_back(views, data, t, gradient_bar, value_bar, wanted):
+    chosen = selected(data, wanted)
     (value, _), vjp = jax.vjp(
-      lambda views, chosen: gradient(views, others_of(chosen), t),
+      lambda views, chosen: gradient(views, merged(data, wanted, chosen), t),
       views,
       chosen,
     )
     if value_bar is None:
       value_bar = jnp.zeros_like(value)
-    return vjp((value_bar.astype(value.dtype), gradient_bar))
+    views_bar, chosen_bar = vjp((value_bar.astype(value.dtype), gradient_bar))
+    return views_bar, merged(wanted, wanted, chosen_bar)
 
   return problem._replace(
-    gradient=gradient,
-    consume=None if problem.consume is None else consume,
-    pull_back=pull_back,
+    gradient=gradient, consume=consume, pull_back=pull_back
   )
 
 
@@ -268,7 +267,7 @@ def _zero(array: jax.Array) -> Any:
 
 
 def _scales(
-  dynamics: Dynamics, along: tuple, pieces: Pieces, packed: list, problem: Any
+  dynamics: Dynamics, along: tuple, data: Data, packed: list, problem: Any
 ) -> list[dict[str, jax.Array]]:
   """Of each part, role -> power of two that makes the most of its integers.
 
@@ -278,7 +277,7 @@ def _scales(
   probe = tangent(
     dynamics,
     along,
-    [dict.fromkeys(own.roles, jnp.ones(())) for own in dynamics.equations],
+    [dict.fromkeys(own.names, jnp.ones(())) for own in dynamics.equations],
   )
   start, start_dot = _rows(packed)
   leaves = dynamics.begin(start, spills, 0)
@@ -286,12 +285,12 @@ def _scales(
     {r: min(1, n) for r, n in own.items()}
     for own in spills.rows(dynamics.steps)
   ]
-  leaves = with_words(leaves, rows)  # written, and never read
+  leaves = runs.with_rows(leaves, rows)  # written, and never read
   dots = [
-    {role: jnp.zeros_like(dot) for role in leaf.slots} | {PARAMS: dot}
+    {name: jnp.zeros_like(dot) for name in leaf.integers} | {PARAMS: dot}
     for leaf, dot in zip(leaves, start_dot, strict=True)
   ]
-  inputs = Inputs(dynamics, spills, *pieces)
+  inputs = Inputs(dynamics, spills, data)
 
   def step(carry, t):
     leaves, dots, peaks = carry
@@ -311,10 +310,10 @@ def _scales(
     ]
     scales.append(
       {
-        role: _power(jnp.stack([p[role] for p in own]), bits, equations.integer)
+        role.name: _power(jnp.stack([p[role.name] for p in own]), role)
         if own
         else jnp.ones(())
-        for role, bits in equations.fraction_bits
+        for role in equations.roles
       }
     )
   return scales
@@ -324,38 +323,34 @@ def _peak(values: jax.Array) -> jax.Array:
   return jnp.max(jnp.abs(values), initial=0)
 
 
-def _power(peaks: jax.Array, fraction_bits: int, integer: Any) -> jax.Array:
+def _power(peaks: jax.Array, role: Role) -> jax.Array:
   peak = jnp.max(peaks)
   known = jnp.isfinite(peak) & (peak > 0)
   _, exponent = jnp.frexp(jnp.where(known, peak, 1))
   most = jnp.finfo(peak.dtype).maxexp - 2
-  room = jnp.iinfo(integer).bits - _UNUSED - fraction_bits
+  room = jnp.iinfo(role.integer).bits - _UNUSED - role.bits
   return jnp.ldexp(jnp.ones_like(peak), jnp.clip(room - exponent, -most, most))
 
 
 def _float_step(problem, inputs, probe, leaves, dots, t):
   """One step of a run, and of its tangent in floats."""
-  dynamics, spills, shared, stacked = inputs
-  views = _stack(
-    dynamics.views(leaves, problem.dtypes), [dot[PARAMS] for dot in dots]
-  )
-  item = [lax.dynamic_index_in_dim(a, t, keepdims=False) for a in stacked]
-  _, gradients = problem.gradient(views, (shared, item), t)
-  if problem.consume is not None:
-    gradients = problem.consume(gradients, views, probe.thresholds(t), t)
+  dynamics, spills, data = inputs
+  views = _stack(dynamics.views(leaves), [dot[PARAMS] for dot in dots])
+  _, gradients = problem.gradient(views, data.at(t), t)
+  gradients = problem.consume(gradients, views, probe.thresholds(t), t)
   after = dynamics.forward(leaves, _rows(gradients)[0], t, spills.schedules)
   moved = []
   for i, (leaf, gradient) in enumerate(zip(after, gradients, strict=True)):
-    equations = probe.at(i, t, gradient.dtype)
-    now = dynamics.now(spills.schedules, i, t)
+    equations = probe.at(i, t)
+    own, now = equations.own, dynamics.now(spills.schedules, i, t)
     values: dict[str, jax.Array] = {}
     new: dict[str, jax.Array] = {}
-    for role in equations.own.roles:
-      early = gradient if role in equations.own.early else None
-      values[role] = value_after(equations.own, role, leaf, now, gradient.dtype)
-      change = equations.increment_of(tangent_of(role), early, values, t)
-      forgotten = equations.own.all_forgetting(t).get(role, 0)
-      new[role] = (1 - forgotten) * dots[i][role] + change
-      values[tangent_of(role)] = new[role]
+    for role in own.roles:
+      name, along = role.name, tangent_of(role.name)
+      given = gradient if role in own.early else None
+      values[name] = value_after(own, role, leaf, now, gradient.dtype)
+      forgotten = own.forgetting(t).get(name, 0)
+      change = equations.increment(along, given, values, t)
+      new[name] = values[along] = (1 - forgotten) * dots[i][name] + change
     moved.append(new)
   return after, moved

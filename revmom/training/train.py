@@ -10,18 +10,19 @@ from revmom.exact import residue
 from revmom.exact.pytree import Pytree, static
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.leaf import with_words
+from revmom.optimizers.checks import check_factors, check_params, check_slots
 from revmom.optimizers.reversible import (
   NO_DERIVATIVE,
   ReversibleOptimizer,
   check_optimizer,
 )
+from revmom.optimizers.slot import PARAMS
 from revmom.optimizers.state import State
-from revmom.training import plan as plans
+from revmom.training import plans
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
 from revmom.training.differentiable import differentiable
-from revmom.training.plan import Plan
+from revmom.training.plans import Plan, Policy
 from revmom.training.problem import pose, run_length
 from revmom.training.receipt import Fingerprint, Receipt
 
@@ -69,8 +70,7 @@ def train(
   batches: Any,
   *args: Any,
   num_steps: int | None = None,
-  memory_budget: int | None = None,
-  words: str | None = None,
+  plan: Policy | None = None,
   checksum_every: int = 16,
   second_order_mode: str = "auto",
   residue_bits: int = 0,
@@ -94,10 +94,9 @@ def train(
       in the batch or from `jax.random.fold_in(key, step)`: they are replayed.
     *args: further arguments of the loss, the same at every step.
     num_steps: length of the run, if `batches` is a function.
-    memory_budget: bytes on the device for integers and buffers; see
-      `revmom.training.plan`.  `run.state.plan.describe()` says what was
-      chosen.
-    words: "device", "host" or "recompute": where buffers may go.
+    plan: how the run is kept: `revmom.plans.keep()`, the default,
+      `revmom.plans.recompute(budget)` or `revmom.plans.offload()`;
+      `run.state.plan.describe()` says what was chosen.
     checksum_every: steps between the checksums that locate a divergence.
     second_order_mode: how Hessian-vector products are computed:
       "forward_over_reverse", which needs the gradient of a scalar,
@@ -133,11 +132,12 @@ def train(
       f"checksum_every={checksum_every}; there must be one step or more "
       "between checksums."
     )
-  _check_residues(residue_bits, memory_budget, words)
-  optimizer.check_params(params)
+  policy = plan or plans.keep()
+  _check_residues(residue_bits, policy)
+  check_params(optimizer.role(PARAMS), params)
   steps = run_length(optimizer, batches, num_steps)
   dynamics = optimizer.resolve(params, steps)
-  problem, pieces = pose(
+  problem, data = pose(
     loss_fn,
     params,
     batches,
@@ -153,15 +153,14 @@ def train(
   arrays, structure = jax.tree.flatten(params)
   dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
   packed = dynamics.pack(arrays)
-  plan = plans.make(steps, _costs(packed, spills), memory_budget, words)
+  made = policy.make(steps, _costs(packed, spills))
   views, averages, losses, extra = differentiable(
-    problem, plan, dynamics, spills
+    problem, made, dynamics, spills
   )(
     dynamics.hyperparameters,
     (spills.schedules, spills.valid),
     packed,
-    pieces.shared,
-    pieces.stacked,
+    data,
   )
   state = RunState(
     count=jnp.asarray(steps, jnp.int32),
@@ -171,7 +170,7 @@ def train(
     dtypes=dtypes,
     packing=dynamics.packing,
     zero=jnp.sum(losses[:0]),
-    plan=plan,
+    plan=made,
     checksum_every=checksum_every,
     residue_bits=residue_bits,
     fingerprint=receipts.fingerprint(),
@@ -183,12 +182,14 @@ def train(
     average = state.as_params(
       [a / w.astype(a.dtype) for a, w in zip(averages, weights, strict=True)]
     )
-  snapped = dynamics.snapped(packed, problem.dtypes)
+  snapped = dynamics.snapped(arrays)
   run = Run(
     params=state.as_params(views),
     losses=losses,
     state=state,
-    initial_params=state.as_params(snapped),
+    initial_params=structure.unflatten(
+      [a.astype(dtype) for a, dtype in zip(snapped, dtypes, strict=True)]
+    ),
     average=average,
   )
   if hyperparameters.concrete(run.losses) is not None:
@@ -239,7 +240,7 @@ def rewind(
       "their last bits: " + "; ".join(changed)
     )
   run_length(optimizer, batches, state.steps)
-  problem, pieces = pose(
+  problem, data = pose(
     loss_fn,
     state.like_params(),
     batches,
@@ -251,15 +252,15 @@ def rewind(
   )
   problem = problem._replace(residue_bits=state.residue_bits)
   dynamics = optimizer.resolve_for(state)
-  dynamics.check_slots(state.leaves)
-  dynamics.check_factors(state.schedules)
+  check_slots(dynamics, state.leaves)
+  check_factors(dynamics, state.schedules)
   spills = dynamics.spills()._replace(schedules=state.schedules)
   message = NO_DERIVATIVE.format("revmom.rewind")
-  state, values, shared, stacked = refuse_derivative(
-    (state, dynamics.hyperparameters, *pieces), message
+  state, values, data = refuse_derivative(
+    (state, dynamics.hyperparameters, data), message
   )
   dynamics = dynamics.replace(hyperparameters=values)
-  inputs = runs.Inputs(dynamics, spills, shared, stacked)
+  inputs = runs.Inputs(dynamics, spills, data)
   back = runs.backward(
     problem,
     inputs,
@@ -271,14 +272,14 @@ def rewind(
     state.plan,
     state.kept,
     runs.first_step(state.leaves),
-    (None, state.checksums, state.residues),
+    runs.Reference(None, state.checksums, state.residues),
   )
   receipt = receipts.of_reversal(back, state.leaves, state.checksums)
   if hyperparameters.concrete(receipt.ok) is not None:
     receipt.check(state.checksum_every, state.steps)
   start = State(
     count=jnp.zeros((), jnp.int32),
-    leaves=with_words(back.leaves, spills.rows(state.steps)),
+    leaves=runs.with_rows(back.leaves, spills.rows(state.steps)),
     schedules=state.schedules,
     steps=state.steps,
     structure=state.structure,
@@ -288,13 +289,13 @@ def rewind(
   return Rewound(optimizer.params(start), start, receipt)
 
 
-def _check_residues(bits: int, memory_budget: Any, words: Any) -> None:
+def _check_residues(bits: int, policy: Policy) -> None:
   if bits not in residue.BITS:
     raise ValueError(f"residue_bits={bits!r}; choose one of {residue.BITS}.")
-  if bits and (memory_budget is not None or words is not None):
+  if bits and policy != plans.keep():
     raise ValueError(
-      "residue_bits keeps bits of every step on the device, where no "
-      "memory_budget or words moves them; leave those out."
+      "residue_bits keeps bits of every step on the device, where no plan "
+      "moves them; leave out the plan."
     )
 
 

@@ -255,7 +255,9 @@ def test_hypergradients_of_training(x64):
 
   @jax.jit
   def objective(learning_rate, momentum, params):
-    optimizer = revmom.sgd(learning_rate, momentum, integer="int64")
+    optimizer = revmom.sgd(
+      learning_rate, momentum, grid=revmom.Grid(integer="int64")
+    )
     run = revmom.train(loss_fn, optimizer, params, batches)
     return loss_fn(run.params, batches[0])
 

@@ -23,21 +23,58 @@ import revmom
     {"learning_rate": lambda step: {"w": step}},
     {"learning_rate": 0.1 + 1j},
     {"weight_decay": "no"},
-    {"clip": "1"},
-    {"clip": -1.0},
-    {"clip": 0},
-    {"clip": float("nan")},
-    {"clip": {"w": 1.0, "b": np.array([1.0, -1.0])}},
-    {"preprocess": "clip"},
-    {"fraction_bits": {"params": "20"}},
-    {"floors": {"velocity": 0.0}},
   ],
-  ids=range(19),
+  ids=range(11),
 )
 def test_of_sgd(arguments):
   (name,) = arguments
   with pytest.raises(ValueError, match=name):
     revmom.sgd(**{"learning_rate": 0.1, "momentum": 0.9} | arguments)
+
+
+@pytest.mark.parametrize(
+  "value",
+  [
+    "1",
+    -1.0,
+    0,
+    None,
+    float("nan"),
+    {"w": 1.0, "b": np.array([1.0, -1.0])},
+  ],
+  ids=range(6),
+)
+def test_of_clipped(value):
+  with pytest.raises(ValueError, match="clip|max_norm"):
+    revmom.clipped(revmom.sgd(0.1, 0.9), value)
+
+
+def test_clips_and_preprocesses_once():
+  twice = lambda change: change(change(revmom.sgd(0.1, 0.9)))
+  with pytest.raises(ValueError, match="clip them once"):
+    twice(lambda optimizer: revmom.clipped(optimizer, 1.0))
+  with pytest.raises(ValueError, match=r"optax\.chain"):
+    twice(lambda o: revmom.preprocessed(o, optax.scale(2.0)))
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    {"fraction_bits": {"params": "20"}},
+    {"floors": {"velocity": 0.0}},
+    {"integer": "int16"},
+    {"integer": "int64"},
+  ],
+)
+def test_of_a_grid(arguments):
+  (name,) = arguments
+  with pytest.raises(ValueError, match=name):
+    revmom.Grid(**arguments)
+
+
+def test_update_names_what_to_call():
+  with pytest.raises(ValueError, match=r"optimizer\.forward.*as_optax"):
+    revmom.sgd(0.1, 0.9).update(jnp.ones(2), None, jnp.ones(2))
 
 
 @pytest.mark.parametrize("value", [-1e-8, float("nan"), None, "small"])
@@ -50,7 +87,9 @@ def test_of_eps(factory, value):
 
 
 def test_a_function_whose_values_are_out_of_range():
-  optimizer = revmom.sgd(0.1, 0.9, clip=lambda step: 2.0 - jnp.float32(step))
+  optimizer = revmom.clipped(
+    revmom.sgd(0.1, 0.9), lambda step: 2.0 - jnp.float32(step)
+  )
   with pytest.raises(ValueError, match="clip=0"):
     optimizer.init(jnp.zeros(2), 5)
   assert optimizer.init(jnp.zeros(2), 2).steps == 2
@@ -74,6 +113,8 @@ def _loss(params, batch):
     lambda o: revmom.Stepper(_loss, o),
     revmom.as_optax,
     lambda o: revmom.averaged(o, 0.9),
+    lambda o: revmom.clipped(o, 0.9),
+    lambda o: revmom.preprocessed(o, optax.scale(2.0)),
     lambda o: revmom.partition({"all": o}, lambda params: "all"),
   ],
 )

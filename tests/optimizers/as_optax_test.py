@@ -34,7 +34,7 @@ def test_forward_and_back_bit_for_bit(form):
   first = state = transformation.init(params)
   params = start = transformation.params(state)
   update = jax.jit(transformation.update)
-  inverse = jax.jit(lambda state: transformation.inverse(gradient, state))
+  inverse = jax.jit(lambda state: transformation.inverse(state, gradient))
   seen = []
   for _ in range(200):
     seen.append(params)
@@ -123,7 +123,7 @@ def test_nothing_to_do(params):
   state = transformation.init(params)
   updates, state = transformation.update(params, state, params)
   assert updates == params
-  params, state = transformation.inverse(lambda p: p, state)
+  params, state = transformation.inverse(state, lambda p: p)
   assert updates == params and int(state.count) == 0
 
 
@@ -171,7 +171,7 @@ def test_in_an_nnx_optimizer(compile):
     jax.tree.leaves(nnx.state(model, nnx.Param)),
   )
   for _ in range(3):
-    params, state = transformation.inverse(gradient, state)
+    params, state = transformation.inverse(state, gradient)
   assert int(state.count) == 0
   np.testing.assert_allclose(params["kernel"], start["kernel"], atol=2.0**-16)
 

@@ -21,7 +21,10 @@ def _gradient(scale):
 
 
 def _init(scale):
-  return revmom.sgd(0.1, 0.9).init(scale * PARAMS, 2).leaves[0].params + scale
+  return (
+    revmom.sgd(0.1, 0.9).init(scale * PARAMS, 2).leaves[0].integers["params"]
+    + scale
+  )
 
 
 def _forward_gradient(scale):

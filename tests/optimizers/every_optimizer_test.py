@@ -229,7 +229,7 @@ def test_two_thousand_steps_and_back(case):
   }
   batches = lambda t: batch_at(data, t)
   with jax.numpy_dtype_promotion("standard"):  # for the schedule
-    optimizer = case.ours(**hypers, clip=1.0)
+    optimizer = revmom.clipped(case.ours(**hypers), 1.0)
     run = jax.jit(
       lambda p: revmom.train(loss, optimizer, p, batches, num_steps=STEPS)
     )(params)
@@ -281,7 +281,7 @@ def test_log_det_is_that_of_the_dense_jacobian(case, x64):
   params, loss, data = problem("float64")
   theirs, optimizer = (
     case.theirs(**case.hypers),
-    case.ours(**case.hypers, integer="int64"),
+    case.ours(**case.hypers, grid=revmom.Grid(integer="int64")),
   )
 
   @jax.jit
@@ -338,7 +338,9 @@ def test_hypergradients_are_those_of_autodiff(case, clip, x64):
   held_out = batch_at(data, 63)
 
   def ours(hypers, params):
-    template = case.ours(**case.hypers, clip=clip, integer="int64")
+    template = case.ours(**case.hypers, grid=revmom.Grid(integer="int64"))
+    if clip is not None:
+      template = revmom.clipped(template, clip)
     optimizer = with_hypers(template, hypers)
     run = revmom.train(
       loss, optimizer, params, lambda t: batch_at(data, t), num_steps=25
@@ -415,7 +417,7 @@ def test_finds_minima(case, landscape):
   if case.ours is revmom.adamw:
     hypers["weight_decay"] = None
   hypers["learning_rate"] = optax.linear_schedule(0.02, 0.0, 3000)
-  optimizer = case.ours(**hypers, clip=5.0)
+  optimizer = revmom.clipped(case.ours(**hypers), 5.0)
   with jax.numpy_dtype_promotion("standard"):  # for the schedule
     run = jax.jit(
       lambda p: revmom.train(function, optimizer, p, jnp.zeros(3000))
@@ -443,7 +445,10 @@ def test_hypergradients_of_each_step_and_array(x64):
 
   def ours(hypers):
     optimizer = revmom.adamw(
-      0.01, b1=0.8, b2=0.95, integer="int64", floors={"params": 0.99}
+      0.01,
+      b1=0.8,
+      b2=0.95,
+      grid=revmom.Grid(floors={"params": 0.99}, integer="int64"),
     ).replace(**hypers)
     run = revmom.train(
       loss, optimizer, params, lambda t: batch_at(data, t), num_steps=steps

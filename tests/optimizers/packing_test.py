@@ -182,7 +182,7 @@ def test_packing_changes_no_gradient(dtype, tolerance, monkeypatch, x64):
 
   Terms of the gradient of b2 cancel, and it loses three digits.
   """
-  optimizer = revmom.adamw(RATE, clip=0.3)
+  optimizer = revmom.clipped(revmom.adamw(RATE), 0.3)
 
   def gradients(leaves):
     jax.clear_caches()
@@ -214,7 +214,7 @@ def test_only_what_obeys_the_same_equations_is_packed():
   assert len(groups_of(PACKED["sgd"])) == 1
   per_leaf = {"w": RATE, "b": 0.1, "half": 0.2, "scale": 0.3}
   assert len(groups_of(revmom.sgd(per_leaf, 0.9))) == 4
-  assert len(groups_of(revmom.sgd(RATE, 0.9, clip=per_leaf))) == 4
+  assert len(groups_of(revmom.clipped(revmom.sgd(RATE, 0.9), per_leaf))) == 4
   per_element = np.full((1, 3), RATE)
   vector = {"a": np.zeros(3, np.float32), "b": np.ones(3, np.float32)}
   assert len(groups_of(revmom.sgd(per_element, 0.9), vector)) == 2

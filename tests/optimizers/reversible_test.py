@@ -9,7 +9,7 @@ import pytest
 
 import revmom
 from revmom.exact import bit_buffer
-from revmom.optimizers import choices, reversible
+from revmom.optimizers import build, reversible
 
 STEPS = 5000
 BETAS = (0.5, 0.9, 0.98, 0.999, 58983 / 65536)
@@ -73,7 +73,7 @@ def test_five_thousand_steps_and_back(momentum):
   chex.assert_trees_all_equal(back, start)
   for leaf in back.leaves:
     for role, buffer in leaf.buffers.items():
-      assert bool(bit_buffer.is_empty(leaf.of(role), buffer))
+      assert bool(bit_buffer.is_empty(leaf.integers[role], buffer))
       assert not np.any(buffer.words)
   moved = optimizer.params(end)["w"] - params["w"]
   assert float(jnp.max(jnp.abs(moved))) > 1e-2
@@ -94,7 +94,7 @@ def test_single_steps_from_python():
 
 def test_init_snaps_to_the_grid():
   values = jnp.array([0.1, -0.1, 63.9, 0.0])
-  optimizer = revmom.sgd(0.1, 0.9, fraction_bits={"params": 20})
+  optimizer = revmom.sgd(0.1, 0.9, grid=revmom.Grid({"params": 20}))
   shown = optimizer.params(optimizer.init(values))
   np.testing.assert_array_equal(shown, jnp.round(values * 2**20) / 2**20)
   assert float(jnp.max(jnp.abs(shown - values))) <= 2.0**-21
@@ -116,7 +116,9 @@ def test_the_optimizer_is_a_pytree_of_its_hyperparameters():
 
 def test_preprocess_sees_the_whole_gradient():
   params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
-  optimizer = revmom.sgd(1.0, 1.0, preprocess=optax.clip_by_global_norm(1.0))
+  optimizer = revmom.preprocessed(
+    revmom.sgd(1.0, 1.0), optax.clip_by_global_norm(1.0)
+  )
   state = optimizer.init(params, num_steps=1)
   gradient = lambda _: {"a": jnp.array([3.0]), "b": jnp.array([-4.0])}
   shown = optimizer.params(optimizer.forward(state, gradient))
@@ -262,12 +264,12 @@ def test_gradients_must_be_like_the_parameters():
 @pytest.mark.parametrize("stateful", [optax.adam(0.1), optax.trace(0.9)])
 def test_preprocess_must_be_stateless(stateful):
   with pytest.raises(ValueError, match="keeps a state .*stateless"):
-    revmom.sgd(0.1, 0.9, preprocess=stateful)
+    revmom.preprocessed(revmom.sgd(0.1, 0.9), stateful)
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.9, 0.999, 1 - 1e-5])
 def test_roomy_floor_doubles_the_bits(factor):
   bits = -np.log2(factor)
-  room = -np.log2(choices.roomy_floor(factor))
+  room = -np.log2(build.roomy_floor(factor))
   assert 2 * bits * (1 - 1e-9) <= room <= 2 * bits * 2**0.25 * (1 + 1e-9)
-  assert choices.roomy_floor(1.0) == 1.0
+  assert build.roomy_floor(1.0) == 1.0

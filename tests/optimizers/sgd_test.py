@@ -174,7 +174,11 @@ def test_log_det_is_that_of_the_dense_jacobian(x64, form, decay, steps):
   start = jnp.zeros(2 * size).at[:size].set(jnp.linspace(-1, 1, size))
   sign, dense = jnp.linalg.slogdet(jax.jit(jax.jacfwd(steps_of))(start))
   optimizer = revmom.sgd(
-    rate, beta, weight_decay=decay, form=form, integer="int64"
+    rate,
+    beta,
+    weight_decay=decay,
+    form=form,
+    grid=revmom.Grid(integer="int64"),
   )
   state = optimizer.init(start[:size], num_steps=10)
   end = run(optimizer, state, jax.grad(loss), steps, "forward")
@@ -214,7 +218,9 @@ def test_vmap_over_seeds_and_momenta():
   }
 
   def there_and_back(params, momentum):
-    optimizer = revmom.sgd(0.1, momentum, floors={"velocity": 0.5})
+    optimizer = revmom.sgd(
+      0.1, momentum, grid=revmom.Grid(floors={"velocity": 0.5})
+    )
     start = optimizer.init(params, num_steps=100)
     step = lambda s, _: (optimizer.forward(s, gradient), None)
     unstep = lambda s, _: (optimizer.inverse(s, gradient), None)
@@ -250,12 +256,12 @@ def test_errors_say_what_to_do():
   with pytest.raises(ValueError, match="choose one of"):
     revmom.sgd(0.1, 0.9, form="nesterov")
   with pytest.raises(ValueError, match="stateless"):
-    revmom.sgd(0.1, 0.9, preprocess=optax.scale_by_rms())
+    revmom.preprocessed(revmom.sgd(0.1, 0.9), optax.scale_by_rms())
   with pytest.raises(ValueError, match="choose from"):
-    revmom.sgd(0.1, 0.9, fraction_bits={"momentum": 20})
+    revmom.sgd(0.1, 0.9, grid=revmom.Grid({"momentum": 20}))
   with pytest.raises(ValueError, match="floating point"):
     revmom.sgd(0.1, 0.9).init({"w": jnp.zeros(3, jnp.int32)})
-  with pytest.raises(ValueError, match="fraction_bits"):
+  with pytest.raises(ValueError, match="fraction bits reach only"):
     revmom.sgd(0.1, 0.9).init({"w": jnp.full(3, 100.0)})
   with pytest.raises(ValueError, match="prefix"):
     revmom.sgd({"v": 0.1}, 0.9).init(params)
@@ -276,7 +282,9 @@ def test_traced_factor_beyond_its_floor_is_not_silent():
 
   @jax.jit
   def end(momentum):
-    optimizer = revmom.sgd(0.1, momentum, floors={"velocity": 0.8})
+    optimizer = revmom.sgd(
+      0.1, momentum, grid=revmom.Grid(floors={"velocity": 0.8})
+    )
     state = optimizer.init(params, num_steps=50)
     step = lambda s, _: (optimizer.forward(s, gradient), None)
     return optimizer.params(jax.lax.scan(step, state, length=50)[0])["w"]
@@ -288,9 +296,9 @@ def test_traced_factor_beyond_its_floor_is_not_silent():
 @pytest.mark.parametrize("integer", ["int16", "uint32", "float32"])
 def test_integers_are_of_32_or_64_bits(integer):
   with pytest.raises(ValueError, match="choose int32 or int64"):
-    revmom.sgd(0.1, 0.9, integer=integer)
+    revmom.sgd(0.1, 0.9, grid=revmom.Grid(integer=integer))
 
 
 def test_int64_needs_x64():
   with pytest.raises(ValueError, match="JAX_ENABLE_X64"):
-    revmom.sgd(0.1, 0.9, integer="int64")
+    revmom.sgd(0.1, 0.9, grid=revmom.Grid(integer="int64"))

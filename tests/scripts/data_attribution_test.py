@@ -95,7 +95,7 @@ def test_gradient_by_weights_equals_central_differences(transformer, x64):
     eps_root=1e-6,
     weight_decay=0.1,
     clip=0.3,  # of norms between 0.2 and 1.3
-    integer="int64",
+    grid=revmom.Grid(grid=revmom.Grid(integer="int64")),
   )
 
   def loss_fn(params, indices, weights, train):

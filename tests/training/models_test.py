@@ -203,17 +203,21 @@ def assert_rewinds(model, optimizer, steps, transform=lambda f: f, start=None):
       rtol=0,
       atol=rounding,
     )
-  assert {leaf.params.dtype for leaf in initial.leaves} == {jnp.dtype("int32")}
+  assert {leaf.integers["params"].dtype for leaf in initial.leaves} == {
+    jnp.dtype("int32")
+  }
   assert bool(jnp.all(jnp.isfinite(run.losses)))
   for moved, still in zip(run.state.leaves, initial.leaves, strict=True):
-    assert not bool(jnp.all(moved.params == still.params)), "it went nowhere"
+    same_params = moved.integers["params"] == still.integers["params"]
+    assert not bool(jnp.all(same_params)), "it went nowhere"
   return run
 
 
 def sgd(model, momentum, learning_rate=0.02, **kwargs):
-  return revmom.sgd(
-    learning_rate, momentum, preprocess=model.preprocess, **kwargs
-  )
+  optimizer = revmom.sgd(learning_rate, momentum, **kwargs)
+  if model.preprocess is None:
+    return optimizer
+  return revmom.preprocessed(optimizer, model.preprocess)
 
 
 def batch_of_eight(tree):
@@ -278,8 +282,11 @@ def test_models_come_back(build, dtype):
 def test_traced_momenta_come_back():
   """One compilation serves all momenta above the floor."""
   model = mlp()
-  floors = {"velocity": 0.5}
-  batched = sgd(model, jnp.array([0.5, 0.9, 0.98, 0.999]), floors=floors)
+  batched = sgd(
+    model,
+    jnp.array([0.5, 0.9, 0.98, 0.999]),
+    grid=revmom.Grid(floors={"velocity": 0.5}),
+  )
 
   def there_and_back(optimizer):
     run = revmom.train(

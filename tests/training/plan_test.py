@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import revmom
-from revmom.training import plan as plans
-from revmom.training.plan import Costs, Plan
+from revmom.training import plans
+from revmom.training.plans import Costs, Plan, Policy
 
 STEPS = 300
 START = np.array([0.3, -1.2, 0.8], np.float32)
@@ -26,13 +26,13 @@ def start():
   return {"a": jnp.asarray(START), "b": jnp.asarray(START[:2])}
 
 
-def everything(**kwargs):
+def everything(plan=None):
   """Run, gradients and what a rewind brings back, in one compilation."""
 
   @jax.jit
   def compute(optimizer, params):
     def objective(optimizer, params):
-      run = revmom.train(loss_fn, optimizer, params, batches(), **kwargs)
+      run = revmom.train(loss_fn, optimizer, params, batches(), plan=plan)
       return jnp.sum(run.params["a"] ** 2) + jnp.sum(run.losses), run
 
     value, pullback, run = jax.vjp(objective, optimizer, params, has_aux=True)
@@ -63,17 +63,15 @@ def assert_same_bits(a, b):
 
 # 5 parameters of 12 bytes, which spill 0.25 bytes a step at the floor.
 @pytest.mark.parametrize(
-  "kwargs, depth",
+  "plan, depth",
   [
-    ({"words": "host"}, 0),
-    pytest.param(
-      {"words": "host", "memory_budget": 100}, 0, marks=pytest.mark.slow
-    ),
-    ({"memory_budget": 350}, 1),
+    (plans.offload(), 0),
+    pytest.param(plans.offload(100), 0, marks=pytest.mark.slow),
+    (plans.recompute(350), 1),
   ],
 )
-def test_plans_change_no_bit(unlimited, kwargs, depth):
-  result, plan = everything(**kwargs)
+def test_plans_change_no_bit(unlimited, plan, depth):
+  result, plan = everything(plan)
   assert plan.segments and plan.depth == depth, plan.describe()
   assert_same_bits(result, unlimited)
 
@@ -83,7 +81,7 @@ def test_deep_plans_change_no_bit(unlimited, monkeypatch):
   """A depth of two is chosen for long runs only, so it is forced here."""
   deep = plans._split(STEPS, 3, "recompute", 2)
   assert deep.depth == 2
-  monkeypatch.setattr(plans, "make", lambda *args: deep)
+  monkeypatch.setattr(Policy, "make", lambda *args: deep)
   result, plan = everything()
   assert plan == deep
   assert_same_bits(result, unlimited)
@@ -111,7 +109,7 @@ def test_every_plan_fits_and_covers_its_run(words, steps, share):
   costs = Costs(state=100, words_per_step=1.9)
   budget = costs.state + int(share * steps * costs.words_per_step)
   try:
-    plan = plans.make(steps, costs, budget, words)
+    plan = Policy(words, budget).make(steps, costs)
   except ValueError:
     assert words == "recompute" or steps < 100
     return
@@ -123,14 +121,14 @@ def test_every_plan_fits_and_covers_its_run(words, steps, share):
 
 def test_the_fastest_plan_that_fits_is_chosen():
   costs = Costs(state=120, words_per_step=0.2)
-  all_words = plans.make(10_000, costs, None)
+  all_words = plans.keep().make(10_000, costs)
   assert all_words == Plan(10_000) and all_words.depth == 0
   needed = all_words.size(costs)
   assert needed == 120 + 2000
-  assert plans.make(10_000, costs, needed) == Plan(10_000)
-  assert plans.make(10_000, costs, needed - 1).depth == 1
+  assert plans.recompute(needed).make(10_000, costs) == Plan(10_000)
+  assert plans.recompute(needed - 1).make(10_000, costs).depth == 1
   depths = [
-    plans.make(100_000, Costs(120, 2.0), budget).depth
+    plans.recompute(budget).make(100_000, Costs(120, 2.0)).depth
     for budget in (300_000, 20_000, 8_000)
   ]
   assert depths == [0, 1, 2]
@@ -138,10 +136,10 @@ def test_the_fastest_plan_that_fits_is_chosen():
 
 def test_describe():
   costs = Costs(120, 0.2)
-  assert plans.make(50, costs).describe() == "all words of 50 steps kept"
-  again = plans.make(10_000, costs, 1000).describe()
+  assert plans.keep().make(50, costs).describe() == "all words of 50 steps kept"
+  again = plans.recompute(1000).make(10_000, costs).describe()
   assert "run again (all words of" in again
-  host = plans.make(10_000, costs, 1000, "host").describe()
+  host = plans.offload(1000).make(10_000, costs).describe()
   assert "words in host memory" in host
 
 
@@ -151,24 +149,29 @@ def test_a_run_describes_its_plan():
 
 
 def test_nothing_fits():
-  with pytest.raises(ValueError, match=r"memory_budget=40.*at least \d+"):
-    plans.make(1000, Costs(120, 0.2), 40)
-  with pytest.raises(ValueError, match=r"memory_budget=10 .*raise the budget"):
+  with pytest.raises(ValueError, match=r"budget=40.*at least \d+"):
+    plans.recompute(40).make(1000, Costs(120, 0.2))
+  with pytest.raises(ValueError, match=r"budget=10 .*raise the budget"):
     revmom.train(
-      loss_fn, revmom.sgd(0.02, 0.9), start(), batches(), memory_budget=10
+      loss_fn,
+      revmom.sgd(0.02, 0.9),
+      start(),
+      batches(),
+      plan=plans.recompute(10),
     )
 
 
 def test_the_smallest_budget_named_is_enough():
   costs = Costs(120, 0.2)
   with pytest.raises(ValueError) as caught:
-    plans.make(10_000, costs, 130)
+    plans.recompute(130).make(10_000, costs)
   least = int(str(caught.value).split("at least ")[1].split()[0])
-  assert plans.make(10_000, costs, least).size(costs) == least
+  assert plans.recompute(least).make(10_000, costs).size(costs) == least
   with pytest.raises(ValueError):
-    plans.make(10_000, costs, least - 1)
+    plans.recompute(least - 1).make(10_000, costs)
 
 
-def test_unknown_words():
-  with pytest.raises(ValueError, match="'disk'.*choose one of"):
-    plans.make(10, Costs(1, 1.0), words="disk")
+@pytest.mark.parametrize("budget", [0, -1, None, "1GB", 0.5])
+def test_a_budget_is_a_number_of_bytes(budget):
+  with pytest.raises(ValueError, match="give a number of bytes"):
+    plans.recompute(budget)

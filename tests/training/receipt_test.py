@@ -13,11 +13,17 @@ from jax.sharding import PartitionSpec as P
 
 import revmom
 from revmom.exact.bit_buffer import BitBuffer
-from revmom.optimizers.leaf import Leaf
+from revmom.steps.leaf import Leaf
 from revmom.training import receipt as receipts
 
 STEPS = 100
 START = np.array([0.3, -1.2, 0.8], np.float32)
+
+
+def moved(leaf, position, name="params", by=1):
+  """The leaf with another integer at a place."""
+  integers = leaf.integers[name].at[position].add(by)
+  return leaf.put(name, integers, None)
 
 
 def loss_fn(params, batch, scale=1.0):
@@ -59,7 +65,9 @@ def test_an_exact_reversal_has_a_receipt(optimizer, run):
   assert bool(receipt.buffers_empty) and bool(receipt.in_range)
   assert int(receipt.diverged_at) == -1
   snapped = np.round(START.astype(np.float64) * 2**24).astype(np.int32)
-  np.testing.assert_array_equal(rewound.state.leaves[0].params, snapped)
+  np.testing.assert_array_equal(
+    rewound.state.leaves[0].integers["params"], snapped
+  )
   assert int(rewound.state.count) == 0
 
 
@@ -98,10 +106,9 @@ def test_damage_is_seen(optimizer, run):
   number = buffer.number.at[1].add(1)
   words = buffer.words.at[0, 0].set(buffer.words[0, 0] ^ 1)
   # By one, the number beside it would tell what it must have been.
-  slots = {"velocity": leaf.slots["velocity"].at[2].add(-4)}
   damaged = [
-    leaf._replace(params=leaf.params.at[0].add(1)),
-    leaf._replace(slots=slots),
+    moved(leaf, 0),
+    moved(leaf, 2, "velocity", -4),
     leaf._replace(buffers={"velocity": buffer._replace(number=number)}),
     leaf._replace(buffers={"velocity": buffer._replace(words=words)}),
   ]
@@ -209,10 +216,10 @@ def test_checksum_depends_on_every_integer_and_its_array(run):
   seen = {tuple(np.asarray(receipts.checksum(twice)))}
   for i, position in np.ndindex(2, 3):
     changed = list(twice)
-    changed[i] = leaf._replace(params=leaf.params.at[position].add(1))
+    changed[i] = moved(leaf, position)
     seen.add(tuple(np.asarray(receipts.checksum(changed))))
   assert len(seen) == 7
-  first = leaf._replace(params=leaf.params.at[0].add(1))
+  first = moved(leaf, 0)
   a, b = (receipts.checksum(x) for x in ([first, leaf], [leaf, first]))
   assert (a != b).all()
 
@@ -225,7 +232,9 @@ def test_checksum_of_two_top_bits():
   changed[:, :2] ^= np.int32(-(2**31))
   zeros = jnp.zeros(64, jnp.int32)
   buffer = lambda number: {"velocity": BitBuffer(number, zeros[None])}
-  leaf = lambda number: Leaf(zeros, {"velocity": zeros}, buffer(number))
+  leaf = lambda number: Leaf(
+    {"params": zeros, "velocity": zeros}, buffer(number)
+  )
   checksums = jax.jit(jax.vmap(lambda n: receipts.checksum([leaf(n)])))
   assert (checksums(number) != checksums(changed)).any(axis=1).all()
 
@@ -240,7 +249,7 @@ def test_checksum_of_changes_that_undo_each_other():
   integers = random.integers(-(2**31), 2**31, (3, 500), np.int64)
   integers = integers.astype(np.uint32).view(np.int32)
   leaf = lambda a, b, c: Leaf(
-    a, {"velocity": b}, {"velocity": BitBuffer(c, c[None])}
+    {"params": a, "velocity": b}, {"velocity": BitBuffer(c, c[None])}
   )
   checksums = jax.jit(
     jax.vmap(lambda *integers: receipts.checksum([leaf(*integers)]))
@@ -261,7 +270,9 @@ def test_checksum_of_64_bits(x64):
   bits = np.array([0, *(2**i for i in range(64))], np.uint64)
   masks = np.unique(bits[:, None] ^ bits).view(np.int64)
   assert len(masks) == 1 + 64 + 64 * 63 // 2
-  one = lambda mask: receipts.checksum([Leaf(-(2**40) ^ mask[None], {}, {})])
+  one = lambda mask: receipts.checksum(
+    [Leaf({"params": -(2**40) ^ mask[None]}, {})]
+  )
   checksums = jax.jit(jax.vmap(one))(jnp.asarray(masks))
   unchanged = (checksums == checksums[masks == 0]).all(axis=1)
   np.testing.assert_array_equal(unchanged, masks == 0)
@@ -274,7 +285,8 @@ def test_checksum_does_not_depend_on_sharding():
   spread = jax.device_put(whole, NamedSharding(mesh, P("x")))
   assert len(spread.sharding.device_set) == 8
   a, b = (
-    jax.jit(receipts.checksum)([Leaf(x, {}, {})]) for x in (whole, spread)
+    jax.jit(receipts.checksum)([Leaf({"params": x}, {})])
+    for x in (whole, spread)
   )
   np.testing.assert_array_equal(a, b)
 
@@ -323,8 +335,8 @@ def planted(count, seed):
 
   def arrays(leaf):
     return [
-      leaf.params,
-      leaf.slots["velocity"],
+      leaf.integers["params"],
+      leaf.integers["velocity"],
       leaf.buffers["velocity"].number,
     ]
 

@@ -10,7 +10,7 @@ import revmom
 STEPS = 40
 OPTIMIZERS = {
   "sgd": revmom.sgd(0.05, 0.9),
-  "adamw": revmom.adamw(1e-2, weight_decay=0.1, clip=0.5),
+  "adamw": revmom.clipped(revmom.adamw(1e-2, weight_decay=0.1), 0.5),
   "muon": revmom.muon(1e-2),
 }
 
@@ -101,4 +101,4 @@ def test_what_is_kept_and_refused():
   with pytest.raises(ValueError, match="choose one of"):
     run(residue_bits=3)
   with pytest.raises(ValueError, match="leave those out"):
-    run(residue_bits=2, memory_budget=10**9)
+    run(residue_bits=2, plan=revmom.plans.recompute(10**9))

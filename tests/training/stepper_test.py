@@ -45,10 +45,9 @@ def _params():
 
 def test_python_loop_reverses_bit_for_bit():
   steps = 60
-  optimizer = revmom.sgd(
-    np.linspace(0.2, 0.05, steps, dtype=np.float32),
-    0.9,
-    preprocess=optax.clip_by_global_norm(1.0),
+  rates = np.linspace(0.2, 0.05, steps, dtype=np.float32)
+  optimizer = revmom.preprocessed(
+    revmom.sgd(rates, 0.9), optax.clip_by_global_norm(1.0)
   )
   stepper = revmom.Stepper(_convolution, optimizer)
   state = start = stepper.init(_params(), num_steps=steps)

@@ -1,5 +1,6 @@
 """The derivative of a run along a direction, and Hessian-vector products."""
 
+import functools
 import importlib.util
 import pathlib
 import sys
@@ -19,14 +20,17 @@ if "reversal_rate" not in sys.modules:  # it defines flags
 stored_runs = sys.modules["reversal_rate"]
 
 STEPS = 9
-BITS = {"integer": "int64"}
 OPTIMIZERS = {
-  "sgd": lambda: revmom.sgd(0.05, 0.9, weight_decay=0.02, clip=0.3, **BITS),
-  "ema": lambda: revmom.sgd(0.05, 0.9, form="ema", **BITS),
-  "adamw": lambda: revmom.adamw(0.02, eps=1e-3, weight_decay=0.1, **BITS),
-  "rmsprop": lambda: revmom.rmsprop(0.01, eps=1e-3, **BITS),
-  "adagrad": lambda: revmom.adagrad(0.05, **BITS),
-  "muon": lambda: revmom.muon(0.02, eps=1e-3, clip=0.4, **BITS),
+  "sgd": lambda **kwargs: revmom.clipped(
+    revmom.sgd(0.05, 0.9, weight_decay=0.02, **kwargs), 0.3
+  ),
+  "ema": functools.partial(revmom.sgd, 0.05, 0.9, form="ema"),
+  "adamw": functools.partial(revmom.adamw, 0.02, eps=1e-3, weight_decay=0.1),
+  "rmsprop": functools.partial(revmom.rmsprop, 0.01, eps=1e-3),
+  "adagrad": functools.partial(revmom.adagrad, 0.05),
+  "muon": lambda **kwargs: revmom.clipped(
+    revmom.muon(0.02, eps=1e-3, **kwargs), 0.4
+  ),
 }
 
 
@@ -96,7 +100,7 @@ def stored(x):
   ],
 )
 def test_hessian_vector_products_are_those_of_the_stored_run(name, x64):
-  x = problem(OPTIMIZERS[name]())
+  x = problem(OPTIMIZERS[name](grid=revmom.Grid(integer="int64")))
   v, w = direction(x, 1), direction(x, 2)
 
   @jax.jit
@@ -127,7 +131,7 @@ def test_hessian_vector_products_are_those_of_the_stored_run(name, x64):
 @pytest.mark.slow
 def test_float32():
   with jax.enable_x64(True):
-    wide = problem(revmom.adamw(0.02, eps=1e-3, weight_decay=0.1, **BITS))
+    wide = problem(OPTIMIZERS["adamw"](grid=revmom.Grid(integer="int64")))
     v = direction(wide, 1)
     expected = jax.jit(jax.grad(slope))(wide, v)
   narrow = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, "float32"), tree)

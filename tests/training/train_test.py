@@ -123,7 +123,9 @@ def both(hypers, params, data, args=(), *, static=None, loss=loss_fn, **kwargs):
   static = static or {}
 
   def ours(hypers, params, x, args):
-    optimizer = revmom.sgd(**hypers, **static, integer="int64")
+    optimizer = revmom.sgd(
+      **hypers, **static, grid=revmom.Grid(integer="int64")
+    )
     run = revmom.train(
       loss, optimizer, params, {**data, "x": x}, *args, **kwargs
     )
@@ -209,7 +211,7 @@ def decayed():
 
 
 def decayed_run(hypers, params, x, args, **kwargs):
-  optimizer = revmom.sgd(**hypers, integer="int64")
+  optimizer = revmom.sgd(**hypers, grid=revmom.Grid(integer="int64"))
   run = revmom.train(
     loss_fn, optimizer, params, {**batches(), "x": x}, *args, **kwargs
   )
@@ -291,7 +293,7 @@ def test_closed_over_arrays(x64):
     at = lambda t: ({"x": x[t], "y": data["y"][t]}, t)
     run = revmom.train(
       loss,
-      revmom.sgd(**hypers, integer="int64"),
+      revmom.sgd(**hypers, grid=revmom.Grid(integer="int64")),
       initial(),
       at,
       num_steps=STEPS,
@@ -318,7 +320,10 @@ def test_central_differences(x64):
   @jax.jit
   @jax.value_and_grad
   def objective(hypers):
-    optimizer = revmom.sgd(**hypers, integer="int64", floors={"velocity": 0.5})
+    optimizer = revmom.sgd(
+      **hypers,
+      grid=revmom.Grid(floors={"velocity": 0.5}, integer="int64"),
+    )
     run = revmom.train(loss_fn, optimizer, params, data)
     return outcome(run.params, run.losses)
 
@@ -379,7 +384,9 @@ def test_vmap_over_hyperparameters():
   rates = jnp.array([0.01, 0.05, 0.1], jnp.float32)
 
   def objective(rate, momentum):
-    optimizer = revmom.sgd(rate, momentum, floors={"velocity": 0.5})
+    optimizer = revmom.sgd(
+      rate, momentum, grid=revmom.Grid(floors={"velocity": 0.5})
+    )
     return jnp.sum(train_cosine(optimizer).params ** 2)
 
   one = jax.jit(jax.value_and_grad(objective, (0, 1)))
@@ -519,7 +526,9 @@ def test_momentum_below_its_floor():
   low = jnp.asarray(0.1, jnp.float32)
   value, gradient = jax.jit(jax.value_and_grad(objective))(low)
   assert bool(jnp.isnan(value)) and bool(jnp.isnan(gradient))
-  with_floor = functools.partial(objective, floors={"velocity": 0.05})
+  with_floor = functools.partial(
+    objective, grid=revmom.Grid(floors={"velocity": 0.05})
+  )
   value, gradient = jax.jit(jax.value_and_grad(with_floor))(low)
   assert bool(jnp.isfinite(value)) and float(gradient) != 0
 
@@ -666,7 +675,9 @@ def test_clipped_gradients_of_a_transformer():
     run = revmom.train(loss_fn, optimizer, params, sequences, checksum_every=1)
     return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(run.params))
 
-  bars = jax.jit(jax.grad(objective))(revmom.sgd(1e-2, 0.9, clip=1.0))
+  bars = jax.jit(jax.grad(objective))(
+    revmom.clipped(revmom.sgd(1e-2, 0.9), 1.0)
+  )
   assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(bars))
 
 

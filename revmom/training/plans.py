@@ -15,7 +15,8 @@ is the fastest and, up to some 10^4 steps, also nearly the smallest.
 import math
 from typing import Any, NamedTuple
 
-WORDS = ("device", "host", "recompute")
+import numpy as np
+
 _DEEPEST = 3
 
 
@@ -74,54 +75,80 @@ class Plan(NamedTuple):
     )
 
 
-def make(
-  steps: int,
-  costs: Costs,
-  memory_budget: int | None = None,
-  words: str | None = None,
-) -> Plan:
-  """The fastest plan that fits a budget.
+class Policy(NamedTuple):
+  """What a plan has to obey; see `keep`, `recompute` and `offload`."""
+
+  words: str = "device"
+  budget: int | None = None
+
+  def make(self, steps: int, costs: Costs) -> Plan:
+    """The fastest plan of a run of so many steps.
+
+    Raises:
+      ValueError: nothing fits into the budget.
+
+    >>> recompute(400).make(100_000, Costs(12, 0.019)).describe()
+    ... # doctest: +ELLIPSIS
+    '5 x 16666 steps, run again (all words of 16666 steps kept), then ...'
+    """
+    plans = _candidates(steps, self.words, costs, self.budget)
+    sizes = [plan.size(costs) for plan in plans]
+    for plan, size in zip(plans, sizes, strict=True):
+      if self.budget is None or size <= self.budget:
+        return plan
+    smallest = min(sizes)
+    raise ValueError(
+      f"budget={self.budget} bytes, but a run of {steps} steps needs at "
+      f"least {smallest} ({plans[sizes.index(smallest)].describe()}); raise "
+      "the budget, use revmom.plans.offload, or a momentum closer to 1."
+    )
+
+
+def keep() -> Policy:
+  """All words stay on the device: the fastest plan."""
+  return Policy()
+
+
+def recompute(budget: int) -> Policy:
+  """Checkpoints, from which segments of the run are run again.
 
   Args:
-    steps: length of the run.
-    costs: its bytes.
-    memory_budget: bytes on the device for integers, numbers and words;
-      None is no limit.
-    words: "device" keeps everything there, "host" streams words to host
-      memory, "recompute" checkpoints and runs segments again; by default
-      "device" without a budget and "recompute" with one.
+    budget: bytes on the device for integers, numbers and words; as few
+      segments as fit are run again.
 
   Raises:
-    ValueError: nothing fits, or an argument is unknown.
-
-  >>> make(100_000, Costs(12, 0.019), memory_budget=400).describe()
-  ... # doctest: +ELLIPSIS
-  '5 x 16666 steps, run again (all words of 16666 steps kept), then ...'
+    ValueError: the budget is no positive number.
   """
-  words = words or ("recompute" if memory_budget is not None else "device")
-  if words not in WORDS:
-    raise ValueError(f"words={words!r}; choose one of {WORDS}.")
-  plans = _candidates(steps, words, costs, memory_budget)
-  sizes = [plan.size(costs) for plan in plans]
-  for plan, size in zip(plans, sizes, strict=True):
-    if memory_budget is None or size <= memory_budget:
-      return plan
-  smallest = min(sizes)
-  raise ValueError(
-    f"memory_budget={memory_budget} bytes, but a run of {steps} steps needs at "
-    f"least {smallest} ({plans[sizes.index(smallest)].describe()}); raise the "
-    'budget, pass words="host", or use a momentum closer to 1.'
-  )
+  return Policy("recompute", _checked(budget))
 
 
-def _candidates(steps, words, costs, memory_budget) -> list[Plan]:
+def offload(budget: int | None = None) -> Policy:
+  """Words are streamed to host memory.
+
+  Args:
+    budget: bytes on the device for integers, numbers and words; None moves
+      words in blocks of the size of the state.
+
+  Raises:
+    ValueError: the budget is no positive number.
+  """
+  return Policy("host", None if budget is None else _checked(budget))
+
+
+def _checked(budget: Any) -> int:
+  if not isinstance(budget, int | np.integer) or budget <= 0:
+    raise ValueError(f"budget={budget!r}; give a number of bytes.")
+  return int(budget)
+
+
+def _candidates(steps, words, costs, budget) -> list[Plan]:
   """Fastest first; among equally fast ones, fewest segments first."""
   if words == "device":
     return [Plan(steps)]
   counts = _segment_counts(steps)
   if words == "host":
     # A block should be small beside the state, and large beside a transfer.
-    if memory_budget is None:
+    if budget is None:
       block = costs.state / max(costs.words_per_step, 1e-9)
       counts = [min(steps - 1, math.ceil(steps / max(block, 1)))]
     return [_split(steps, count, words, 1) for count in counts]
