@@ -38,13 +38,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import experiment
+from shared import output
 import jax
 from absl import flags
-from architecture_figures import figure
-from architecture_networks import NETWORKS, Network
-from progress import progress
-from user_files import blamed
+from architecture.plots import figure
+from architecture.networks import NETWORKS, Network
+from shared.progress_bar import progress
+from shared.user_files import blamed
 
 from revmom.analysis import convnet_notation, cost, scaling
 
@@ -127,7 +127,7 @@ class Counts:
     if key not in self.rows:
       self.rows[key] = measure(name, sizes, context)
       if self.path is not None:
-        experiment.write_json(
+        output.write_json(
           self.path, {"jax": jax.__version__, "rows": self.rows}
         )
     return self.rows[key]
@@ -190,7 +190,7 @@ def run(config: Config, workdir: str | None = None) -> Row:
   Raises:
     ValueError: a network cannot have these sizes, or wrong notation.
   """
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   result: Row = dataclasses.asdict(config)
   if config.convnet is None:
     result |= compare(config, path)
@@ -199,7 +199,7 @@ def run(config: Config, workdir: str | None = None) -> Row:
     result["parameters"] = sum(layer.parameters for layer in layers)
     result["layers"] = [layer._asdict() for layer in layers]
   if path is not None:
-    experiment.write_json(path / "result.json", result)
+    output.write_json(path / "result.json", result)
   return result
 
 
@@ -218,7 +218,7 @@ def compare(config: Config, path: pathlib.Path | None) -> Row:
     for name, sizes in progress(todo, desc="counts")
   ]
   if path is not None:
-    experiment.write_csv(path / "counts.csv", rows)
+    output.write_csv(path / "counts.csv", rows)
     figure(rows, bases).savefig(path / "architecture_costs.png", dpi=150)
   grown = [growth(name, bases[name], counts) for name in names]
   errors = [abs(error) for row in grown for error in deviations(row).values()]
@@ -337,6 +337,6 @@ def published() -> list[str]:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

@@ -43,16 +43,17 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import autoregressive_comparison as comparison
-import autoregressive_figures as figures
-import autoregressive_models as models
-import experiment
+from autoregressive import comparison
+from autoregressive import plots
+from autoregressive import models
+from shared import output
+from shared.checkpointing import Checkpoints, done_before
 import jax
 import numpy as np
-import training_loop
+from shared import training_loop
 from absl import flags
-from autoregressive_models import Data, ImageModel
-from autoregressive_training import (
+from autoregressive.models import Data, ImageModel
+from autoregressive.training import (
   Config,
   Training,
   evaluation,
@@ -60,7 +61,7 @@ from autoregressive_training import (
   start,
   training_step,
 )
-from training_loop import Rows
+from shared.training_loop import Rows
 
 _DATA = flags.DEFINE_enum(
   "data", "digits", models.DATA, "Images; all but digits in --data_dir."
@@ -172,17 +173,17 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  experiment.write_csv(workdir / "metrics.csv", rows)
+  output.write_csv(workdir / "metrics.csv", rows)
   drawings = {
-    "loss": figures.losses(rows, result),
-    "samples": figures.samples(drawn.samples, result),
-    "completions": figures.completions(
+    "loss": plots.losses(rows, result),
+    "samples": plots.samples(drawn.samples, result),
+    "completions": plots.completions(
       drawn.originals, drawn.completions, result
     ),
   }
   for name, figure in drawings.items():
     figure.savefig(workdir / f"{name}.png", dpi=120)
-  experiment.write_json(workdir / "result.json", result)
+  output.write_json(workdir / "result.json", result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -196,8 +197,8 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   data = models.load(config.data, config.data_dir)
   model = model_of(config, data.levels)
   training = start(config, model, data)
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
+  path = output.folder(workdir)
+  with Checkpoints(path, config, _LOCAL, data) as checkpoints:
     training, rows = training_loop.resume(checkpoints, training)
     done_before = len(rows)
     save = training_loop.saving(checkpoints)
@@ -237,11 +238,11 @@ def compare(config: Config, workdir: str | None = None) -> str:
     FloatingPointError: a loss was not finite.
   """
   data = models.load(config.data, config.data_dir)
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   rows: list[dict[str, Any]] = []
   save = lambda rows: None
   if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL, data)
+    checkpoints = Checkpoints(path, config, _LOCAL, data)
     latest = checkpoints.latest()
     rows = latest[1]["about"] if latest else []
 
@@ -255,15 +256,15 @@ def compare(config: Config, workdir: str | None = None) -> str:
   if path is not None:
     checkpoints.close()
     columns = [{k: v for k, v in row.items() if k != "curve"} for row in rows]
-    experiment.write_csv(path / "table.csv", columns)
-    experiment.write_text(path / "table.md", text + "\n")
+    output.write_csv(path / "table.csv", columns)
+    output.write_text(path / "table.md", text + "\n")
     headline = {
       f"{row['model']}_{key}": row[key]
       for row in rows
       for key in ("equal_steps", "parameters", "connections", "dataflow_rounds")
     }
-    experiment.write_json(path / "result.json", {**headline, "models": rows})
-    figure = figures.comparison(rows, data.unit)
+    output.write_json(path / "result.json", {**headline, "models": rows})
+    figure = plots.comparison(rows, data.unit)
     figure.savefig(path / "comparison.png", dpi=120)
   return text
 
@@ -271,7 +272,7 @@ def compare(config: Config, workdir: str | None = None) -> str:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   published = ""
   if r["data"] == models.BINARY:
     published = " (published: PixelCNN 81.3, PixelRNN 79.2)"
@@ -289,11 +290,11 @@ a step"""
 
 def main() -> str:
   """What the flags ask for."""
-  config = experiment.settings(Config)
+  config = output.settings(Config)
   if config.compare:
     return compare(config, _WORKDIR.value)
   return report(run(config, _WORKDIR.value))
 
 
 if __name__ == "__main__":
-  experiment.start(main)
+  output.start(main)

@@ -22,7 +22,7 @@ import sys
 import time
 from typing import Any
 
-import experiment
+from shared import output
 import jax
 import numpy as np
 from absl import flags
@@ -199,7 +199,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: a sum is wrong.
   """
   begin = time.perf_counter()
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   # Python refuses to read and print more than 4300 decimal digits.
   sys.set_int_max_str_digits(0)
   a, b = parse("a", config.a), parse("b", config.b)
@@ -227,7 +227,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     "seconds": time.perf_counter() - begin,
   }
   if path is not None:
-    experiment.write_csv(path / "metrics.csv", rows)
+    output.write_csv(path / "metrics.csv", rows)
     shown = rows[:_LONGEST_TABLE]
     title = (
       f"{a} + {b} = {total}"
@@ -236,7 +236,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     )
     drawn = figure(shown, f"Three hidden units add: {title}")
     drawn.savefig(path / "adder.png", dpi=150)
-    experiment.write_json(path / "result.json", result)
+    output.write_json(path / "result.json", result)
   return {**result, "rows": rows}
 
 
@@ -298,6 +298,6 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

@@ -34,15 +34,16 @@ import pathlib
 import time
 from typing import Any
 
-import attribution_figures
-import experiment
+from attribution import plots
+from shared import output
+from shared.checkpointing import Checkpoints
 import jax
 import numpy as np
 from absl import flags
-from attribution_gradients import Attribution, attributed
-from attribution_problem import Config, Problem, pose
-from attribution_retraining import correlations, leave_out
-from progress import progress
+from attribution.gradients import Attribution, attributed
+from attribution.problem import Config, Problem, pose
+from attribution.retraining import correlations, leave_out
+from shared.progress_bar import progress
 
 _TEXT = flags.DEFINE_string(
   "text",
@@ -161,11 +162,11 @@ def write(
 ) -> None:
   """result.json, metrics.csv and attribution.png."""
   size = result["perturbation"]
-  drawn = attribution_figures.changes(
+  drawn = plots.changes(
     -size * gradient[problem.chosen], np.array(changes), gradient, result
   )
   rows = metrics(problem, gradient, changes, size)
-  experiment.write_results(workdir, rows, {"attribution": drawn}, result)
+  output.write_results(workdir, rows, {"attribution": drawn}, result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -178,9 +179,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   begin = time.perf_counter()
   problem = pose(config)
   data = problem.train, problem.validation, problem.texts
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   with (
-    experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints,
+    Checkpoints(path, config, _LOCAL, data) as checkpoints,
     progress(total=6 + config.leave_out) as bar,
   ):
     attribution, about = attributed(checkpoints, problem, config, bar)
@@ -240,6 +241,6 @@ time               {r["seconds"]:.1f} s"""
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

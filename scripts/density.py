@@ -34,19 +34,20 @@ import statistics
 import time
 from typing import Any, NamedTuple
 
-import density_figures
-import density_measures as measures
-import density_models as models
-import experiment
+from densities import plots
+from densities import measures
+from densities import models
+from shared import output
+from shared.checkpointing import Checkpoints, done_before
 import jax
 import numpy as np
-import training_loop
+from shared import training_loop
 from absl import flags
-from density_measures import Inversion
-from density_models import Data
-from density_training import CHUNK, Config, build, evaluation, start, train
+from densities.measures import Inversion
+from densities.models import Data
+from densities.training import CHUNK, Config, build, evaluation, start, train
 from matplotlib.figure import Figure
-from training_loop import Rows
+from shared.training_loop import Rows
 
 from revmom.models import Flow
 
@@ -102,7 +103,7 @@ class Measured(NamedTuple):
   losses: np.ndarray  # of each of the test data
   inversion: Inversion
   samples: np.ndarray
-  on_grid: density_figures.Map | None  # of the plane, if data are points
+  on_grid: plots.Map | None  # of the plane, if data are points
 
 
 def measure(flow: Flow, data: Data, config: Config, params: Any) -> Measured:
@@ -148,16 +149,16 @@ def drawings(
   data: Data, rows: Rows, measured: Measured, result: dict[str, Any]
 ) -> dict[str, Figure]:
   """All figures, by name."""
-  drawn = {"loss": density_figures.losses(rows, result)}
+  drawn = {"loss": plots.losses(rows, result)}
   inversion, samples = measured.inversion, measured.samples
   if measured.on_grid is not None:
-    drawn["density"] = density_figures.density(
+    drawn["density"] = plots.density(
       measured.on_grid, samples, data.test, result
     )
-    drawn["inversion"] = density_figures.points_inversion(inversion, result)
+    drawn["inversion"] = plots.points_inversion(inversion, result)
   else:
-    drawn["samples"] = density_figures.samples(samples, data, result)
-    drawn["inversion"] = density_figures.images_inversion(
+    drawn["samples"] = plots.samples(samples, data, result)
+    drawn["inversion"] = plots.images_inversion(
       inversion, data, result
     )
   return drawn
@@ -176,8 +177,8 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   data = models.load(config.data, config.data_dir, config.model, config.seed)
   flow = build(config)
   training = start(flow, data, config)
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
+  path = output.folder(workdir)
+  with Checkpoints(path, config, _LOCAL, data) as checkpoints:
     training, rows = training_loop.resume(checkpoints, training)
     done_before = len(rows)
     save = training_loop.saving(checkpoints)
@@ -188,14 +189,14 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   result["seconds"] = time.perf_counter() - begin
   if path is not None:
     drawn = drawings(data, rows, measured, result)
-    experiment.write_results(path, rows, drawn, result)
+    output.write_results(path, rows, drawn, result)
   return result
 
 
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   lines = [
     f"model      {r['model']}, {r['parameters']:,} parameters, {r['steps']} "
     f"Adam steps{origin}",
@@ -230,6 +231,6 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

@@ -39,21 +39,22 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import datasets
-import depth_figures
-import depth_networks
-import experiment
+from shared import image_data
+from depth import plots
+from depth import networks
+from shared import output
+from shared.checkpointing import Checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from depth_runs import SIGMA_B, Config, map_runs, network_runs, numbers
-from progress import progress
+from depth.runs import SIGMA_B, Config, map_runs, network_runs, numbers
+from shared.progress_bar import progress
 
 from revmom.analysis import edge_of_chaos
 
 _DATASET = flags.DEFINE_enum(
-  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
+  "dataset", "digits", image_data.NAMES, "Images; all but digits in --data_dir."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
 _DEPTHS = flags.DEFINE_list(
@@ -156,12 +157,12 @@ def map_figures(config: Config, results: Results) -> dict[str, Any]:
 def network_figures(results: Results) -> dict[str, Any]:
   """Of every network and depth."""
   figures = {}
-  for name in depth_networks.NETWORKS:
+  for name in networks.NETWORKS:
     for row in results[name]:
       of_row = f"{key(name)}_{row['depth']}"
       figures[f"{of_row}_accuracy"] = row["accuracy"]
       figures[f"{of_row}_gradient_ratio"] = ratio(row["gradients"])
-  for name in depth_networks.IDENTITY_PATHS:
+  for name in networks.IDENTITY_PATHS:
     path = results[f"identity path, {name}"]
     figures[f"{key(name)}_identity_ratio"] = ratio(path)
   return figures
@@ -202,7 +203,7 @@ def metrics(results: Results) -> list[dict[str, Any]]:
   """Rows of metrics.csv."""
   return [
     {"network": name, "depth": row["depth"], "step": step, "loss": loss}
-    for name in depth_networks.NETWORKS
+    for name in networks.NETWORKS
     for row in results[name]
     for step, loss in enumerate(row["losses"])
   ]
@@ -212,10 +213,10 @@ def write(
   path: pathlib.Path, config: Config, results: Results, result: dict[str, Any]
 ) -> None:
   """All files but the checkpoints."""
-  networks = {name: results[name] for name in depth_networks.NETWORKS}
+  networks = {name: results[name] for name in networks.NETWORKS}
   paths = {
     name: results[f"identity path, {name}"]
-    for name in depth_networks.IDENTITY_PATHS
+    for name in networks.IDENTITY_PATHS
   }
   rows = [
     results[f"map of depth {depth}"]
@@ -223,14 +224,14 @@ def write(
   ]
   squares = numbers("map_gains", config.map_gains, float)
   drawn = {
-    "gradients": depth_figures.gradients(networks, paths),
-    "training": depth_figures.training(networks),
-    "trainable": depth_figures.trainable(squares, rows, theory(config)),
+    "gradients": plots.gradients(networks, paths),
+    "training": plots.training(networks),
+    "trainable": plots.trainable(squares, rows, theory(config)),
   }
   for name, figure in drawn.items():
     figure.savefig(path / f"{name}.png", dpi=150)
-  experiment.write_csv(path / "metrics.csv", metrics(results))
-  experiment.write_json(path / "result.json", result)
+  output.write_csv(path / "metrics.csv", metrics(results))
+  output.write_json(path / "result.json", result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -242,13 +243,13 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: an identity path is not what it must be.
   """
   begin = time.perf_counter()
-  data = datasets.load(config.dataset, config.data_dir)
+  data = image_data.load(config.dataset, config.data_dir)
   runs = [*network_runs(config, data), *map_runs(config, data)]
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   done: Results = {}
   save: Callable[[Results], None] = lambda results: None
   if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL, data)
+    checkpoints = Checkpoints(path, config, _LOCAL, data)
     latest = checkpoints.latest()
     done = latest[1]["about"] if latest else {}
 
@@ -285,7 +286,7 @@ def report(result: dict[str, Any]) -> str:
     "accuracy on validation images (gradient at the first layer / at the last)",
     f"{'layers':20}" + "".join(f"{depth:>18}" for depth in depths),
   ]
-  for name in depth_networks.NETWORKS:
+  for name in networks.NETWORKS:
     cells = [
       f"{result[f'{key(name)}_{depth}_accuracy']:.1%} "
       f"({number(result[f'{key(name)}_{depth}_gradient_ratio'])})"
@@ -311,6 +312,6 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

@@ -23,15 +23,15 @@ import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import experiment
+from shared import output
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from doctor_cases import CASES, Case
-from progress import progress
-from user_files import blamed
+from diagnosis.cases import CASES, Case
+from shared.progress_bar import progress
+from shared.user_files import blamed
 
 import revmom
 
@@ -370,7 +370,7 @@ def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
     FloatingPointError: a loss of the self-test is not finite.
   """
   before = last_visit(workdir)
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   found = list(findings())
   print("\nWhat decides whether gradients are recomputed bit for bit")
   for finding in found:
@@ -405,7 +405,7 @@ def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
     print("\nSince the last visit")
     for line in since(before, result):
       print(f"  {line}")
-    experiment.write_json(path / "result.json", result)
+    output.write_json(path / "result.json", result)
   return result
 
 
@@ -418,4 +418,4 @@ def main() -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(main)
+  output.start(main)

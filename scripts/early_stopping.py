@@ -42,12 +42,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import early_stopping_data
-import early_stopping_funnel
-import early_stopping_networks
-import experiment
+from duvenaud2016 import data
+from duvenaud2016 import funnel
+from duvenaud2016 import networks
+from shared import output
 from absl import flags
-from early_stopping_shared import Config, Outcome, Row
+from duvenaud2016.config import Config, Outcome, Row
 
 _FIGURE = flags.DEFINE_enum(
   "figure", "4", ["1", "3", "4", "5", "6"], "Of the paper."
@@ -55,7 +55,7 @@ _FIGURE = flags.DEFINE_enum(
 _DATASET = flags.DEFINE_enum(
   "dataset",
   "digits",
-  early_stopping_data.NAMES,
+  data.NAMES,
   "Images; for figure 4 a table, too.  All but digits and diabetes in "
   "--data_dir.",
 )
@@ -87,11 +87,11 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and directions.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
 _FIGURES: dict[str, Callable[..., Outcome]] = {
-  "1": early_stopping_funnel.figure_1,
-  "3": early_stopping_funnel.figure_3,
-  "4": early_stopping_networks.figure_4,
-  "5": early_stopping_networks.figure_5,
-  "6": early_stopping_networks.figure_6,
+  "1": funnel.figure_1,
+  "3": funnel.figure_3,
+  "4": networks.figure_4,
+  "5": networks.figure_5,
+  "6": networks.figure_6,
 }
 _PLANE = ("1", "3")
 
@@ -102,7 +102,7 @@ def check(config: Config) -> None:
     raise ValueError(
       f"--values is for --figure=5 or 6; figure {config.figure} varies nothing."
     )
-  if config.dataset in early_stopping_data.TABLES and config.figure != "4":
+  if config.dataset in data.TABLES and config.figure != "4":
     raise ValueError(f"--dataset={config.dataset} is for --figure=4.")
   if config.figure in _PLANE and (
     config.dataset != "digits" or config.data_dir or config.runs
@@ -167,18 +167,18 @@ def run(config: Config, workdir: str | None = None) -> str:
   """
   check(config)
   begin = time.perf_counter()
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   resumed = {} if config.figure in _PLANE else {"path": path}
   outcome = _FIGURES[config.figure](config, **resumed)
   seconds = time.perf_counter() - begin
   if path is not None:
-    experiment.write_csv(path / "metrics.csv", outcome.metrics)
+    output.write_csv(path / "metrics.csv", outcome.metrics)
     for name, figure in outcome.figures.items():
       figure.savefig(path / f"{name}.png", dpi=150)
     result = result_of(config, outcome.table, seconds)
-    experiment.write_json(path / "result.json", result)
+    output.write_json(path / "result.json", result)
   return report(config, outcome, seconds)
 
 
 if __name__ == "__main__":
-  experiment.start(lambda: run(experiment.settings(Config), _WORKDIR.value))
+  output.start(lambda: run(output.settings(Config), _WORKDIR.value))

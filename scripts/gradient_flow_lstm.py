@@ -30,7 +30,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import experiment
+from shared import output
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -317,16 +317,16 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: the claim does not hold.
   """
   flows = measure(config)
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   result = {
     **dataclasses.asdict(config),
     **headline(flows),
     "networks": rows_of(flows),
   }
   if path is not None:
-    experiment.write_csv(path / "metrics.csv", metrics(flows))
+    output.write_csv(path / "metrics.csv", metrics(flows))
     figure(flows, config).savefig(path / "gradient_flow.png", dpi=150)
-    experiment.write_json(path / "result.json", result)
+    output.write_json(path / "result.json", result)
   # At the end, so that a failure can be looked at.
   check(flows, config)
   return result
@@ -362,6 +362,6 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

@@ -26,16 +26,17 @@ import pathlib
 import time
 from typing import Any
 
-import datasets
-import experiment
+from shared import image_data
+from shared import output
+from shared.checkpointing import Checkpoints, done_before
 import jax
-import meta_training
+from shared import meta_training
 import numpy as np
-import schedule_figures
-import schedules
+from schedules.elementary import plots
+from schedules.elementary import elementary
 from absl import flags
-from meta_training import EVALUATION_SEEDS, Learned
-from schedule_learning import (
+from shared.meta_training import EVALUATION_SEEDS, Learned
+from elementary.learning import (
   Config,
   buffer_bits,
   evaluation,
@@ -46,7 +47,7 @@ from schedule_learning import (
 )
 
 _DATASET = flags.DEFINE_enum(
-  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
+  "dataset", "digits", image_data.NAMES, "Images; all but digits in --data_dir."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
 _OBJECTIVE = flags.DEFINE_enum(
@@ -81,7 +82,7 @@ _LOCAL = ("data_dir", "meta_steps")
 
 def write(
   workdir: pathlib.Path,
-  problem: schedules.Problem,
+  problem: elementary.Problem,
   config: Config,
   learned: Learned,
   evaluations: tuple[dict, dict],
@@ -92,20 +93,20 @@ def write(
   rates = np.exp(np.asarray(hypers.log_rate))
   momenta = np.asarray(jax.nn.sigmoid(hypers.logit_momentum))
   figures = {
-    "meta_training": schedule_figures.meta_training(
+    "meta_training": plots.meta_training(
       learned.rows,
       evaluations[0]["curve"],
       evaluations[1]["curve"],
       config.objective,
     ),
-    "learning_rates": schedule_figures.schedules(
-      rates, math.exp(schedules.LOG_RATE), "learning rate"
+    "learning_rates": plots.schedules(
+      rates, math.exp(elementary.LOG_RATE), "learning rate"
     ),
-    "momenta": schedule_figures.schedules(momenta, 0.5, "momentum", 1),
-    "scales": schedule_figures.scales(
+    "momenta": plots.schedules(momenta, 0.5, "momentum", 1),
+    "scales": plots.scales(
       np.array(
         [
-          [row[name] for name in schedules.scale_columns(problem)]
+          [row[name] for name in elementary.scale_columns(problem)]
           for row in learned.rows
         ]
         + [np.asarray(hypers.log_scale)]
@@ -113,7 +114,7 @@ def write(
       [shape[0] for shape in problem.shapes[::2]],
     ),
   }
-  experiment.write_results(workdir, learned.rows, figures, result)
+  output.write_results(workdir, learned.rows, figures, result)
 
 
 def summarise(evaluated: dict[str, np.ndarray], when: str) -> dict[str, float]:
@@ -123,10 +124,10 @@ def summarise(evaluated: dict[str, np.ndarray], when: str) -> dict[str, float]:
 
 
 def result_of(
-  problem: schedules.Problem,
+  problem: elementary.Problem,
   config: Config,
-  initial: schedules.Hypers,
-  learned: schedules.Hypers,
+  initial: elementary.Hypers,
+  learned: elementary.Hypers,
   evaluations: tuple[dict, dict],
 ) -> dict[str, Any]:
   """Flat keys: the experiment, and what was there before and after it."""
@@ -156,12 +157,12 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     FloatingPointError: a loss or a hypergradient was not finite.
   """
   begin = time.perf_counter()
-  data = datasets.load(config.dataset, config.data_dir)
-  problem = schedules.pose(data, config.seed)
-  initial = schedules.initial_hypers(problem, config.steps)
+  data = image_data.load(config.dataset, config.data_dir)
+  problem = elementary.pose(data, config.seed)
+  initial = elementary.initial_hypers(problem, config.steps)
   learned = meta_training.start(initial, config.meta_learning_rate)
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
+  path = output.folder(workdir)
+  with Checkpoints(path, config, _LOCAL, data) as checkpoints:
     learned = resume(checkpoints, config, learned)
     done_before = len(learned.rows)
     save = lambda state: meta_training.save(checkpoints, state, state.rows)
@@ -192,7 +193,7 @@ def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
   arrow = lambda name: f"{r[name + '_before']:.4f} -> {r[name + '_after']:.4f}"
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   return f"""\
 meta iterations    {r["meta_steps"]}{origin}, each through {r["steps"]} steps \
 of {r["parameters"]:,} parameters
@@ -206,6 +207,6 @@ time               {r["seconds"]:.1f} s, {meta_training.pace(r)}"""
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

@@ -33,13 +33,13 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import experiment
+from shared import output
 import jax
 import jax.numpy as jnp
-import user_files
+from shared import user_files
 from absl import flags
 from jax.flatten_util import ravel_pytree
-from log_det_maps import MAPS, Map
+from determinants.maps import MAPS, Map
 from matplotlib.figure import Figure
 
 import revmom
@@ -208,7 +208,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     ValueError: an unknown map, or one that is not square.
     RuntimeError: a log-determinant is wrong.
   """
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   names = [
     name
     for given in config.map
@@ -220,7 +220,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     ]
   result = {**dataclasses.asdict(config), **headlines(rows), "maps": rows}
   if path is not None:
-    experiment.write_json(path / "result.json", result)
+    output.write_json(path / "result.json", result)
     if len(config.size) > 1:
       figure(rows, names).savefig(path / "log_det.png", dpi=150)
   # At the end, so that a failure can be looked at.
@@ -357,6 +357,6 @@ def full(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

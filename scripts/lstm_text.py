@@ -33,17 +33,18 @@ import statistics
 import time
 from typing import Any
 
-import experiment
+from shared import output
+from shared.checkpointing import Checkpoints, done_before
 import jax
-import lstm_language_model as model
+from text import model
 import numpy as np
-import text_figures
-import text_timing
-import text_training
-import texts
+from text import plots
+from text import timing
+from text import training
+from shared import texts
 from absl import flags
-from text_training import Config, bits_per_character
-from training_loop import Rows
+from text.training import Config, bits_per_character
+from shared.training_loop import Rows
 
 _TEXT = flags.DEFINE_string(
   "text",
@@ -101,12 +102,12 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  experiment.write_text(workdir / "sample.txt", result["sample"] + "\n")
+  output.write_text(workdir / "sample.txt", result["sample"] + "\n")
   drawn = {
-    "loss": text_figures.losses(rows, result),
-    "backward_time": text_figures.pass_times(times, result),
+    "loss": plots.losses(rows, result),
+    "backward_time": plots.pass_times(times, result),
   }
-  experiment.write_results(workdir, rows, drawn, result)
+  output.write_results(workdir, rows, drawn, result)
 
 
 def sample(corpus: texts.Corpus, config: Config, params: model.Params) -> str:
@@ -125,7 +126,7 @@ def result_of(
   times: list[dict[str, float]],
 ) -> dict[str, Any]:
   """Flat keys: the text, the model and what was measured of it."""
-  test_loss = text_training.evaluation(config, corpus.test)(params)
+  test_loss = training.evaluation(config, corpus.test)(params)
   return {
     "text": config.text or config.data_dir or "pydoc_data.topics",
     "level": config.level,
@@ -140,8 +141,8 @@ def result_of(
     "test_bits_per_character": bits_per_character(test_loss, corpus.test),
     "validation_perplexity": math.exp(validation_loss),
     "test_perplexity": math.exp(test_loss),
-    "backward_exponent": text_timing.exponent(times),
-    **text_timing.costs(times),
+    "backward_exponent": timing.exponent(times),
+    **timing.costs(times),
     "sample": sample(corpus, config, params),
   }
 
@@ -156,15 +157,15 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   """
   begin = time.perf_counter()
   corpus = texts.load(config.text, config.data_dir, config.level)
-  training = text_training.start(corpus, config)
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, corpus) as checkpoints:
-    training, rows = text_training.resume(checkpoints, training)
+  training = training.start(corpus, config)
+  path = output.folder(workdir)
+  with Checkpoints(path, config, _LOCAL, corpus) as checkpoints:
+    training, rows = training.resume(checkpoints, training)
     done_before = len(rows)
-    save = functools.partial(text_training.save, checkpoints)
-    training, rows = text_training.train(corpus, config, training, rows, save)
+    save = functools.partial(training.save, checkpoints)
+    training, rows = training.train(corpus, config, training, rows, save)
   params = training.params
-  times = text_timing.pass_times(params, corpus.train.tokens)
+  times = timing.pass_times(params, corpus.train.tokens)
   validation_loss = rows[-1]["validation_loss"]
   result = result_of(corpus, config, params, validation_loss, times)
   result |= {
@@ -180,7 +181,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   ends = [name for name in r if name.startswith("backward_microseconds")]
   costs = ", ".join(
     f"{r[name]:.1f} us for {name.rpartition('_')[2]}" for name in ends
@@ -202,6 +203,6 @@ sample
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

@@ -46,16 +46,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import datasets
-import experiment
+from shared import image_data
+from shared import output
 import jax
-import maclaurin_chaos
-import maclaurin_losses
-import maclaurin_schedules
-import maclaurin_sharing
+from maclaurin import chaos
+from maclaurin import losses
+from maclaurin import schedules
+from maclaurin import sharing
 import numpy as np
 from absl import flags
-from maclaurin_shared import Config, Outcome, Row
+from maclaurin.common import Config, Outcome, Row
 
 _FIGURE = flags.DEFINE_enum(
   "figure",
@@ -66,7 +66,7 @@ _FIGURE = flags.DEFINE_enum(
 _DATASET = flags.DEFINE_enum(
   "dataset",
   "digits",
-  [*datasets.NAMES, "omniglot"],
+  [*image_data.NAMES, "omniglot"],
   "Images; all but digits in --data_dir.  omniglot is for figure 10.",
 )
 _DATA_DIR = flags.DEFINE_string(
@@ -113,13 +113,13 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and splits.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
 _FIGURES: dict[str, Callable[[Config], Outcome]] = {
-  "1": maclaurin_schedules.figure_1,
-  "2": maclaurin_schedules.figure_2,
-  "5": maclaurin_schedules.figure_5,
-  "8": maclaurin_losses.figure_8,
-  "9": maclaurin_losses.figure_9,
-  "10": maclaurin_sharing.figure_10,
-  "11": maclaurin_chaos.figure_11,
+  "1": schedules.figure_1,
+  "2": schedules.figure_2,
+  "5": schedules.figure_5,
+  "8": losses.figure_8,
+  "9": losses.figure_9,
+  "10": sharing.figure_10,
+  "11": chaos.figure_11,
 }
 # Flags that mean something to some figures only.
 _GOES_WITH = {
@@ -141,7 +141,7 @@ def check(config: Config) -> None:
         f"--{name} is for --figure={' or '.join(figures)}; figure "
         f"{config.figure} takes {', '.join(named)}."
       )
-  idx = config.dataset in datasets.IDX
+  idx = config.dataset in image_data.IDX
   if config.figure == "10" and idx:
     raise ValueError(
       "figure 10 takes --dataset=omniglot or digits, not "
@@ -185,13 +185,13 @@ def result_of(
 
 def write(workdir: str | None, outcome: Outcome, result: dict) -> None:
   """result.json, metrics.csv and the figures."""
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   if path is None:
     return
-  experiment.write_csv(path / "metrics.csv", outcome.metrics)
+  output.write_csv(path / "metrics.csv", outcome.metrics)
   for name, figure in outcome.figures.items():
     figure.savefig(path / f"{name}.png", dpi=150)
-  experiment.write_json(path / "result.json", result)
+  output.write_json(path / "result.json", result)
 
 
 def shown(value: Any) -> str:
@@ -233,7 +233,7 @@ def run(config: Config) -> str:
   """
   check(config)
   start = time.perf_counter()
-  experiment.folder(config.workdir)  # so that nobody else writes there
+  output.folder(config.workdir)  # so that nobody else writes there
   if config.figure == "11":  # before anything is computed
     jax.config.update("jax_enable_x64", True)
   outcome = _FIGURES[config.figure](config)
@@ -243,4 +243,4 @@ def run(config: Config) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(lambda: run(experiment.settings(Config)))
+  output.start(lambda: run(output.settings(Config)))

@@ -33,20 +33,21 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import datasets
-import digit_figures
-import experiment
+from shared import image_data
+from digits import plots
+from shared import output
+from shared.checkpointing import Checkpoints, done_before
 import jax
 import jax.numpy as jnp
-import mdlstm_classifier as model
+from digits import classifier
 import numpy as np
 import optax
-import training_loop
+from shared import training_loop
 from absl import flags
-from training_loop import Rows, Training
+from shared.training_loop import Rows, Training
 
 _DATASET = flags.DEFINE_enum(
-  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
+  "dataset", "digits", image_data.NAMES, "Images; all but digits in --data_dir."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
 _HIDDEN_SIZES = flags.DEFINE_list(
@@ -97,7 +98,7 @@ def training_step(config: Config, images: Any, labels: Any) -> Callable:
   optimizer = optimizer_of(config)
 
   def loss_fn(params, indices):
-    scores = model.logits(params, images[indices])
+    scores = classifier.logits(params, images[indices])
     return optax.softmax_cross_entropy_with_integer_labels(
       scores, labels[indices]
     ).mean()
@@ -116,7 +117,7 @@ def training_step(config: Config, images: Any, labels: Any) -> Callable:
 @jax.jit
 def evaluate(params, images, labels):
   """Whether each image is classified rightly, and its loss."""
-  scores = model.logits(params, images)
+  scores = classifier.logits(params, images)
   losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
   return scores.argmax(-1) == labels, losses
 
@@ -149,7 +150,7 @@ class Reached(NamedTuple):
 
 
 def reached(
-  params: model.Params, images: np.ndarray, labels: np.ndarray
+  params: classifier.Params, images: np.ndarray, labels: np.ndarray
 ) -> tuple[Reached, float]:
   """How the logit of its class depends on each cell of an image.
 
@@ -159,14 +160,14 @@ def reached(
   Raises:
     RuntimeError: there is a position that no image's logit depends on.
   """
-  adjoints = jax.jit(model.adjoints)(params, images, labels)
+  adjoints = jax.jit(classifier.adjoints)(params, images, labels)
   norms = [np.linalg.norm(level, axis=-1) for level in adjoints]
   means = Reached(*(level.mean(-1) for level in norms))
   for level, mean in means._asdict().items():
     if not mean.min() > 0:
       direction, *position = np.unravel_index(mean.argmin(), mean.shape)
       raise RuntimeError(
-        f"of the {level} level's sweep {model.DIRECTIONS[direction]} the cells "
+        f"of the {level} level's sweep {classifier.DIRECTIONS[direction]} the cells "
         f"at {tuple(map(int, position))} have adjoints of norm {mean.min()} in "
         f"all of {len(images)} images: no logit depends on them."
       )
@@ -193,7 +194,7 @@ def sizes_of(config: Config) -> tuple[int, int]:
 
 
 def train(
-  data: datasets.Data,
+  data: image_data.Data,
   config: Config,
   training: Training,
   rows: Rows,
@@ -224,12 +225,12 @@ def write(
 ) -> None:
   """All files but the checkpoints."""
   drawn = {
-    "loss": digit_figures.losses(rows, result),
-    "gradients": digit_figures.gradients(
-      images.mean(0), norms, model.DIRECTIONS, len(images)
+    "loss": plots.losses(rows, result),
+    "gradients": plots.gradients(
+      images.mean(0), norms, classifier.DIRECTIONS, len(images)
     ),
   }
-  experiment.write_results(workdir, rows, drawn, result)
+  output.write_results(workdir, rows, drawn, result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -241,12 +242,12 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: the gradient does not reach a position.
   """
   begin = time.perf_counter()
-  data = datasets.load(config.dataset, config.data_dir)
+  data = image_data.load(config.dataset, config.data_dir)
   classes = int(data.train_labels.max()) + 1
-  params = model.init(jax.random.key(config.seed), classes, sizes_of(config))
+  params = classifier.init(jax.random.key(config.seed), classes, sizes_of(config))
   training = Training(params, optimizer_of(config).init(params))
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
+  path = output.folder(workdir)
+  with Checkpoints(path, config, _LOCAL, data) as checkpoints:
     training, rows = training_loop.resume(checkpoints, training)
     done_before = len(rows)
     save = training_loop.saving(checkpoints)
@@ -281,7 +282,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   between = lambda name: (
     f"{r[name + '_level_adjoints_least']:.2g} to "
     f"{r[name + '_level_adjoints_largest']:.2g}"
@@ -301,6 +302,6 @@ a step"""
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

@@ -21,23 +21,25 @@ import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import datasets
-import experiment
+from shared import image_data
+from shared import output
+from shared.checkpointing import Checkpoints
+from shared.runs import check_run, timed
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from classifiers import MODELS
+from training.classifiers import MODELS
 from jax.stages import Wrapped
 from matplotlib.figure import Figure
-from progress import progress
+from shared.progress_bar import progress
 
 import revmom
 
 _MODEL = flags.DEFINE_enum("model", "mlp", sorted(MODELS), "The classifier.")
 _DATASET = flags.DEFINE_enum(
-  "dataset", "digits", datasets.NAMES, "Images; all but digits need --data_dir."
+  "dataset", "digits", image_data.NAMES, "Images; all but digits need --data_dir."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
 _STEPS = flags.DEFINE_integer("steps", 1000, "SGD steps.", lower_bound=1)
@@ -110,7 +112,7 @@ class Trained(NamedTuple):
 
 def pose(config: Config) -> Problem:
   """Loads the data and draws the initial weights."""
-  data = datasets.load(config.dataset, config.data_dir)
+  data = image_data.load(config.dataset, config.data_dir)
   dtype = jnp.dtype(config.dtype)
   to_device = lambda images, labels: (
     jnp.asarray(images, dtype),
@@ -214,16 +216,16 @@ def train(problem: Problem, config: Config) -> Trained:
   plain = plain_training(problem, config).lower(*args).compile()
   bar.update()
   bar.set_description("training")
-  run, seconds = experiment.timed(ours, *args)
+  run, seconds = timed(ours, *args)
   remedy = "lower --learning_rate or set --clip"
-  experiment.check_finite(run, problem.optimizer, remedy)
+  check_run(run, problem.optimizer, remedy)
   bar.update()
-  (_, plain_losses), plain_seconds = experiment.timed(plain, *args)
+  (_, plain_losses), plain_seconds = timed(plain, *args)
   times = [(seconds, plain_seconds)]
   # Again while that takes no longer than seconds.
   for _ in range(min(6, int(6 / (seconds + plain_seconds)))):
-    _, seconds = experiment.timed(ours, *args)
-    _, plain_seconds = experiment.timed(plain, *args)
+    _, seconds = timed(ours, *args)
+    _, plain_seconds = timed(plain, *args)
     times.append((seconds, plain_seconds))
   bar.update()
   bar.close()
@@ -251,7 +253,7 @@ def rewind(problem: Problem, state: Any) -> dict[str, Any]:
     RuntimeError: the reversal was not exact.
   """
   compiled = reversal(problem).lower(state, *problem.args).compile()
-  rewound, seconds = experiment.timed(compiled, state, *problem.args)
+  rewound, seconds = timed(compiled, state, *problem.args)
   receipt = rewound.receipt
   receipt.check(state.checksum_every, state.steps)
   # Beside the receipt, the weights themselves: drawn anew from the seed.
@@ -319,13 +321,13 @@ def peak_bytes(compiled: Any) -> int:
   return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
-def save(checkpoints: experiment.Checkpoints, trained: Trained) -> None:
+def save(checkpoints: Checkpoints, trained: Trained) -> None:
   """The whole outcome of the training, under the number of its last step."""
   checkpoints.save(trained.state.steps, trained[:-1], trained.figures)
 
 
 def restore(
-  checkpoints: experiment.Checkpoints, config: Config, problem: Problem
+  checkpoints: Checkpoints, config: Config, problem: Problem
 ) -> Trained | None:
   """A finished training; None if there is none.
 
@@ -372,7 +374,7 @@ def write(
   axes.set_ylabel("cross-entropy of the batch (nats)")
   axes.set_yscale("log")
   axes.legend()
-  experiment.write_results(workdir, rows, {"loss": figure}, result)
+  output.write_results(workdir, rows, {"loss": figure}, result)
 
 
 def report(result: dict) -> str:
@@ -410,11 +412,11 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: the reversal was not exact.
   """
   problem = pose(config)
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   trained = None
   if path is not None:
     data = problem.args, problem.test
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL, data)
+    checkpoints = Checkpoints(path, config, _LOCAL, data)
     trained = restore(checkpoints, config, problem)
   resumed = trained is not None
   if trained is None:
@@ -436,10 +438,10 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 
 
 def main() -> str:
-  config = experiment.settings(Config)
+  config = output.settings(Config)
   print(f"jax {jax.__version__}, {jax.devices()}")
   return report(run(config, _WORKDIR.value))
 
 
 if __name__ == "__main__":
-  experiment.start(main)
+  output.start(main)

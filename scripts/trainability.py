@@ -29,20 +29,20 @@ import pathlib
 import time
 from typing import Any
 
-import datasets
-import experiment
+from shared import image_data
+from shared import output
 import jax
-import trainability_figures as figures
-import trainability_rows as rows_of
-import user_files
+from trainable import plots
+from trainable import rows
+from shared import user_files
 from absl import flags
-from progress import progress
-from trainability_row import Panel, Row
+from shared.progress_bar import progress
+from trainable.row import Panel, Row
 
 from revmom.analysis import GradientFlow, gradient_flow
 
 _DATASET = flags.DEFINE_enum(
-  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
+  "dataset", "digits", image_data.NAMES, "Images; all but digits in --data_dir."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
 _MODULE = flags.DEFINE_string(
@@ -75,8 +75,8 @@ def measure(config: Config) -> tuple[list[Row], list[Panel]]:
     ValueError: there is no such system.
     FloatingPointError: a number was not finite.
   """
-  data = datasets.load(config.dataset, config.data_dir)
-  of = rows_of.measurements(
+  data = image_data.load(config.dataset, config.data_dir)
+  of = rows.measurements(
     jax.random.key(config.seed),
     data.train_images,
     data.train_labels,
@@ -179,7 +179,7 @@ def run(config: Config, workdir: str | None = None) -> str:
     RuntimeError: a bound or prediction does not hold.
   """
   begin = time.perf_counter()
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   if config.module is not None:
     flow = user_flow(config)
     result: dict[str, Any] = {
@@ -188,7 +188,7 @@ def run(config: Config, workdir: str | None = None) -> str:
       "problems": flow.problems,
     }
     text, name = str(flow), "module"
-    figure = figures.module(flow)
+    figure = plots.module(flow)
   else:
     rows, panels = measure(config)
     wrong = [row for row in rows if row.holds is False and row.kind != "claim"]
@@ -206,15 +206,15 @@ def run(config: Config, workdir: str | None = None) -> str:
       },
     }
     text, name = table(rows), "trainability"
-    figure = figures.page(panels)
+    figure = plots.page(panels)
     if path is not None:
-      experiment.write_text(path / "metrics.csv", metrics(rows))
+      output.write_text(path / "metrics.csv", metrics(rows))
   result["seconds"] = time.perf_counter() - begin
   if path is not None:
     figure.savefig(path / f"{name}.png", dpi=110)
-    experiment.write_json(path / "result.json", result)
+    output.write_json(path / "result.json", result)
   return f"{text}\ntime {result['seconds']:.1f} s"
 
 
 if __name__ == "__main__":
-  experiment.start(lambda: run(experiment.settings(Config), _WORKDIR.value))
+  output.start(lambda: run(output.settings(Config), _WORKDIR.value))

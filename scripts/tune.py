@@ -43,16 +43,17 @@ import pathlib
 import time
 from typing import Any
 
-import experiment
+from shared import output
+from shared.checkpointing import Checkpoints, done_before
 import jax
-import meta_training
+from shared import meta_training
 import numpy as np
-import tuning_figures as figures
+from tuning import plots
 from absl import flags
-from meta_training import EVALUATION_SEEDS, Learned
-from problem_file import EXAMPLE, Problem, pose
-from tuning_training import evaluation, learn, resume
-from tuning_values import Config, Tuned, arrays_of, start, summarise_values
+from shared.meta_training import EVALUATION_SEEDS, Learned
+from tuning.problem_file import EXAMPLE, Problem, pose
+from tuning.runs import evaluation, learn, resume
+from tuning.values import Config, Tuned, arrays_of, start, summarise_values
 
 _PROBLEM = flags.DEFINE_string(
   "problem", None, "Python file that defines it; by default the example."
@@ -105,12 +106,12 @@ def write(
   """result.json, metrics.csv, hyperparameters.npz and the figures."""
   tuned, rows = learned.values, learned.rows
   np.savez(workdir / "hyperparameters.npz", **arrays_of(problem, config, tuned))
-  drawn = {"validation_loss": figures.loss(problem, config, rows, result)}
+  drawn = {"validation_loss": plots.loss(problem, config, rows, result)}
   for name in config.tune:
-    drawn[name] = figures.values(
+    drawn[name] = plots.values(
       problem, config, name, initial[name], tuned[name], rows
     )
-  experiment.write_results(workdir, rows, drawn, result)
+  output.write_results(workdir, rows, drawn, result)
 
 
 def result_of(
@@ -154,8 +155,8 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   )
   initial = start(problem, config)
   learned = meta_training.start(initial, config.meta_learning_rate)
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(
+  path = output.folder(workdir)
+  with Checkpoints(
     path, config, _LOCAL, problem.digest
   ) as checkpoints:
     learned = resume(checkpoints, problem, config, learned)
@@ -182,7 +183,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   lines = [
     f"problem            {r['problem']}, {r['parameters']:,} parameters",
     f"meta iterations    {r['meta_steps']}{origin}, each through {r['steps']} "
@@ -215,6 +216,6 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

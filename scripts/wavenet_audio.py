@@ -36,16 +36,17 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import audio_clips
-import audio_figures
-import experiment
+from audio import clips
+from audio import plots
+from shared import output
+from shared.checkpointing import Checkpoints, done_before
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import training_loop
+from shared import training_loop
 from absl import flags
-from training_loop import Rows, Training
+from shared.training_loop import Rows, Training
 
 from revmom.models import (
   Autoregressive,
@@ -138,7 +139,7 @@ def model_of(config: Config) -> Autoregressive:
     dilations,
     residual=config.residual,
     skip=config.skip,
-    num_classes=audio_clips.CLASSES,
+    num_classes=clips.CLASSES,
   )
   return Autoregressive(network, _CONDITIONALS[config.conditional])
 
@@ -160,7 +161,7 @@ def optimizer_of(config: Config) -> optax.GradientTransformation:
 
 def bits_of(
   model: Autoregressive,
-  windows: audio_clips.Windows,
+  windows: clips.Windows,
   params: Any,
   clip: jax.Array,
   offset: jax.Array,
@@ -168,7 +169,7 @@ def bits_of(
 ) -> tuple[jax.Array, jax.Array]:
   """Sum of the bits of the samples in windows, and how many they are."""
   context = context_of(model)
-  codes, inside, labels = audio_clips.take(
+  codes, inside, labels = clips.take(
     windows, clip, offset, context, window
   )
   log_probs = model.element_log_probs(params, codes, labels)
@@ -177,12 +178,12 @@ def bits_of(
 
 
 def training_step(
-  config: Config, model: Autoregressive, clips: audio_clips.Clips
+  config: Config, model: Autoregressive, clips: clips.Clips
 ) -> Callable:
   """(training, number) -> the next one, and the mean bits a sample."""
   windows = jax.tree.map(
     jnp.asarray,
-    audio_clips.windows_of(clips, context_of(model), config.window),
+    clips.windows_of(clips, context_of(model), config.window),
   )
   batch_key = jax.random.fold_in(jax.random.key(config.seed), 1)
   optimizer = optimizer_of(config)
@@ -208,11 +209,11 @@ def training_step(
 
 
 def evaluation(
-  config: Config, model: Autoregressive, clips: audio_clips.Clips
+  config: Config, model: Autoregressive, clips: clips.Clips
 ) -> Callable:
   """params -> bits a sample of whole clips, each seen to its full context."""
   window = config.window
-  windows = audio_clips.windows_of(clips, context_of(model), window)
+  windows = clips.windows_of(clips, context_of(model), window)
   pieces = [
     (clip, offset)
     for clip, length in enumerate(windows.lengths)
@@ -235,16 +236,16 @@ def evaluation(
   return mean
 
 
-def unigram_bits(data: audio_clips.Data) -> float:
+def unigram_bits(data: clips.Data) -> float:
   """Bits a sample of the test, for one who knows how often codes occur."""
-  codes = [audio_clips.codes_of(clips.sounds) for clips in data]
+  codes = [clips.codes_of(clips.sounds) for clips in data]
   # One more of each, so that none is impossible.
   counts = np.bincount(codes[0], minlength=_LEVELS) + 1
   return float(-np.log2(counts / counts.sum())[codes[1]].mean())
 
 
 def train(
-  data: audio_clips.Data,
+  data: clips.Data,
   config: Config,
   training: Training,
   rows: Rows,
@@ -285,7 +286,7 @@ class Heard(NamedTuple):
 
 
 def listen(
-  config: Config, model: Autoregressive, params: Any, clips: audio_clips.Clips
+  config: Config, model: Autoregressive, params: Any, clips: clips.Clips
 ) -> Heard:
   """Generates clips from silence, and the second halves of others.
 
@@ -294,25 +295,25 @@ def listen(
   """
   context, length = (
     context_of(model),
-    round(config.seconds * audio_clips.RATE),
+    round(config.seconds * clips.RATE),
   )
-  labels = np.arange(audio_clips.CLASSES, dtype=np.int32)
+  labels = np.arange(clips.CLASSES, dtype=np.int32)
   missing = sorted(set(labels.tolist()) - set(clips.labels.tolist()))
   if missing:
     raise ValueError(f"there is no test clip of classes {missing}.")
   firsts = np.array([np.argmax(clips.labels == label) for label in labels])
-  windows = audio_clips.windows_of(clips, context, length)
-  codes, inside, _ = audio_clips.take(
+  windows = clips.windows_of(clips, context, length)
+  codes, inside, _ = clips.take(
     windows, firsts, np.zeros_like(firsts), context, length
   )
   # Where a clip has ended is silence, not the clip that follows it.
-  test = np.where(inside, codes[:, context:, 0], audio_clips.SILENCE)
+  test = np.where(inside, codes[:, context:, 0], clips.SILENCE)
   half = np.minimum(windows.lengths[firsts], length) // 2
   known = np.arange(length) < np.stack([0 * half, half])[..., None]
   x = np.pad(
     np.stack([test, test]),
     [(0, 0), (0, 0), (context, 0)],
-    constant_values=audio_clips.SILENCE,
+    constant_values=clips.SILENCE,
   )
   known = np.pad(known, [(0, 0), (0, 0), (context, 0)], constant_values=True)
 
@@ -332,10 +333,10 @@ def listen(
 def right_pitches(codes: np.ndarray) -> int:
   """Of how many strings, one of each class, the pitch is that of the class."""
   sounds = np.asarray(mu_law_inverse(jnp.asarray(codes)))
-  padded = 8 * audio_clips.RATE
+  padded = 8 * clips.RATE
   spectrum = np.abs(np.fft.rfft(sounds * np.hanning(sounds.shape[1]), padded))
   classes = np.arange(len(codes))
-  lines = 8 * np.outer(audio_clips.pitch(classes), np.arange(1, 4))
+  lines = 8 * np.outer(clips.pitch(classes), np.arange(1, 4))
   strength = spectrum[:, np.rint(lines).astype(int)].sum(-1)
   return int((strength.argmax(1) == classes).sum())
 
@@ -347,20 +348,20 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  experiment.write_csv(workdir / "metrics.csv", rows)
-  audio_clips.write(workdir / "generated.wav", heard.generated)
-  audio_clips.write(workdir / "completed.wav", heard.completed)
+  output.write_csv(workdir / "metrics.csv", rows)
+  clips.write(workdir / "generated.wav", heard.generated)
+  clips.write(workdir / "completed.wav", heard.completed)
   kinds = {
     kind: np.asarray(mu_law_inverse(jnp.asarray(getattr(heard, kind))))
     for kind in ("test", "generated", "completed")
   }
   drawn = {
-    "loss": audio_figures.losses(rows, result),
-    "spectrogram": audio_figures.spectrograms(kinds, audio_clips.RATE),
+    "loss": plots.losses(rows, result),
+    "spectrogram": plots.spectrograms(kinds, clips.RATE),
   }
   for name, figure in drawn.items():
     figure.savefig(workdir / f"{name}.png", dpi=100)
-  experiment.write_json(workdir / "result.json", result)
+  output.write_json(workdir / "result.json", result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -373,20 +374,20 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   begin = time.perf_counter()
   model = model_of(config)
   if config.data_dir is None:
-    data = audio_clips.synthetic(config.seed)
+    data = clips.synthetic(config.seed)
   else:
-    data = audio_clips.load(config.data_dir)
+    data = clips.load(config.data_dir)
   like = jnp.zeros((1, config.window, 1), jnp.int32)
   params = model.init(jax.random.key(config.seed), like)
   training = Training(params, optimizer_of(config).init(params))
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
+  path = output.folder(workdir)
+  with Checkpoints(path, config, _LOCAL, data) as checkpoints:
     training, rows = training_loop.resume(checkpoints, training)
     done_before = len(rows)
     save = training_loop.saving(checkpoints)
     training, rows = train(data, config, training, rows, save)
   heard = listen(config, model, training.params, data.test)
-  least = audio_clips.least_bits(data.test)
+  least = clips.least_bits(data.test)
   result = {
     "data": config.data_dir and pathlib.Path(config.data_dir).name,
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -412,7 +413,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   lines = [
     f"model       {r['parameters']:,} parameters, sees "
     f"{r['receptive_field']} samples, {r['steps']} Adam steps{origin}",
@@ -422,7 +423,7 @@ def report(result: dict[str, Any]) -> str:
   if "least_bits" in r:
     lines += [
       f"            the noise alone {r['least_bits']:.3f}",
-      f"generated   {r['right_pitches']} of {audio_clips.CLASSES} strings have "
+      f"generated   {r['right_pitches']} of {clips.CLASSES} strings have "
       "the pitch of their class",
     ]
   lines += [
@@ -435,6 +436,6 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
+  output.start(
+    lambda: report(run(output.settings(Config), _WORKDIR.value))
   )

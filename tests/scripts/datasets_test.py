@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def datasets(load):
-  return load("datasets")
+  return load("shared.image_data")
 
 
 def idx(array):

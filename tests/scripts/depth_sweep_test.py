@@ -19,7 +19,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def networks(load):
-  return load("depth_networks")
+  return load("depth.networks")
 
 
 def test_blocks_of_pixels_become_one_position(networks):

@@ -22,7 +22,7 @@ class Config:
 
 @pytest.fixture
 def experiment(load):
-  return load("experiment")
+  return load("shared.output")
 
 
 def tree(value):

@@ -14,7 +14,7 @@ SMALL = "--hidden_sizes=2,3", "--batch_size=20", "--steps=20"
 
 @pytest.fixture(scope="module")
 def model(load):
-  return load("mdlstm_classifier")
+  return load("digits.classifier")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def module(load):
-  return load("progress")
+  return load("shared.progress_bar")
 
 
 def test_a_line_a_minute_where_there_is_no_terminal(module, monkeypatch):

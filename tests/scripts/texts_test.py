@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def texts(load):
-  return load("texts")
+  return load("shared.texts")
 
 
 def decoded(corpus, part):

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def user_files(load):
-  return load("user_files")
+  return load("shared.user_files")
 
 
 @pytest.mark.parametrize(

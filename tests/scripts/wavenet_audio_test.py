@@ -16,7 +16,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def clips(load):
-  return load("audio_clips")
+  return load("audio.clips")
 
 
 def write_digits(folder, rate=8000, dtype=np.int16):

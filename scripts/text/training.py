@@ -1,0 +1,231 @@
+"""How the language model of scripts/lstm_text.py is trained and measured."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from shared.checkpointing import Checkpoints
+import jax
+import jax.numpy as jnp
+from text import model
+import numpy as np
+import optax
+from shared import texts
+from shared import training_loop
+from jax import lax
+from shared.training_loop import Rows
+
+from revmom.cells import lstm
+
+_EVALUATION_STREAMS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment; see the flags of the same names."""
+
+  text: str | None = None
+  data_dir: str | None = None
+  level: str = "character"
+  embedding_size: int = 128
+  hidden_size: int = 128
+  steps: int = 2000
+  batch_size: int = 32
+  window: int = 64
+  learning_rate: float = 1e-2
+  weight_decay: float = 0.01
+  clip: float = 1.0
+  seed: int = 0
+
+
+class Training(NamedTuple):
+  """What a step needs and changes: all that a checkpoint holds."""
+
+  params: model.Params
+  optimizer: Any  # of AdamW
+  carry: lstm.LSTMCarry  # the state at the end of the last window
+
+
+def windows(tokens: np.ndarray, config: Config) -> jax.Array:
+  """The training text as int32 [windows, T, B]; what is left over is not used.
+
+  Raises:
+    ValueError: the text is too short for one window.
+  """
+  streams, length = config.batch_size, config.window
+  count = len(tokens) // (streams * length)
+  if not count:
+    raise ValueError(
+      f"the training text has {len(tokens)} tokens, but one step takes "
+      f"{streams} windows of {length}; lower --batch_size or --window, or give "
+      "a longer --text."
+    )
+  used = tokens[: streams * count * length].reshape(streams, count, length)
+  return jnp.asarray(used.transpose(1, 2, 0))
+
+
+def optimizer_of(config: Config) -> optax.GradientTransformation:
+  """AdamW with clipped gradients; the rate warms up and then decays."""
+
+  def rate(step):
+    warm = jnp.minimum(1, (step + 1) / (config.steps / 10))
+    cosine = (1 + jnp.cos(jnp.pi * step / config.steps)) / 2
+    return config.learning_rate * warm * cosine
+
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip),
+    optax.adamw(rate, weight_decay=config.weight_decay),
+  )
+
+
+def training_step(config: Config) -> Callable:
+  """(training, windows, number) -> the next one, and the mean loss."""
+  optimizer = optimizer_of(config)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(training, windows, number):
+    place = number % len(windows)
+
+    def loss_fn(params):
+      fresh = model.initial(params, config.batch_size)
+      carry = jax.tree.map(
+        lambda fresh, carried: jnp.where(place == 0, fresh, carried),
+        fresh,
+        training.carry,
+      )
+      values, after = model.losses(params, windows[place], carry)
+      return values.mean(), after
+
+    (loss, carry), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+      training.params
+    )
+    updates, state = optimizer.update(
+      gradients, training.optimizer, training.params
+    )
+    params = optax.apply_updates(training.params, updates)
+    return Training(params, state, carry), loss
+
+  return step
+
+
+@jax.jit
+def window_losses(params, tokens):
+  """The sums of the losses of int32 [windows, T, B]; -1 is padding."""
+
+  def window(carry, tokens):
+    values, carry = model.losses(params, jnp.maximum(tokens, 0), carry)
+    return carry, jnp.where(tokens < 0, 0.0, values).sum()
+
+  start = model.initial(params, tokens.shape[2])
+  return lax.scan(window, start, tokens)[1]
+
+
+def evaluation(config: Config, part: texts.Part) -> Callable:
+  """params -> the mean loss of a token, in nats; every token counts once.
+
+  The text is cut into a few streams, each of which begins at h_0.
+  """
+  streams = min(_EVALUATION_STREAMS, len(part.tokens))
+  length = config.window
+  count = math.ceil(len(part.tokens) / (streams * length))
+  # Padding at the very end, of the last streams.
+  padded = np.full(streams * count * length, -1, np.int32)
+  padded[: len(part.tokens)] = part.tokens
+  tokens = padded.reshape(streams, count, length).transpose(1, 2, 0)
+
+  def mean(params):
+    return float(
+      np.asarray(window_losses(params, tokens), np.float64).sum()
+    ) / len(part.tokens)
+
+  return mean
+
+
+def bits_per_character(loss: float, part: texts.Part) -> float:
+  """From nats a token."""
+  return loss / math.log(2) * len(part.tokens) / part.characters
+
+
+def start(corpus: texts.Corpus, config: Config) -> Training:
+  """Before the first step.
+
+  Raises:
+    ValueError: --clip is not positive.
+  """
+  if config.clip <= 0:
+    raise ValueError(f"--clip={config.clip}; it must be positive.")
+  key = jax.random.key(config.seed)
+  params = model.init(
+    key, len(corpus.vocabulary), config.embedding_size, config.hidden_size
+  )
+  state = optimizer_of(config).init(params)
+  # Of no consequence: the first window begins at h_0.
+  carry = model.initial(params, config.batch_size)
+  return Training(params, state, carry)
+
+
+def train(
+  corpus: texts.Corpus,
+  config: Config,
+  training: Training,
+  rows: Rows,
+  save: Callable[[Training, Rows], None],
+) -> tuple[Training, Rows]:
+  """Goes on to the last step; saves now and then.
+
+  Raises:
+    ValueError: the text is too short.
+    FloatingPointError: a loss was not finite.
+  """
+  text = windows(corpus.train.tokens, config)
+  step = training_step(config)
+  mean = evaluation(config, corpus.validation)
+
+  def validate(params):
+    loss = mean(params)
+    bits = bits_per_character(loss, corpus.validation)
+    words = f"validation {bits:.3f} bits per character"
+    return {"validation_loss": loss}, words
+
+  return training_loop.train(
+    lambda training, number: step(training, text, number),
+    training,
+    rows,
+    config.steps,
+    validate,
+    save,
+    remedy="lower --learning_rate or --clip",
+  )
+
+
+def resume(
+  checkpoints: Checkpoints, training: Training
+) -> tuple[Training, Rows]:
+  """The latest state, or the given one if there is none.
+
+  Raises:
+    ValueError: it belongs to other flags, or to another text.
+  """
+  shape = [*training.params.embeddings.shape]
+
+  def check(number: int, about: dict[str, Any]) -> None:
+    if about["embeddings"] != shape:
+      raise ValueError(
+        f"{checkpoints.workdir} holds a run with embeddings of the shape "
+        f"{about['embeddings']}, and this text needs {shape}: give the text "
+        "that it was begun with, or another --workdir."
+      )
+
+  training, about = checkpoints.resume(training, check)
+  return training, about["rows"] if about else []
+
+
+def save(
+  checkpoints: Checkpoints, training: Training, rows: Rows
+) -> None:
+  """Keeps a state, and the shape that tells whether it goes with a text."""
+  shape = [*training.params.embeddings.shape]
+  about = {"rows": rows, "embeddings": shape}
+  checkpoints.save(len(rows), training, about)
