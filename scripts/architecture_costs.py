@@ -38,35 +38,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared import output
 import jax
-from absl import flags
-from architecture.plots import figure
+
 from architecture.networks import NETWORKS, Network
-from shared.progress_bar import progress
-from shared.user_files import blamed
-
+from architecture.plots import figure
 from revmom.analysis import convnet_notation, cost, scaling
-
-_NETWORK = flags.DEFINE_multi_enum(
-  "network",
-  ["all"],
-  ["all", *NETWORKS],
-  "Which to count; repeat the flag for several.",
-)
-_LENGTH = flags.DEFINE_integer(
-  "length", 64, "t, steps of a sequence.", lower_bound=1
-)
-_HEIGHT = flags.DEFINE_integer("height", 8, "H, of an image.", lower_bound=1)
-_WIDTH = flags.DEFINE_integer("width", 8, "W, of an image.", lower_bound=1)
-_DEPTH = flags.DEFINE_integer("depth", 8, "d, layers.", lower_bound=1)
-_FEATURES = flags.DEFINE_integer(
-  "features", 32, "k, features of a layer; a multiple of 4.", lower_bound=4
-)
-_CONVNET = flags.DEFINE_string(
-  "convnet", None, "A list of ConvK-N, maxpool and FC-N, to count it alone."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import output
+from shared.progress_bar import progress
+from shared.settings import flag, launch
+from shared.user_files import blamed
 
 _PUBLISHED = {
   "VGG-11": (convnet_notation.VGG11, 132_863_336),
@@ -77,15 +57,24 @@ _PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  network: tuple[str, ...] = ("all",)
-  length: int = 64
-  height: int = 8
-  width: int = 8
-  depth: int = 8
-  features: int = 32
-  convnet: str | None = None
+  network: tuple[str, ...] = flag(
+    ("all",),
+    "Which to count; repeat the flag for several.",
+    choices=["all", *NETWORKS],
+    repeated=True,
+  )
+  length: int = flag(64, "t, steps of a sequence.", at_least=1)
+  height: int = flag(8, "H, of an image.", at_least=1)
+  width: int = flag(8, "W, of an image.", at_least=1)
+  depth: int = flag(8, "d, layers.", at_least=1)
+  features: int = flag(
+    32, "k, features of a layer; a multiple of 4.", at_least=4
+  )
+  convnet: str | None = flag(
+    None, "A list of ConvK-N, maxpool and FC-N, to count it alone."
+  )
 
 
 Row = dict[str, Any]
@@ -337,6 +326,4 @@ def published() -> list[str]:
 
 
 if __name__ == "__main__":
-  output.start(
-    lambda: report(run(output.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -43,15 +43,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from autoregressive import comparison
-from autoregressive import plots
-from autoregressive import models
-from shared import output
-from shared.checkpointing import Checkpoints, done_before
 import jax
 import numpy as np
-from shared import training_loop
-from absl import flags
+
+from autoregressive import comparison, models, plots
 from autoregressive.models import Data, ImageModel
 from autoregressive.training import (
   Config,
@@ -61,43 +56,10 @@ from autoregressive.training import (
   start,
   training_step,
 )
+from shared import output, training_loop
+from shared.checkpointing import Checkpoints, done_before
+from shared.settings import launch
 from shared.training_loop import Rows
-
-_DATA = flags.DEFINE_enum(
-  "data", "digits", models.DATA, "Images; all but digits in --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_MODEL = flags.DEFINE_enum(
-  "model", "gated_pixelcnn", list(models.SIZES), "The network."
-)
-_HIDDEN_SIZE = flags.DEFINE_integer(
-  "hidden_size",
-  None,
-  "Units of a layer; by default so many that there are some 50,000 parameters.",
-  lower_bound=1,
-)
-_DEPTH = flags.DEFINE_integer(
-  "depth", None, "Layers; by default 1 to 6.", lower_bound=1
-)
-_CONDITIONED = flags.DEFINE_bool("conditioned", False, "Tell it the class.")
-_COMPARE = flags.DEFINE_bool("compare", False, "All models, in one table.")
-_STEPS = flags.DEFINE_integer(
-  "steps", None, "Adam steps; 1000, or 300 with --compare.", lower_bound=1
-)
-_SECONDS = flags.DEFINE_float(
-  "seconds", 6.0, "Of training, with --compare.", lower_bound=0.0
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 64, "Images a step, drawn with replacement.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  3e-3,
-  "At first; it decays to zero along a cosine, but stays with --compare.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and samples.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
 _SAMPLES = 100
 _COMPLETED = 8  # test images, each completed several times
@@ -288,13 +250,12 @@ time               {r["seconds"]:.1f} s, {1e3 * r["seconds_per_step"]:.1f} ms \
 a step"""
 
 
-def main() -> str:
+def main(config: Config, workdir: str | None) -> str:
   """What the flags ask for."""
-  config = output.settings(Config)
   if config.compare:
-    return compare(config, _WORKDIR.value)
-  return report(run(config, _WORKDIR.value))
+    return compare(config, workdir)
+  return report(run(config, workdir))
 
 
 if __name__ == "__main__":
-  output.start(main)
+  launch(Config, main)

@@ -34,65 +34,19 @@ import statistics
 import time
 from typing import Any, NamedTuple
 
-from densities import plots
-from densities import measures
-from densities import models
-from shared import output
-from shared.checkpointing import Checkpoints, done_before
 import jax
 import numpy as np
-from shared import training_loop
-from absl import flags
+from matplotlib.figure import Figure
+
+from densities import measures, models, plots
 from densities.measures import Inversion
 from densities.models import Data
 from densities.training import CHUNK, Config, build, evaluation, start, train
-from matplotlib.figure import Figure
-from shared.training_loop import Rows
-
 from revmom.models import Flow
-
-_DATA = flags.DEFINE_enum(
-  "data",
-  "two_moons",
-  models.NAMES,
-  "Points of the plane, or images; all but digits in --data_dir.",
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_MODEL = flags.DEFINE_enum("model", "real_nvp", models.MODELS, "The flow.")
-_DEPTH = flags.DEFINE_integer(
-  "depth",
-  None,
-  "Couplings, by default 8 (NICE of images: 4), or Glow's steps at each of two "
-  "scales, by default 4.  RealNVP of images has 7 couplings at each scale.",
-  lower_bound=1,
-)
-_HIDDEN = flags.DEFINE_integer(
-  "hidden",
-  None,
-  "Units or channels in each coupling's network; by default 64 for points, 32 "
-  "for images, 256 for NICE's vectors.",
-  lower_bound=1,
-)
-_STEPS = flags.DEFINE_integer(
-  "steps",
-  None,
-  "Adam steps; by default 2000 for points, 600 for images.",
-  lower_bound=1,
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size",
-  None,
-  "Drawn with replacement; by default 256 points or 64 images.",
-  lower_bound=1,
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  2e-3,
-  "At first; it decays to zero along a cosine.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights, points, noise, batches.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import output, training_loop
+from shared.checkpointing import Checkpoints, done_before
+from shared.settings import launch
+from shared.training_loop import Rows
 
 _LOCAL = ("data_dir",)  # may differ between a run and its resumption
 
@@ -158,9 +112,7 @@ def drawings(
     drawn["inversion"] = plots.points_inversion(inversion, result)
   else:
     drawn["samples"] = plots.samples(samples, data, result)
-    drawn["inversion"] = plots.images_inversion(
-      inversion, data, result
-    )
+    drawn["inversion"] = plots.images_inversion(inversion, data, result)
   return drawn
 
 
@@ -231,6 +183,4 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  output.start(
-    lambda: report(run(output.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

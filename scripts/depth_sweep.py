@@ -39,60 +39,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shared import image_data
-from depth import plots
-from depth import networks
-from shared import output
-from shared.checkpointing import Checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
-from depth.runs import SIGMA_B, Config, map_runs, network_runs, numbers
-from shared.progress_bar import progress
 
+from depth import networks, plots
+from depth.runs import SIGMA_B, Config, map_runs, network_runs
 from revmom.analysis import edge_of_chaos
-
-_DATASET = flags.DEFINE_enum(
-  "dataset", "digits", image_data.NAMES, "Images; all but digits in --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_DEPTHS = flags.DEFINE_list(
-  "depths", ["2", "10", "50", "200"], "Layers of the networks."
-)
-_CHANNELS = flags.DEFINE_integer(
-  "channels", 8, "Of the convolutional networks.", lower_bound=1
-)
-_STEPS = flags.DEFINE_integer(
-  "steps", 60, "Adam steps of each network.", lower_bound=1
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 32, "Images a step, drawn with replacement.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate", 2e-3, "Of Adam.", lower_bound=0.0
-)
-_MAP_DEPTHS = flags.DEFINE_list(
-  "map_depths",
-  ["5", "10", "20", "30", "40", "60", "80", "110", "150", "200"],
-  "Hidden layers of the fully connected networks.",
-)
-_MAP_GAINS = flags.DEFINE_list(
-  "map_gains",
-  [f"{0.5 + 0.25 * i:g}" for i in range(13)],
-  "sigma_w^2 of the fully connected networks.",
-)
-_MAP_WIDTH = flags.DEFINE_integer(
-  "map_width", 48, "Units of a layer of these.", lower_bound=1
-)
-_MAP_STEPS = flags.DEFINE_integer(
-  "map_steps", 200, "Steps of SGD with momentum of these.", lower_bound=1
-)
-_MAP_LEARNING_RATE = flags.DEFINE_float(
-  "map_learning_rate", 1e-3, "Of these.", lower_bound=0.0
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import image_data, output
+from shared.checkpointing import Checkpoints
+from shared.progress_bar import progress
+from shared.settings import launch
 
 XI = 6  # depth scales that a trainable network may have, of the paper
 LEARNED = 0.5  # accuracy of a network that counts as trainable
@@ -104,7 +61,7 @@ Results = dict[str, Any]  # by the name of what is done, as JSON holds it
 
 def theory(config: Config) -> dict[str, list[float]]:
   """6 xi_c over sigma_w^2, and its edge of chaos."""
-  squares = numbers("map_gains", config.map_gains, float)
+  squares = config.map_gains
   fine = np.linspace(squares[0], squares[-1], 200)
   of_square = lambda s: (
     edge_of_chaos.depth_scales(jnp.tanh, jnp.sqrt(s), SIGMA_B).correlation
@@ -136,8 +93,8 @@ def work(
 
 def map_figures(config: Config, results: Results) -> dict[str, Any]:
   """How the map agrees with its theory."""
-  squares = numbers("map_gains", config.map_gains, float)
-  depths = np.array(numbers("map_depths", config.map_depths, int))
+  squares = config.map_gains
+  depths = np.array(config.map_depths)
   rows = [results[f"map of depth {depth}"] for depth in depths]
   learned = np.array([row["accuracy"] for row in rows]) > LEARNED
   within = depths[:, None] <= np.asarray(theory(config)["at_gains"])
@@ -184,7 +141,7 @@ def check(config: Config, figures: dict[str, Any]) -> None:
   Raises:
     RuntimeError: it does not.
   """
-  depth = numbers("depths", config.depths, int)[-1]
+  depth = config.depths[-1]
   inside = figures["pre_norm_residual_identity_ratio"]
   after = figures["post_norm_residual_identity_ratio"]
   if inside is None or abs(inside - 1) > 1e-5:
@@ -213,25 +170,18 @@ def write(
   path: pathlib.Path, config: Config, results: Results, result: dict[str, Any]
 ) -> None:
   """All files but the checkpoints."""
-  networks = {name: results[name] for name in networks.NETWORKS}
+  trained = {name: results[name] for name in networks.NETWORKS}
   paths = {
-    name: results[f"identity path, {name}"]
-    for name in networks.IDENTITY_PATHS
+    name: results[f"identity path, {name}"] for name in networks.IDENTITY_PATHS
   }
-  rows = [
-    results[f"map of depth {depth}"]
-    for depth in numbers("map_depths", config.map_depths, int)
-  ]
-  squares = numbers("map_gains", config.map_gains, float)
+  rows = [results[f"map of depth {depth}"] for depth in config.map_depths]
+  squares = config.map_gains
   drawn = {
-    "gradients": plots.gradients(networks, paths),
-    "training": plots.training(networks),
+    "gradients": plots.gradients(trained, paths),
+    "training": plots.training(trained),
     "trainable": plots.trainable(squares, rows, theory(config)),
   }
-  for name, figure in drawn.items():
-    figure.savefig(path / f"{name}.png", dpi=150)
-  output.write_csv(path / "metrics.csv", metrics(results))
-  output.write_json(path / "result.json", result)
+  output.write_results(path, metrics(results), drawn, result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -243,6 +193,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: an identity path is not what it must be.
   """
   begin = time.perf_counter()
+  config = config.in_order()
   data = image_data.load(config.dataset, config.data_dir)
   runs = [*network_runs(config, data), *map_runs(config, data)]
   path = output.folder(workdir)
@@ -312,6 +263,4 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  output.start(
-    lambda: report(run(output.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

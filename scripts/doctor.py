@@ -14,6 +14,7 @@ through them, and the cheapest mode in which all are numbers is recommended.
 first one, and whether another process computes the same bits.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -23,26 +24,28 @@ import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from shared import output
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
-from diagnosis.cases import CASES, Case
-from shared.progress_bar import progress
-from shared.user_files import blamed
 
 import revmom
-
-_STEPS = flags.DEFINE_integer(
-  "steps", 50, "SGD steps of each run of the self-test.", lower_bound=1
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights and data.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where result.json goes.")
+from diagnosis.cases import CASES, Case
+from shared import output
+from shared.progress_bar import progress
+from shared.settings import flag, launch
+from shared.user_files import blamed
 
 _YNN_OFF = "--xla_cpu_experimental_ynn_fusion_type="
 _MARK = {True: "ok  ", False: "WARN", None: "    "}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Of the self-test."""
+
+  steps: int = flag(50, "SGD steps of each run of the self-test.", at_least=1)
+  seed: int = flag(0, "Of weights and data.")
 
 
 class Finding(NamedTuple):
@@ -409,13 +412,13 @@ def visit(steps: int, seed: int, workdir: str | None) -> dict[str, Any]:
   return result
 
 
-def main() -> str:
+def main(config: Config, workdir: str | None) -> str:
   print(f"python {sys.version.split()[0]}, {platform.machine()}")
-  result = visit(_STEPS.value, _SEED.value, _WORKDIR.value)
+  result = visit(config.steps, config.seed, workdir)
   if not result["ok"]:
     sys.exit("\nNOT OK")
   return "\nOK"
 
 
 if __name__ == "__main__":
-  output.start(main)
+  launch(Config, main)

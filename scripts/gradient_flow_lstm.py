@@ -30,41 +30,16 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from shared import output
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from absl import flags
 from matplotlib.figure import Figure
 
 from revmom.cells import elman, lstm
 from revmom.cells.cell import Cell
-
-_STEPS = flags.DEFINE_integer(
-  "steps", 1000, "T, of the sequence.", lower_bound=2
-)
-_HIDDEN_SIZE = flags.DEFINE_integer(
-  "hidden_size", 64, "Cells, or units of the plain networks.", lower_bound=1
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 16, "Random sequences to take means over.", lower_bound=1
-)
-_GATE_BIAS = flags.DEFINE_multi_float(
-  "gate_bias",
-  [5.0, 10.0, 20.0],
-  "b of an LSTM with the biases b, -b and -b of f, i and o, so that f is near "
-  "1 and i and o are near 0; repeat the flag for several.",
-  lower_bound=0.0,
-)
-_RADIUS = flags.DEFINE_multi_float(
-  "radius",
-  [0.9, 1.0, 1.5, 2.0],
-  "Spectral radius of a plain network's W; repeat the flag for several.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights and inputs.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import output
+from shared.settings import flag, launch
 
 _INPUT_SIZE = 8
 _FACTOR = 20  # of what closed gates let through, from inputs and states
@@ -72,14 +47,27 @@ _FACTOR = 20  # of what closed gates let through, from inputs and states
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  steps: int = 1000
-  hidden_size: int = 64
-  batch_size: int = 16
-  gate_bias: tuple[float, ...] = (5.0, 10.0, 20.0)
-  radius: tuple[float, ...] = (0.9, 1.0, 1.5, 2.0)
-  seed: int = 0
+  steps: int = flag(1000, "T, of the sequence.", at_least=2)
+  hidden_size: int = flag(
+    64, "Cells, or units of the plain networks.", at_least=1
+  )
+  batch_size: int = flag(16, "Random sequences to take means over.", at_least=1)
+  gate_bias: tuple[float, ...] = flag(
+    (5.0, 10.0, 20.0),
+    "b of an LSTM with the biases b, -b and -b of f, i and o, so that f is "
+    "near 1 and i and o are near 0; repeat the flag for several.",
+    at_least=0.0,
+    repeated=True,
+  )
+  radius: tuple[float, ...] = flag(
+    (0.9, 1.0, 1.5, 2.0),
+    "Spectral radius of a plain network's W; repeat the flag for several.",
+    at_least=0.0,
+    repeated=True,
+  )
+  seed: int = flag(0, "Of weights and inputs.")
 
 
 class Flow(NamedTuple):
@@ -362,6 +350,4 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  output.start(
-    lambda: report(run(output.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -26,17 +26,11 @@ import pathlib
 import time
 from typing import Any
 
-from shared import image_data
-from shared import output
-from shared.checkpointing import Checkpoints, done_before
 import jax
-from shared import meta_training
 import numpy as np
-from schedules.elementary import plots
-from schedules.elementary import elementary
-from absl import flags
-from shared.meta_training import EVALUATION_SEEDS, Learned
-from elementary.learning import (
+
+from schedules import elementary, learning, plots
+from schedules.learning import (
   Config,
   buffer_bits,
   evaluation,
@@ -45,36 +39,10 @@ from elementary.learning import (
   resume,
   scales_of,
 )
-
-_DATASET = flags.DEFINE_enum(
-  "dataset", "digits", image_data.NAMES, "Images; all but digits in --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_OBJECTIVE = flags.DEFINE_enum(
-  "objective",
-  "training",
-  ["training", "validation"],
-  "The images whose loss after training is minimised; the authors' code takes "
-  "the training images.",
-)
-_STEPS = flags.DEFINE_integer(
-  "steps", 100, "SGD steps of one training run.", lower_bound=1
-)
-_META_STEPS = flags.DEFINE_integer(
-  "meta_steps", 50, "Training runs, each with a hypergradient.", lower_bound=1
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 200, "Images a step, drawn with replacement.", lower_bound=1
-)
-_META_LEARNING_RATE = flags.DEFINE_float(
-  "meta_learning_rate",
-  0.04,
-  "Of Adam, on log scales, log learning rates and logit momenta; by default "
-  "the paper's.  0.1 learns the digits faster but diverges on MNIST.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import image_data, meta_training, output
+from shared.checkpointing import Checkpoints, done_before
+from shared.meta_training import EVALUATION_SEEDS, Learned
+from shared.settings import launch
 
 # May differ between a run and its resumption.
 _LOCAL = ("data_dir", "meta_steps")
@@ -89,29 +57,17 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """result.json, metrics.csv and the figures."""
-  hypers = learned.values
-  rates = np.exp(np.asarray(hypers.log_rate))
-  momenta = np.asarray(jax.nn.sigmoid(hypers.logit_momentum))
+  before, after = evaluations
+  names = elementary.scale_columns(problem)
+  scales = [[row[name] for name in names] for row in learned.rows]
   figures = {
     "meta_training": plots.meta_training(
-      learned.rows,
-      evaluations[0]["curve"],
-      evaluations[1]["curve"],
-      config.objective,
+      learned.rows, before["curve"], after["curve"], config.objective
     ),
-    "learning_rates": plots.schedules(
-      rates, math.exp(elementary.LOG_RATE), "learning rate"
-    ),
-    "momenta": plots.schedules(momenta, 0.5, "momentum", 1),
-    "scales": plots.scales(
-      np.array(
-        [
-          [row[name] for name in elementary.scale_columns(problem)]
-          for row in learned.rows
-        ]
-        + [np.asarray(hypers.log_scale)]
-      ),
-      [shape[0] for shape in problem.shapes[::2]],
+    **plots.learned(
+      problem,
+      learned.values,
+      np.array([*scales, learned.values.log_scale]),
     ),
   }
   output.write_results(workdir, learned.rows, figures, result)
@@ -160,7 +116,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   data = image_data.load(config.dataset, config.data_dir)
   problem = elementary.pose(data, config.seed)
   initial = elementary.initial_hypers(problem, config.steps)
-  learned = meta_training.start(initial, config.meta_learning_rate)
+  learned = meta_training.start(initial, learning.optimizer_of(config))
   path = output.folder(workdir)
   with Checkpoints(path, config, _LOCAL, data) as checkpoints:
     learned = resume(checkpoints, config, learned)
@@ -207,6 +163,4 @@ time               {r["seconds"]:.1f} s, {meta_training.pace(r)}"""
 
 
 if __name__ == "__main__":
-  output.start(
-    lambda: report(run(output.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -33,33 +33,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from shared import output
 import jax
 import jax.numpy as jnp
-from shared import user_files
-from absl import flags
 from jax.flatten_util import ravel_pytree
-from determinants.maps import MAPS, Map
 from matplotlib.figure import Figure
 
 import revmom
-
-_MAP = flags.DEFINE_multi_string(
-  "map",
-  ["all"],
-  f"One of {', '.join(MAPS)}; all of them; or FILE.py:NAME, where NAME(key, "
-  "size) returns a function and a tuple of its arguments.  Repeat the flag for "
-  "several.",
-)
-_SIZE = flags.DEFINE_multi_integer(
-  "size",
-  [64],
-  "D: parameters of an optimizer, numbers of an input; repeat the flag for "
-  "several.",
-  lower_bound=2,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights, data and points.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from determinants.maps import MAPS, Map
+from shared import output, user_files
+from shared.settings import flag, launch
 
 _DENSE_LIMIT = 4096  # floats of the largest dense check
 _TOLERANCE = 1e-9  # of differences, relative to log|det| above 1
@@ -68,11 +50,23 @@ _STANDARD_ERRORS = 6  # that an estimate may be off
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  map: tuple[str, ...] = ("all",)
-  size: tuple[int, ...] = (64,)
-  seed: int = 0
+  map: tuple[str, ...] = flag(
+    ("all",),
+    f"One of {', '.join(MAPS)}; all of them; or FILE.py:NAME, where NAME(key, "
+    "size) returns a function and a tuple of its arguments.  Repeat the flag "
+    "for several.",
+    repeated=True,
+  )
+  size: tuple[int, ...] = flag(
+    (64,),
+    "D: parameters of an optimizer, numbers of an input; repeat the flag for "
+    "several.",
+    at_least=2,
+    repeated=True,
+  )
+  seed: int = flag(0, "Of weights, data and points.")
 
 
 class Timed(NamedTuple):
@@ -357,6 +351,4 @@ def full(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  output.start(
-    lambda: report(run(output.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -33,62 +33,15 @@ import statistics
 import time
 from typing import Any
 
-from shared import output
-from shared.checkpointing import Checkpoints, done_before
 import jax
-from text import model
 import numpy as np
-from text import plots
-from text import timing
-from text import training
-from shared import texts
-from absl import flags
-from text.training import Config, bits_per_character
-from shared.training_loop import Rows
 
-_TEXT = flags.DEFINE_string(
-  "text",
-  None,
-  "A text file; by default the reference that Python's help() has.",
-)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir",
-  None,
-  "Folder of a corpus instead: a file each with train, valid and test in its "
-  "name.",
-)
-_LEVEL = flags.DEFINE_enum("level", "character", texts.LEVELS, "Of a token.")
-_EMBEDDING_SIZE = flags.DEFINE_integer(
-  "embedding_size", 128, "Of the embeddings.", lower_bound=1
-)
-_HIDDEN_SIZE = flags.DEFINE_integer(
-  "hidden_size",
-  128,
-  "Cells; if they are not as many as the embedding has elements, a projection "
-  "leads to it.",
-  lower_bound=1,
-)
-_STEPS = flags.DEFINE_integer("steps", 2000, "AdamW steps.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 32, "Places of the text that are read at once.", lower_bound=1
-)
-_WINDOW = flags.DEFINE_integer(
-  "window", 64, "Tokens to propagate back through.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  1e-2,
-  "The largest: it warms up for a tenth of the steps and then decays to zero.",
-  lower_bound=0.0,
-)
-_WEIGHT_DECAY = flags.DEFINE_float(
-  "weight_decay", 0.01, "Of all parameters.", lower_bound=0.0
-)
-_CLIP = flags.DEFINE_float(
-  "clip", 1.0, "Largest global norm of a gradient.", lower_bound=0.0
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the weights and of the sample.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import output, texts
+from shared.checkpointing import Checkpoints, done_before
+from shared.settings import launch
+from shared.training_loop import Rows
+from text import model, plots, timing, training
+from text.training import Config, bits_per_character
 
 _SAMPLE = 400  # tokens
 # May differ between a run and its resumption.
@@ -157,14 +110,14 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   """
   begin = time.perf_counter()
   corpus = texts.load(config.text, config.data_dir, config.level)
-  training = training.start(corpus, config)
+  state = training.start(corpus, config)
   path = output.folder(workdir)
   with Checkpoints(path, config, _LOCAL, corpus) as checkpoints:
-    training, rows = training.resume(checkpoints, training)
+    state, rows = training.resume(checkpoints, state)
     done_before = len(rows)
     save = functools.partial(training.save, checkpoints)
-    training, rows = training.train(corpus, config, training, rows, save)
-  params = training.params
+    state, rows = training.train(corpus, config, state, rows, save)
+  params = state.params
   times = timing.pass_times(params, corpus.train.tokens)
   validation_loss = rows[-1]["validation_loss"]
   result = result_of(corpus, config, params, validation_loss, times)
@@ -203,6 +156,4 @@ sample
 
 
 if __name__ == "__main__":
-  output.start(
-    lambda: report(run(output.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -33,38 +33,16 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from shared import image_data
-from digits import plots
-from shared import output
-from shared.checkpointing import Checkpoints, done_before
 import jax
 import jax.numpy as jnp
-from digits import classifier
 import numpy as np
 import optax
-from shared import training_loop
-from absl import flags
-from shared.training_loop import Rows, Training
 
-_DATASET = flags.DEFINE_enum(
-  "dataset", "digits", image_data.NAMES, "Images; all but digits in --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_HIDDEN_SIZES = flags.DEFINE_list(
-  "hidden_sizes", ["8", "24"], "Units of a direction, at the two levels."
-)
-_STEPS = flags.DEFINE_integer("steps", 1000, "Adam steps.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 64, "Images a step, drawn with replacement.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  1e-2,
-  "At first; it decays to zero along a cosine.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from digits import classifier, plots
+from shared import image_data, output, training_loop
+from shared.checkpointing import Checkpoints, done_before
+from shared.settings import flag, launch
+from shared.training_loop import Rows, Training
 
 _CHUNK = 500  # images that are evaluated at once
 _SHOWN = 100  # test images whose gradients are drawn
@@ -73,15 +51,23 @@ _LOCAL = ("data_dir",)  # may differ between a run and its resumption
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  dataset: str = "digits"
-  data_dir: str | None = None
-  hidden_sizes: tuple[str, ...] = ("8", "24")
-  steps: int = 1000
-  batch_size: int = 64
-  learning_rate: float = 1e-2
-  seed: int = 0
+  dataset: str = flag(
+    "digits", "Images; all but digits in --data_dir.", choices=image_data.NAMES
+  )
+  data_dir: str | None = flag(None, "Folder of idx files.")
+  hidden_sizes: tuple[int, ...] = flag(
+    (8, 24), "Units of a direction, at the two levels.", at_least=1
+  )
+  steps: int = flag(1000, "Adam steps.", at_least=1)
+  batch_size: int = flag(
+    64, "Images a step, drawn with replacement.", at_least=1
+  )
+  learning_rate: float = flag(
+    1e-2, "At first; it decays to zero along a cosine.", at_least=0.0
+  )
+  seed: int = flag(0, "Of initial weights and batches.")
 
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:
@@ -167,9 +153,10 @@ def reached(
     if not mean.min() > 0:
       direction, *position = np.unravel_index(mean.argmin(), mean.shape)
       raise RuntimeError(
-        f"of the {level} level's sweep {classifier.DIRECTIONS[direction]} the cells "
-        f"at {tuple(map(int, position))} have adjoints of norm {mean.min()} in "
-        f"all of {len(images)} images: no logit depends on them."
+        f"of the {level} level's sweep {classifier.DIRECTIONS[direction]} the "
+        f"cells at {tuple(map(int, position))} have adjoints of norm "
+        f"{mean.min()} in all of {len(images)} images: no logit depends on "
+        "them."
       )
   ended = np.concatenate([~np.any(level, -1).ravel() for level in adjoints])
   return means, float(ended.mean())
@@ -179,17 +166,14 @@ def sizes_of(config: Config) -> tuple[int, int]:
   """Units of a direction at both levels.
 
   Raises:
-    ValueError: --hidden_sizes is something else.
+    ValueError: --hidden_sizes are not two.
   """
-  try:
-    first, second = map(int, config.hidden_sizes)
-  except ValueError as error:
+  if len(config.hidden_sizes) != 2:
     raise ValueError(
-      f"--hidden_sizes={','.join(config.hidden_sizes)}; expected two numbers, "
-      "such as 8,24."
-    ) from error
-  if min(first, second) < 1:
-    raise ValueError(f"--hidden_sizes={first},{second} must be positive.")
+      f"--hidden_sizes={','.join(map(str, config.hidden_sizes))}; expected two "
+      "numbers, such as 8,24."
+    )
+  first, second = config.hidden_sizes
   return first, second
 
 
@@ -244,7 +228,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   begin = time.perf_counter()
   data = image_data.load(config.dataset, config.data_dir)
   classes = int(data.train_labels.max()) + 1
-  params = classifier.init(jax.random.key(config.seed), classes, sizes_of(config))
+  params = classifier.init(
+    jax.random.key(config.seed), classes, sizes_of(config)
+  )
   training = Training(params, optimizer_of(config).init(params))
   path = output.folder(workdir)
   with Checkpoints(path, config, _LOCAL, data) as checkpoints:
@@ -302,6 +288,4 @@ a step"""
 
 
 if __name__ == "__main__":
-  output.start(
-    lambda: report(run(output.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

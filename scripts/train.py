@@ -21,72 +21,56 @@ import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from shared import image_data
-from shared import output
-from shared.checkpointing import Checkpoints
-from shared.runs import check_run, timed
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
-from training.classifiers import MODELS
 from jax.stages import Wrapped
 from matplotlib.figure import Figure
-from shared.progress_bar import progress
 
 import revmom
-
-_MODEL = flags.DEFINE_enum("model", "mlp", sorted(MODELS), "The classifier.")
-_DATASET = flags.DEFINE_enum(
-  "dataset", "digits", image_data.NAMES, "Images; all but digits need --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_STEPS = flags.DEFINE_integer("steps", 1000, "SGD steps.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 200, "Images a step, drawn with replacement.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate", 0.1, "Learning rate.", lower_bound=0.0
-)
-_MOMENTUM = flags.DEFINE_float("momentum", 0.9, "Momentum, in (0, 1].")
-_WEIGHT_DECAY = flags.DEFINE_float(
-  "weight_decay", 0.0, "Decoupled weight decay; 0 is none.", lower_bound=0.0
-)
-_CLIP = flags.DEFINE_float(
-  "clip", 0.0, "Largest global norm of a gradient; 0 is none.", lower_bound=0.0
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
-_MEMORY_BUDGET = flags.DEFINE_integer(
-  "memory_budget",
-  None,
-  "Bytes on the device for integers and buffers; none is no limit.",
-  lower_bound=1,
-)
-_DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
-)
+from shared import image_data, output
+from shared.checkpointing import Checkpoints
+from shared.progress_bar import progress
+from shared.runs import check_run, timed
+from shared.settings import flag, launch
+from training.classifiers import MODELS
 
 _LOCAL = ("data_dir",)  # may differ between a run and its resumption
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  model: str = "mlp"
-  dataset: str = "digits"
-  data_dir: str | None = None
-  steps: int = 1000
-  batch_size: int = 200
-  learning_rate: float = 0.1
-  momentum: float = 0.9
-  weight_decay: float = 0.0
-  clip: float = 0.0
-  seed: int = 0
-  memory_budget: int | None = None
-  dtype: str = "float32"
+  model: str = flag("mlp", "The classifier.", choices=sorted(MODELS))
+  dataset: str = flag(
+    "digits",
+    "Images; all but digits need --data_dir.",
+    choices=image_data.NAMES,
+  )
+  data_dir: str | None = flag(None, "Folder of idx files.")
+  steps: int = flag(1000, "SGD steps.", at_least=1)
+  batch_size: int = flag(
+    200, "Images a step, drawn with replacement.", at_least=1
+  )
+  learning_rate: float = flag(0.1, "Learning rate.", at_least=0.0)
+  momentum: float = flag(0.9, "Momentum, in (0, 1].")
+  weight_decay: float = flag(
+    0.0, "Decoupled weight decay; 0 is none.", at_least=0.0
+  )
+  clip: float = flag(
+    0.0, "Largest global norm of a gradient; 0 is none.", at_least=0.0
+  )
+  seed: int = flag(0, "Of initial weights and batches.")
+  memory_budget: int | None = flag(
+    None,
+    "Bytes on the device for integers and buffers; none is no limit.",
+    at_least=1,
+  )
+  dtype: str = flag(
+    "float32", "Of weights and activations.", choices=["float32", "bfloat16"]
+  )
 
 
 class Problem(NamedTuple):
@@ -437,11 +421,10 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   return result
 
 
-def main() -> str:
-  config = output.settings(Config)
+def main(config: Config, workdir: str | None) -> str:
   print(f"jax {jax.__version__}, {jax.devices()}")
-  return report(run(config, _WORKDIR.value))
+  return report(run(config, workdir))
 
 
 if __name__ == "__main__":
-  output.start(main)
+  launch(Config, main)

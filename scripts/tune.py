@@ -43,52 +43,18 @@ import pathlib
 import time
 from typing import Any
 
-from shared import output
-from shared.checkpointing import Checkpoints, done_before
 import jax
-from shared import meta_training
 import numpy as np
-from tuning import plots
-from absl import flags
+import optax
+
+from shared import meta_training, output
+from shared.checkpointing import Checkpoints, done_before
 from shared.meta_training import EVALUATION_SEEDS, Learned
+from shared.settings import launch
+from tuning import plots
 from tuning.problem_file import EXAMPLE, Problem, pose
 from tuning.runs import evaluation, learn, resume
 from tuning.values import Config, Tuned, arrays_of, start, summarise_values
-
-_PROBLEM = flags.DEFINE_string(
-  "problem", None, "Python file that defines it; by default the example."
-)
-_TUNE = flags.DEFINE_list(
-  "tune",
-  ["learning_rate", "momentum"],
-  "Hyperparameters of the optimizer or the loss, separated by commas.",
-)
-_PER_STEP = flags.DEFINE_bool(
-  "per_step", False, "Tune a value for each training step."
-)
-_PER_ARRAY = flags.DEFINE_bool(
-  "per_array", False, "Tune a value for each parameter array."
-)
-_STEPS = flags.DEFINE_integer(
-  "steps", 100, "Steps of one training run.", lower_bound=1
-)
-_META_STEPS = flags.DEFINE_integer(
-  "meta_steps", 40, "Training runs, each with a hypergradient.", lower_bound=1
-)
-_META_LEARNING_RATE = flags.DEFINE_float(
-  "meta_learning_rate",
-  0.1,
-  "Of Adam, on logarithms and logits.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the keys of init and batches.")
-_FRESH_SEEDS = flags.DEFINE_bool(
-  "fresh_seeds",
-  True,
-  "Draw init and batches anew in each meta iteration; --nofresh_seeds tunes "
-  "one and the same run.",
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
 # May differ between a run and its resumption; of the problem, its text must
 # be the same.
@@ -154,11 +120,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     EXAMPLE if config.problem is None else pathlib.Path(config.problem)
   )
   initial = start(problem, config)
-  learned = meta_training.start(initial, config.meta_learning_rate)
+  learned = meta_training.start(initial, optax.adam(config.meta_learning_rate))
   path = output.folder(workdir)
-  with Checkpoints(
-    path, config, _LOCAL, problem.digest
-  ) as checkpoints:
+  with Checkpoints(path, config, _LOCAL, problem.digest) as checkpoints:
     learned = resume(checkpoints, problem, config, learned)
     done_before = len(learned.rows)
 
@@ -216,6 +180,4 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  output.start(
-    lambda: report(run(output.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

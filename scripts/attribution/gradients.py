@@ -2,12 +2,13 @@
 
 from typing import Any, NamedTuple
 
-from shared.checkpointing import Checkpoints
-from shared.runs import check_run, timed
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.stages import Wrapped
+
+import revmom
 from attribution.problem import (
   B1,
   B2,
@@ -19,10 +20,9 @@ from attribution.problem import (
   train,
   validation,
 )
-from jax.stages import Wrapped
+from shared.checkpointing import Checkpoints
 from shared.progress_bar import Lines
-
-import revmom
+from shared.runs import check_run, timed
 
 # Beyond this, differentiation by checkpoints is compiled but not run.
 _CHECKPOINTS_LIMIT = 2 * 2**30
@@ -141,9 +141,7 @@ def check_finite(
   problem: Problem, config: Config, run: revmom.Run, gradient: jax.Array
 ) -> None:
   """Raises FloatingPointError, with the reason if it is known."""
-  check_run(
-    run, optimizer_of(problem, config), "lower --learning_rate"
-  )
+  check_run(run, optimizer_of(problem, config), "lower --learning_rate")
   if not np.isfinite(gradient).all():
     raise FloatingPointError(
       "the gradient is not finite: the reversal was not exact (see above), or "

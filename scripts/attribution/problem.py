@@ -7,34 +7,54 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from shared import texts
-from attribution import network
 
 import revmom
+from attribution import network
+from shared import texts
+from shared.settings import flag
 
 B1, B2, EPS = 0.9, 0.99, 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  text: str | None = None
-  examples: int = 2000
-  validation_examples: int = 256
-  context: int = 32
-  width: int = 32
-  layers: int = 2
-  heads: int = 2
-  steps: int = 500
-  batch_size: int = 16
-  learning_rate: float = 2e-3
-  weight_decay: float = 0.1
-  clip: float = 1.0
-  eps_root: float = 1e-8
-  leave_out: int = 50
-  perturbation: float = 1.0
-  seed: int = 0
+  text: str | None = flag(
+    None, "A text file; by default the reference that Python's help() has."
+  )
+  examples: int = flag(
+    2000, "Windows of the text, each with a weight.", at_least=2
+  )
+  validation_examples: int = flag(
+    256, "Other windows, to validate on.", at_least=1
+  )
+  context: int = flag(32, "Characters that a window predicts.", at_least=1)
+  width: int = flag(32, "Of the model.", at_least=1)
+  layers: int = flag(2, "Of the model.", at_least=1)
+  heads: int = flag(2, "Of attention.", at_least=1)
+  steps: int = flag(500, "AdamW steps.", at_least=1)
+  batch_size: int = flag(
+    16, "Examples a step; each is seen equally often.", at_least=1
+  )
+  learning_rate: float = flag(
+    2e-3,
+    "The largest: it warms up for a tenth of the steps and then decays to "
+    "zero.",
+    at_least=0.0,
+  )
+  weight_decay: float = flag(0.1, "Of all parameters.", at_least=0.0)
+  clip: float = flag(1.0, "Largest global norm of a gradient.", at_least=0.0)
+  eps_root: float = flag(
+    1e-8,
+    "Inside of AdamW's square root: larger makes training smoother.",
+    at_least=0.0,
+  )
+  leave_out: int = flag(50, "Examples to train again without.", at_least=2)
+  perturbation: float = flag(
+    1.0, "What is taken off the weight of 1: 1 leaves the example out."
+  )
+  seed: int = flag(0, "Of all that is drawn.")
 
 
 class Problem(NamedTuple):

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 
-from shared.runs import timed
 import jax
 import numpy as np
 import scipy.stats
-from attribution.problem import Config, Problem, train, validation
 from jax.stages import Wrapped
+
+from attribution.problem import Config, Problem, train, validation
 from shared.progress_bar import Lines
+from shared.runs import timed
 
 _NOISE_RUNS, _NOISE_PERTURBATION = 3, 1e-5
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from autoregressive.models import Data, ImageModel
 from autoregressive.training import (
   Config,
@@ -17,9 +18,8 @@ from autoregressive.training import (
   start,
   training_step,
 )
-from shared.progress_bar import progress
-
 from revmom.analysis import Cost, cost
+from shared.progress_bar import progress
 
 _SAMPLES = 64  # that are drawn at once when this is timed
 _LOOKS = 12  # at the losses of a run

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from shared import image_data
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ from revmom.models import (
   tokens,
   wavenet,
 )
+from shared import image_data
 
 BINARY = "binary_mnist"
 DATA = (*image_data.NAMES, BINARY)

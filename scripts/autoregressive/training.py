@@ -5,12 +5,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from autoregressive import models
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from autoregressive import models
 from autoregressive.models import Data, ImageModel, Size
+from shared.settings import flag
 from shared.training_loop import Training
 
 _CHUNK = 300  # images that are evaluated at once
@@ -18,20 +20,37 @@ _CHUNK = 300  # images that are evaluated at once
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  data: str = "digits"
-  data_dir: str | None = None
-  model: str = "gated_pixelcnn"
-  hidden_size: int | None = None
-  depth: int | None = None
-  conditioned: bool = False
-  compare: bool = False
-  steps: int | None = None
-  seconds: float = 6.0
-  batch_size: int = 64
-  learning_rate: float = 3e-3
-  seed: int = 0
+  data: str = flag(
+    "digits", "Images; all but digits in --data_dir.", choices=models.DATA
+  )
+  data_dir: str | None = flag(None, "Folder of idx files.")
+  model: str = flag(
+    "gated_pixelcnn", "The network.", choices=list(models.SIZES)
+  )
+  hidden_size: int | None = flag(
+    None,
+    "Units of a layer; by default so many that there are some 50,000 "
+    "parameters.",
+    at_least=1,
+  )
+  depth: int | None = flag(None, "Layers; by default 1 to 6.", at_least=1)
+  conditioned: bool = flag(False, "Tell it the class.")
+  compare: bool = flag(False, "All models, in one table.")
+  steps: int | None = flag(
+    None, "Adam steps; 1000, or 300 with --compare.", at_least=1
+  )
+  seconds: float = flag(6.0, "Of training, with --compare.", at_least=0.0)
+  batch_size: int = flag(
+    64, "Images a step, drawn with replacement.", at_least=1
+  )
+  learning_rate: float = flag(
+    3e-3,
+    "At first; it decays to zero along a cosine, but stays with --compare.",
+    at_least=0.0,
+  )
+  seed: int = flag(0, "Of weights, batches and samples.")
 
   @property
   def num_steps(self) -> int:

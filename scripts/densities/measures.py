@@ -3,14 +3,14 @@
 import functools
 from typing import Any, NamedTuple
 
-from densities import plots
 import jax
 import jax.numpy as jnp
 import numpy as np
-from densities.models import Data
-from densities.training import CHUNK, Config, evaluation, key_of
-from densities.toys import TOYS
 
+from densities import plots
+from densities.models import Data
+from densities.toys import TOYS
+from densities.training import CHUNK, Config, evaluation, key_of
 from revmom.models import Flow, quantise
 
 _SHOWN = 64  # samples of images

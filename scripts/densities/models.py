@@ -2,12 +2,11 @@
 
 from typing import Any, NamedTuple
 
-from shared import image_data
 import jax
 import jax.numpy as jnp
 import numpy as np
-from densities.toys import TOYS
 
+from densities.toys import TOYS
 from revmom.models import (
   Flow,
   actnorm,
@@ -25,6 +24,7 @@ from revmom.models import (
   reversible_stack,
   sigmoid_log_scale,
 )
+from shared import image_data
 
 NAMES = (*TOYS, *image_data.NAMES)
 MODELS = ("real_nvp", "glow", "nice")

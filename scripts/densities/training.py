@@ -4,17 +4,18 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from densities import models
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from shared import training_loop
-from densities.models import Data, Size
-from shared.training_loop import Rows, Training
-from densities.toys import TOYS
 
+from densities import models
+from densities.models import Data, Size
+from densities.toys import TOYS
 from revmom.models import Flow
+from shared import training_loop
+from shared.settings import flag
+from shared.training_loop import Rows, Training
 
 CHUNK = 500  # points or images that are evaluated at once
 _FIRST_BATCH = 512  # by which actnorm starts
@@ -24,17 +25,40 @@ _SCALES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names.  None is the default."""
+  """One experiment; None is a default that depends on the others."""
 
-  data: str = "two_moons"
-  data_dir: str | None = None
-  model: str = "real_nvp"
-  depth: int | None = None
-  hidden: int | None = None
-  steps: int | None = None
-  batch_size: int | None = None
-  learning_rate: float = 2e-3
-  seed: int = 0
+  data: str = flag(
+    "two_moons",
+    "Points of the plane, or images; all but digits in --data_dir.",
+    choices=models.NAMES,
+  )
+  data_dir: str | None = flag(None, "Folder of idx files.")
+  model: str = flag("real_nvp", "The flow.", choices=models.MODELS)
+  depth: int | None = flag(
+    None,
+    "Couplings, by default 8 (NICE of images: 4), or Glow's steps at each of "
+    "two scales, by default 4.  RealNVP of images has 7 couplings at each "
+    "scale.",
+    at_least=1,
+  )
+  hidden: int | None = flag(
+    None,
+    "Units or channels in each coupling's network; by default 64 for points, "
+    "32 for images, 256 for NICE's vectors.",
+    at_least=1,
+  )
+  steps: int | None = flag(
+    None, "Adam steps; by default 2000 for points, 600 for images.", at_least=1
+  )
+  batch_size: int | None = flag(
+    None,
+    "Drawn with replacement; by default 256 points or 64 images.",
+    at_least=1,
+  )
+  learning_rate: float = flag(
+    2e-3, "At first; it decays to zero along a cosine.", at_least=0.0
+  )
+  seed: int = flag(0, "Of weights, points, noise, batches.")
 
   @property
   def points(self) -> bool:

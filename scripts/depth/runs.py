@@ -3,56 +3,62 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from shared import image_data
-from depth import gain_map
-from depth import networks
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from depth import gain_map, networks
+from shared import image_data
+from shared.settings import flag
 
 SIGMA_B = 0.05**0.5  # as in the paper's figure
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  dataset: str = "digits"
-  data_dir: str | None = None
-  depths: tuple[str, ...] = ("2", "10", "50", "200")
-  channels: int = 8
-  steps: int = 60
-  batch_size: int = 32
-  learning_rate: float = 2e-3
-  map_depths: tuple[str, ...] = ("5", "20", "80", "200")
-  map_gains: tuple[str, ...] = ("0.5", "1.75", "3")
-  map_width: int = 48
-  map_steps: int = 200
-  map_learning_rate: float = 1e-3
-  seed: int = 0
+  dataset: str = flag(
+    "digits", "Images; all but digits in --data_dir.", choices=image_data.NAMES
+  )
+  data_dir: str | None = flag(None, "Folder of idx files.")
+  depths: tuple[int, ...] = flag(
+    (2, 10, 50, 200), "Layers of the networks.", at_least=1
+  )
+  channels: int = flag(8, "Of the convolutional networks.", at_least=1)
+  steps: int = flag(60, "Adam steps of each network.", at_least=1)
+  batch_size: int = flag(
+    32, "Images a step, drawn with replacement.", at_least=1
+  )
+  learning_rate: float = flag(2e-3, "Of Adam.", at_least=0.0)
+  map_depths: tuple[int, ...] = flag(
+    (5, 10, 20, 30, 40, 60, 80, 110, 150, 200),
+    "Hidden layers of the fully connected networks.",
+    at_least=1,
+  )
+  map_gains: tuple[float, ...] = flag(
+    tuple(0.5 + 0.25 * i for i in range(13)),
+    "sigma_w^2 of the fully connected networks.",
+    at_least=1e-3,
+  )
+  map_width: int = flag(48, "Units of a layer of these.", at_least=1)
+  map_steps: int = flag(200, "Steps of SGD with momentum of these.", at_least=1)
+  map_learning_rate: float = flag(1e-3, "Of these.", at_least=0.0)
+  seed: int = flag(0, "Of initial weights and batches.")
 
-
-def numbers(name: str, texts: Iterable[str], kind: type) -> list[Any]:
-  """The values of a flag that is a list, in order.
-
-  Raises:
-    ValueError: they are not positive numbers.
-  """
-  texts = list(texts)
-  try:
-    values = sorted({kind(text) for text in texts})
-  except ValueError:
-    values = []
-  if not values or values[0] <= 0 or not math.isfinite(values[-1]):
-    raise ValueError(
-      f"--{name}={','.join(texts)}; expected positive "
-      f"{'integers' if kind is int else 'numbers'}, such as 2,10,50."
+  def in_order(self) -> "Config":
+    """The same, with each depth and gain once, from the smallest."""
+    once = lambda numbers: tuple(sorted(set(numbers)))
+    return dataclasses.replace(
+      self,
+      depths=once(self.depths),
+      map_depths=once(self.map_depths),
+      map_gains=once(self.map_gains),
     )
-  return values
 
 
 def draws(config: Config, steps: int, count: int) -> jax.Array:
@@ -65,7 +71,7 @@ def network_runs(
   config: Config, data: image_data.Data
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
   """What is to be done about each kind of convolutional network."""
-  depths = numbers("depths", config.depths, int)
+  depths = config.depths
   train = jnp.asarray(data.train_images), jnp.asarray(data.train_labels)
   validation = (
     jnp.asarray(data.validation_images),
@@ -130,8 +136,8 @@ def map_runs(
   config: Config, data: image_data.Data
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
   """What is to be done about each depth of the map."""
-  depths = numbers("map_depths", config.map_depths, int)
-  gains = np.sqrt(numbers("map_gains", config.map_gains, float))
+  depths = config.map_depths
+  gains = np.sqrt(config.map_gains)
   pixels = data.train_images.reshape(len(data.train_images), -1)
   centred = pixels - pixels.mean(0)
   images = jnp.asarray(centred / np.sqrt(np.mean(centred**2)))

@@ -1,47 +1,39 @@
-"""What the figures of Duvenaud, Maclaurin & Adams (2016) share."""
+"""The settings of scripts/early_stopping.py."""
 
 import dataclasses
-from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-from matplotlib.figure import Figure
+from duvenaud2016 import data
+from shared.settings import flag
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One figure; see the flags of the same names.  None is the paper's value."""
+  """One figure; None is the value of the paper."""
 
-  figure: str = "4"
-  dataset: str = "digits"
-  data_dir: str | None = None
-  values: tuple[str, ...] | None = None
-  steps: int | None = None
-  runs: int | None = None
-  seed: int = 0
-
-
-class Row(NamedTuple):
-  """One line of the table."""
-
-  key: str  # in result.json; the paper's value is under published_<key>
-  text: str
-  published: float | None
-  measured: float
-  error: float | None = None  # standard error of what was measured
-
-
-class Outcome(NamedTuple):
-  """What a figure leaves behind."""
-
-  table: list[Row]
-  metrics: list[dict[str, Any]]
-  figures: dict[str, Figure]
-  notes: list[str]  # where this is not what the authors did
-
-
-def check_finite(name: str, values: Any, remedy: str) -> None:
-  """Raises FloatingPointError unless all numbers of a tree are finite."""
-  for leaf in jax.tree.leaves(values):
-    if not np.isfinite(np.asarray(leaf)).all():
-      raise FloatingPointError(f"{name} is not finite: {remedy}")
+  figure: str = flag("4", "Of the paper.", choices=["1", "3", "4", "5", "6"])
+  dataset: str = flag(
+    "digits",
+    "Images; for figure 4 a table, too.  All but digits and diabetes in "
+    "--data_dir.",
+    choices=data.NAMES,
+  )
+  data_dir: str | None = flag(None, "Folder of idx files, or of a table.")
+  values: tuple[float, ...] | None = flag(
+    None,
+    "Numbers of hidden units (figure 5) or thresholds (figure 6); by default "
+    "the paper's, and fewer for the digits.",
+  )
+  steps: int | None = flag(
+    None,
+    "Steps of descent; by default up to the last one that the paper shows, "
+    "500 (figure 1), 300 (3), 490 (4), 900 (5) or 1350 (6); with digits 90 "
+    "(5) or 300 (6).",
+    at_least=1,
+  )
+  runs: int | None = flag(
+    None,
+    "Draws of initial weights, whose mean is shown; by default the paper's 1,"
+    " and 5 for figure 4.",
+    at_least=1,
+  )
+  seed: int = flag(0, "Of weights, batches and directions.")

@@ -4,12 +4,14 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from shared.checkpointing import Checkpoints
 import jax
 import numpy as np
-from duvenaud2016.config import Config, check_finite
+
+from duvenaud2016.config import Config
 from duvenaud2016.training import Problem, State, advance, initial, measure
+from shared.checkpointing import Checkpoints
 from shared.progress_bar import progress
+from shared.runs import check_finite
 
 _LOCAL = ("data_dir",)  # may differ between a run and its resumption
 _REMEDY = "the descent diverged; take fewer --steps or other --values."

@@ -2,9 +2,10 @@
 
 import pathlib
 
-from shared import image_data
 import numpy as np
+
 from duvenaud2016.training import Examples
+from shared import image_data
 
 IMAGES = image_data.NAMES
 TABLES = ("diabetes", "housing")

@@ -2,16 +2,18 @@
 
 from typing import Any, NamedTuple
 
-from duvenaud2016 import plots
 import jax
 import jax.numpy as jnp
 import numpy as np
-from duvenaud2016.config import Config, Outcome, Row, check_finite
-from duvenaud2016.training import shrunk
 from jax import lax
 
 import revmom
+from duvenaud2016 import plots
+from duvenaud2016.config import Config
+from duvenaud2016.training import shrunk
 from revmom.training import ledger
+from shared.reproduction import Outcome, Row
+from shared.runs import check_finite
 
 CENTRE, RADIUS, RATE = (-1.0, 1.0), 2.5, 0.01
 _POINTS = 250  # of a ring

@@ -3,12 +3,13 @@
 import dataclasses
 import pathlib
 
-from duvenaud2016 import data
-from duvenaud2016 import plots
 import numpy as np
+
+from duvenaud2016 import data, plots
+from duvenaud2016.config import Config
 from duvenaud2016.curves import Curve, Training, curves_of, train_all
-from duvenaud2016.config import Config, Outcome, Row
 from duvenaud2016.training import Examples, Problem
+from shared.reproduction import Outcome, Row
 
 # Published: train, test and marginal likelihood in nats per training image, and
 # test errors in the authors' files of results.
@@ -67,9 +68,7 @@ def figure_4(config: Config, path: pathlib.Path | None = None) -> Outcome:
 
 def regression(config: Config) -> tuple[Problem, list[str]]:
   """The paper's: 100 tanh units on a tenth of a table."""
-  train, test, scale, notes = data.table(
-    config.dataset, config.data_dir
-  )
+  train, test, scale, notes = data.table(config.dataset, config.data_dir)
   sizes = train.inputs.shape[1], 100, 1
   batch = len(train.targets)
   return Problem(sizes, train, test, 0.1, 0.004, batch, 1.0, scale), [
@@ -81,9 +80,7 @@ def regression(config: Config) -> tuple[Problem, list[str]]:
 
 def classification(config: Config) -> tuple[Problem, list[str]]:
   """30 tanh units on images; the paper has none in this figure."""
-  train, test, notes = data.images(
-    config.dataset, config.data_dir
-  )
+  train, test, notes = data.images(config.dataset, config.data_dir)
   inputs = train.inputs.shape[1]
   sizes = inputs, 30, classes_of(train)
   return Problem(sizes, train, test, 2 / inputs**0.5, 0.1, 250), [
@@ -198,22 +195,17 @@ def values_of(config: Config, published: dict) -> list[float]:
     digits = config.dataset == "digits"
     return list(_DIGITS_VALUES[config.figure] if digits else published)
   least = 1 if config.figure == "5" else 0
-  try:
-    numbers = [float(text) for text in config.values]
-  except ValueError:
-    numbers = []
-  whole = config.figure == "6" or all(n == int(n) for n in numbers)
-  if not numbers or min(numbers) < least or not whole:
+  whole = config.figure == "6" or all(n == int(n) for n in config.values)
+  if min(config.values) < least or not whole:
     what = "numbers of hidden units" if least else "thresholds g0 >= 0"
-    raise ValueError(f"--values={','.join(config.values)}; expected {what}.")
-  return numbers
+    given = ",".join(f"{value:g}" for value in config.values)
+    raise ValueError(f"--values={given}; expected {what}.")
+  return list(config.values)
 
 
 def figure_5(config: Config, path: pathlib.Path | None = None) -> Outcome:
   """The number of hidden units."""
-  train, test, notes = data.images(
-    config.dataset, config.data_dir
-  )
+  train, test, notes = data.images(config.dataset, config.data_dir)
   inputs = train.inputs.shape[1]
   trainings = [
     Training(
@@ -239,9 +231,7 @@ def figure_5(config: Config, path: pathlib.Path | None = None) -> Outcome:
 
 def figure_6(config: Config, path: pathlib.Path | None = None) -> Outcome:
   """The threshold of entropy-friendly gradients."""
-  train, test, notes = data.images(
-    config.dataset, config.data_dir, 1000
-  )
+  train, test, notes = data.images(config.dataset, config.data_dir, 1000)
   sizes = train.inputs.shape[1], 100, classes_of(train)
   init_scale = 0.05
   if _digits(config):

@@ -3,25 +3,24 @@
 import math
 from typing import Any
 
-from shared import image_data
 import jax
 import jax.numpy as jnp
-from maclaurin import plots
 import numpy as np
-from schedules.elementary import elementary
 from jax import lax
+
+import revmom
+from maclaurin import plots
 from maclaurin.common import (
   DENOMINATOR,
   GRID_REMEDY,
   Config,
-  Outcome,
-  Row,
-  check_finite,
   normal_arrays,
   whole,
 )
-
-import revmom
+from schedules import elementary
+from shared import image_data
+from shared.reproduction import Outcome, Row
+from shared.runs import check_finite
 
 _CHAOS_GRID = 0.5 + 2.0 / 999 * np.arange(-1, 1001)  # one more at either end
 _CHAOS_IMAGES, _CHAOS_BATCH, _CHAOS_HIDDEN = 1000, 250, (200, 50)

@@ -1,15 +1,15 @@
 """What the figures of Maclaurin, Duvenaud & Adams (2015) share."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
-from shared import image_data
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 import revmom
+from shared import image_data
+from shared.settings import flag
 
 # The authors' momenta are fractions n / 2^16, rounded up.
 DENOMINATOR = 65536
@@ -19,44 +19,51 @@ META_REMEDY = "take fewer --meta_steps; the step sizes are the paper's."
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One figure; see the flags of the same names.  None is the paper's value."""
+  """One figure; None is the value of the paper."""
 
-  figure: str = "11"
-  dataset: str = "digits"
-  data_dir: str | None = None
-  workdir: str | None = None
-  alphabets: list[str] | None = None
-  characters: int | None = None
-  steps: int | None = None
-  meta_steps: int | None = None
-  seeds: int | None = None
-  points: int | None = None
-  seed: int = 0
-
-
-class Row(NamedTuple):
-  """One line of the table."""
-
-  key: str  # in result.json; the paper's value is under published_<key>
-  text: str
-  published: float | str | None
-  measured: float | str
-
-
-class Outcome(NamedTuple):
-  """What a figure leaves behind."""
-
-  table: list[Row]
-  metrics: list[dict[str, Any]]
-  figures: dict[str, Figure]
-  notes: list[str]  # where this is not what the authors did
-
-
-def check_finite(name: str, values: Any, remedy: str) -> None:
-  """Raises FloatingPointError unless all numbers of a tree are finite."""
-  for leaf in jax.tree.leaves(values):
-    if not np.isfinite(np.asarray(leaf)).all():
-      raise FloatingPointError(f"{name} is not finite: {remedy}")
+  figure: str = flag(
+    "11",
+    "Of the paper; 2 stands for 2, 3, 4, 6 and 7 too.",
+    choices=["1", "2", "5", "8", "9", "10", "11"],
+  )
+  dataset: str = flag(
+    "digits",
+    "Images; all but digits in --data_dir.  omniglot is for figure 10.",
+    choices=[*image_data.NAMES, "omniglot"],
+  )
+  data_dir: str | None = flag(
+    None, "Folder of idx files, or of Omniglot's zip files."
+  )
+  alphabets: tuple[str, ...] | None = flag(
+    None, "Five alphabets of Omniglot; by default the first five."
+  )
+  characters: int | None = flag(
+    None,
+    "Characters of each alphabet, at most; by default 15, while the paper "
+    "takes all.",
+    at_least=2,
+  )
+  steps: int | None = flag(
+    None,
+    "SGD steps of a training run; by default the paper's 100 (figures 2 and "
+    "5), 20 (figure 9) or 50.",
+    at_least=1,
+  )
+  meta_steps: int | None = flag(
+    None,
+    "Meta iterations; by default the paper's 3 (figure 1), 50 (2 and 8), 40 "
+    "(9) or 20 (10).",
+    at_least=1,
+  )
+  seeds: int | None = flag(None, "Of figure 5; by default 50.", at_least=2)
+  points: int | None = flag(
+    None,
+    "Learning rates of figure 11, evenly spaced among the authors' 1000, "
+    "besides the 8 in the table; by default 41.",
+    at_least=2,
+    at_most=1000,
+  )
+  seed: int = flag(0, "Of weights, batches and splits.")
 
 
 def whole(data: image_data.Data) -> tuple[np.ndarray, np.ndarray]:

@@ -5,29 +5,28 @@ A penalty for every weight, and the training images themselves.
 
 from typing import Any, NamedTuple
 
-from shared import image_data
 import jax
 import jax.numpy as jnp
-from maclaurin import plots
 import numpy as np
-from schedules.elementary import elementary
 from jax import lax
+
+import revmom
+from maclaurin import plots
 from maclaurin.common import (
   META_REMEDY,
   Config,
-  Outcome,
-  Row,
   centred,
-  check_finite,
   inner_optimizer,
   mean_note,
   normal_arrays,
   split,
   whole,
 )
+from schedules import elementary
+from shared import image_data
 from shared.progress_bar import progress
-
-import revmom
+from shared.reproduction import Outcome, Row
+from shared.runs import check_finite
 
 
 def _penalty(log_l2: list, params: list) -> jax.Array:
@@ -78,7 +77,9 @@ def figure_8(config: Config) -> Outcome:
   train = centred(mean, data.train_images, data.train_labels)
   validation = centred(mean, data.validation_images, data.validation_labels)
   test = centred(mean, data.test_images, data.test_labels)
-  shapes = elementary.array_shapes((mean.size, int(data.train_labels.max()) + 1))
+  shapes = elementary.array_shapes(
+    (mean.size, int(data.train_labels.max()) + 1)
+  )
   draws = np.random.RandomState(config.seed)
   start = normal_arrays(draws, shapes, -4.0)
   params = [jnp.asarray(array, jnp.float32) for array in start]

@@ -3,10 +3,12 @@
 import io
 import pathlib
 import zipfile
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
 from shared.user_files import blamed
 
 TASKS = 5
@@ -23,7 +25,7 @@ class Drawings(NamedTuple):
 
 def load(
   data_dir: str | None,
-  alphabets: list[str] | None = None,
+  alphabets: Sequence[str] | None = None,
   characters: int = CHARACTERS,
 ) -> tuple[list[str], Drawings]:
   """Reads five alphabets from the zip files of a folder.

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from schedules.elementary import plots
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
@@ -40,26 +39,8 @@ def toy(loss: Any, runs: list[dict[str, np.ndarray]]) -> Figure:
   return figure
 
 
-def learned_schedule(
-  metrics: list[dict],
-  curves: list[np.ndarray],
-  rates: np.ndarray,
-  momenta: np.ndarray,
-  scales: np.ndarray,
-  fan_ins: list[int],
-) -> dict[str, Figure]:
-  """Figures 2 and 3 (rates and momenta), 4 (curves), 6 and 7."""
-  return {
-    "learning_rates": plots.schedules(
-      rates, np.exp(-1), "learning rate"
-    ),
-    "momenta": plots.schedules(momenta, 0.5, "momentum", 1),
-    "scales": plots.scales(scales, fan_ins),
-    "learning_curves": _learning_curves(metrics, curves),
-  }
-
-
-def _learning_curves(metrics: list[dict], curves: list[np.ndarray]) -> Figure:
+def learning_curves(metrics: list[dict], curves: list[np.ndarray]) -> Figure:
+  """Figure 4: losses by SGD step and by meta iteration."""
   figure = Figure(figsize=(12, 4), layout="constrained")
   left, middle, right = figure.subplots(1, 3)
   colors = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))

@@ -6,24 +6,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from maclaurin import plots
 import numpy as np
 import optax
-from schedules.elementary import elementary
 from jax import lax
+
+import revmom
+from maclaurin import plots
 from maclaurin.common import (
   DENOMINATOR,
   GRID_REMEDY,
   Config,
-  Outcome,
-  Row,
-  check_finite,
   mean_note,
   split,
 )
-from shared.progress_bar import progress
-
-import revmom
+from schedules import elementary, learning
+from schedules.plots import learned as learned_plots
+from shared import meta_training
+from shared.reproduction import Outcome, Row
+from shared.runs import check_finite
 
 # Figure 1: two weights.
 
@@ -145,64 +145,48 @@ _SCALES = {
 }
 
 
-def _objective(problem, hypers, key):
-  """The training loss, which the authors' code minimises."""
-  run = elementary.train(problem, _BATCH_SIZE, hypers, key)
-  losses = {
-    "train": elementary.mean_loss(run.params, *problem.train),
-    "validation": elementary.mean_loss(run.params, *problem.validation),
-    "test": elementary.mean_loss(run.params, *problem.test),
-  }
-  return losses["train"], {"losses": losses, "curve": run.losses}
-
-
 def figure_2(config: Config) -> Outcome:
   """Learns the schedule with the authors' variant of Adam."""
   steps, meta_steps = config.steps or 100, config.meta_steps or 50
   data, notes = split(config, _SCHEDULE_SIZES)
   problem = elementary.pose(data, config.seed)
   adam = elementary.early_adam(_META_RATE)
+  step = jax.jit(learning.meta_step(problem, _BATCH_SIZE, "train", adam))
+  initial = elementary.initial_hypers(problem, steps)
+  curves, gradients = [], [jax.tree.map(jnp.ones_like, initial)]
 
-  @jax.jit
-  def meta_step(hypers, state, number):
-    key = jax.random.fold_in(problem.meta_key, number)
-    objective = functools.partial(_objective, problem)
-    gradient, about = jax.grad(objective, has_aux=True)(hypers, key)
-    updates, state = adam.update(gradient, state)
-    return optax.apply_updates(hypers, updates), state, gradient, about
-
-  hypers = elementary.initial_hypers(problem, steps)
-  state = adam.init(hypers)
-  metrics, curves, all_scales = [], [], []
-  previous = jax.tree.map(jnp.ones_like, hypers)
-  # The last run only measures what the iterations before it have learned.
-  for number in progress(range(meta_steps + 1), desc="figure 2"):
-    used = hypers
-    hypers, state, gradient, about = meta_step(used, state, np.int32(number))
-    check_finite(
-      f"meta iteration {number}",
-      (gradient, about),
-      "the schedule diverges; take fewer --meta_steps or another --seed.",
-    )
-    norm = float(optax.global_norm(gradient))
-    inner = sum(
-      float(jnp.vdot(a, b)) for a, b in zip(gradient, previous, strict=True)
-    )
-    scales = np.asarray(used.log_scale)
-    names = elementary.scale_columns(problem)
-    metrics.append(
+  def measured_step(hypers, state, number):
+    after, state, measured = step(hypers, state, number)
+    curves.append(np.asarray(measured.curve))
+    gradients.append(measured.gradient)
+    return (
+      after,
+      state,
       {
-        "meta_step": number,
-        **{f"{k}_loss": float(v) for k, v in about["losses"].items()},
-        "hypergradient_norm": norm,
-        "hypergradient_cosine": inner
-        / (norm * float(optax.global_norm(previous)) or 1.0),
-        **dict(zip(names, map(float, scales), strict=True)),
-      }
+        **{f"{name}_loss": loss for name, loss in measured.losses.items()},
+        "hypergradient_norm": optax.global_norm(measured.gradient),
+        "hypergradient_cosine": _cosine(*gradients[-2:]),
+      },
     )
-    curves.append(np.asarray(about["curve"]))
-    all_scales.append(scales)
-    previous = gradient
+
+  def explain(hypers, number, what):
+    remedy = "take fewer --meta_steps or another --seed."
+    learning.explain(problem, _BATCH_SIZE, hypers, number, f"{what}: {remedy}")
+
+  learn = functools.partial(
+    meta_training.learn,
+    measured_step,
+    columns=functools.partial(learning.scales_of, problem),
+    explain=explain,
+    save=lambda learned: None,
+    description="figure 2",
+  )
+  start = meta_training.start(initial, adam)
+  learned = learn(learned=start, meta_steps=meta_steps)
+  # Once more, to measure what has been learned.
+  metrics = learn(learned=learned, meta_steps=meta_steps + 1).rows
+  names = elementary.scale_columns(problem)
+  log_scales = np.array([[row[name] for name in names] for row in metrics])
   table = []
   for name, published in _SCHEDULE_LOSSES.items():
     for when, row, value in zip(
@@ -223,22 +207,25 @@ def figure_2(config: Config) -> Outcome:
           f"log_scale_{kind}_{layer + 1}",
           f"log initial scale of {kind} {layer + 1}",
           value,
-          all_scales[-1][2 * layer + offset],
+          float(log_scales[-1, 2 * layer + offset]),
         )
       )
-  figures = plots.learned_schedule(
-    metrics,
-    curves,
-    np.exp(np.asarray(used.log_rate)),
-    np.asarray(jax.nn.sigmoid(used.logit_momentum)),
-    np.array(all_scales),
-    [shape[0] for shape in problem.shapes[::2]],
-  )
+  figures = {
+    **learned_plots(problem, learned.values, log_scales),
+    "learning_curves": plots.learning_curves(metrics, curves),
+  }
   notes += [
     "The paper's values are read off plots.",
     mean_note(len(data.train_labels)),
   ]
   return Outcome(table, metrics, figures, notes)
+
+
+def _cosine(a: Any, b: Any) -> jax.Array:
+  """Of the angle between two gradients."""
+  product = optax.tree.vdot(a, b)
+  norms = optax.global_norm(a) * optax.global_norm(b)
+  return product / jnp.where(norms > 0, norms, 1)
 
 
 # Figure 5: the first hypergradient.
@@ -254,9 +241,8 @@ def figure_5(config: Config) -> Outcome:
   @jax.jit
   def moments(hypers):
     def one(key):
-      objective = functools.partial(_objective, problem)
-      gradient, about = jax.grad(objective, has_aux=True)(hypers, key)
-      return gradient, about["losses"]["train"]
+      measured = learning.measure(problem, _BATCH_SIZE, "train", hypers, key)
+      return measured.gradient, measured.losses["train"]
 
     gradients, losses = lax.map(one, jax.random.split(problem.meta_key, seeds))
     moment = lambda a: (a.mean(0), a.std(0) / math.sqrt(seeds))
@@ -308,9 +294,7 @@ def figure_5(config: Config) -> Outcome:
       int(np.abs(weights).sum(0).argmax()) + 1,
     ),
   ]
-  figure = plots.initial_gradient(
-    rate, rate_error, momentum, momentum_error
-  )
+  figure = plots.initial_gradient(rate, rate_error, momentum, momentum_error)
   notes += [
     "The paper gives a plot only; its training loss is that of figure 2.",
     mean_note(len(data.train_labels)),

@@ -1,29 +1,27 @@
 """Figure 10 of the paper and its table: how much ten tasks share."""
 
+import pathlib
 from typing import NamedTuple
 
-from shared import output
-from shared.checkpointing import Checkpoints
 import jax
 import jax.numpy as jnp
-from maclaurin import plots
-from shared import meta_training
 import numpy as np
-from maclaurin import omniglot
 import optax
-from schedules.elementary import elementary
 from jax import lax
+
+import revmom
+from maclaurin import omniglot, plots
 from maclaurin.common import (
   META_REMEDY,
   Config,
-  Outcome,
-  Row,
-  check_finite,
   inner_optimizer,
 )
+from schedules import elementary
+from shared import meta_training
+from shared.checkpointing import Checkpoints
 from shared.progress_bar import progress
-
-import revmom
+from shared.reproduction import Outcome, Row
+from shared.runs import check_finite
 
 _TASK_HIDDEN = 400, 200
 _PUBLISHED_SHARING = {
@@ -102,7 +100,7 @@ def transform(tasks: int, sharing: float) -> np.ndarray:
   return (1 - sharing) * np.eye(tasks) + everyone
 
 
-def figure_10(config: Config) -> Outcome:
+def figure_10(config: Config, path: pathlib.Path | None = None) -> Outcome:
   """Learns, layer by layer, how networks of ten alphabets share weights."""
   steps, meta_steps = config.steps or 50, config.meta_steps or 20
   rng = np.random.default_rng(config.seed)
@@ -163,11 +161,8 @@ def figure_10(config: Config) -> Outcome:
   as_transforms = lambda sharing: [
     jnp.asarray(transform(tasks, s), jnp.float32) for s in sharing
   ]
-  path = output.folder(config.workdir)
-  local = "workdir", "data_dir", "meta_steps"
-  with Checkpoints(
-    path, config, local, drawings.images
-  ) as checkpoints:
+  local = "data_dir", "meta_steps"
+  with Checkpoints(path, config, local, drawings.images) as checkpoints:
     learned, rows = checkpoints.resume(
       as_transforms([0.5] * layers),
       lambda number, _: meta_training.check_number(

@@ -6,12 +6,12 @@ whose initial scales and training schedule are hyperparameters.
 
 from typing import Any, NamedTuple
 
-from shared import image_data
 import jax
 import jax.numpy as jnp
 import optax
 
 import revmom
+from shared import image_data
 
 _HIDDEN = 50, 50, 50
 # Where learning starts, from the paper.
@@ -86,6 +86,15 @@ def mean_loss(params: list, images: jax.Array, labels: jax.Array) -> jax.Array:
     x = jnp.tanh(scores)
   losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
   return losses.mean()
+
+
+def losses(problem: Problem, params: list) -> dict[str, jax.Array]:
+  """Of the images for training, validation and tests."""
+  return {
+    "train": mean_loss(params, *problem.train),
+    "validation": mean_loss(params, *problem.validation),
+    "test": mean_loss(params, *problem.test),
+  }
 
 
 def batch_loss(params, indices, images, labels):

@@ -2,9 +2,12 @@
 
 import math
 
+import jax
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+
+from schedules import elementary
 
 
 def meta_training(
@@ -42,6 +45,21 @@ def meta_training(
     axes.grid(alpha=0.3)
     axes.legend()
   return figure
+
+
+def learned(
+  problem: elementary.Problem, hypers: elementary.Hypers, log_scales: np.ndarray
+) -> dict[str, Figure]:
+  """All that was learned; log scales [meta iterations, arrays]."""
+  rates = np.exp(np.asarray(hypers.log_rate))
+  momenta = np.asarray(jax.nn.sigmoid(hypers.logit_momentum))
+  fan_ins = [shape[0] for shape in problem.shapes[::2]]
+  at_first = math.exp(elementary.LOG_RATE)
+  return {
+    "learning_rates": schedules(rates, at_first, "learning rate"),
+    "momenta": schedules(momenta, 0.5, "momentum", 1),
+    "scales": scales(log_scales, fan_ins),
+  }
 
 
 def schedules(

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from shared import output
-from shared.checkpointing import Checkpoints
 import numpy as np
 import optax
+
+from shared import output
+from shared.checkpointing import Checkpoints
 from shared.progress_bar import progress
 from shared.training_loop import Rows
 
@@ -20,27 +21,23 @@ class Learned(NamedTuple):
   """The state of the meta optimisation: all that a checkpoint holds."""
 
   values: Any  # that training depends on
-  meta_state: Any  # of Adam
+  meta_state: Any  # of the meta optimizer
   rows: Rows  # of metrics.csv, one a meta iteration
 
 
-def start(values: Any, meta_learning_rate: float) -> Learned:
+def start(values: Any, optimizer: optax.GradientTransformation) -> Learned:
   """Before the first meta iteration."""
-  return Learned(values, optimizer(meta_learning_rate).init(values), [])
-
-
-def optimizer(meta_learning_rate: float) -> optax.GradientTransformation:
-  """Adam with its usual averages."""
-  return optax.adam(meta_learning_rate)
+  return Learned(values, optimizer.init(values), [])
 
 
 def update(
-  meta_learning_rate: float, values: Any, meta_state: Any, gradient: Any
+  optimizer: optax.GradientTransformation,
+  values: Any,
+  meta_state: Any,
+  gradient: Any,
 ) -> tuple[Any, Any]:
-  """One step of Adam: the next values, and its next state."""
-  updates, meta_state = optimizer(meta_learning_rate).update(
-    gradient, meta_state
-  )
+  """One step of the meta optimizer: the next values, and its next state."""
+  updates, meta_state = optimizer.update(gradient, meta_state)
   return optax.apply_updates(values, updates), meta_state
 
 
@@ -92,9 +89,7 @@ def learn(
   return learned
 
 
-def save(
-  checkpoints: Checkpoints, learned: Learned, about: Any
-) -> None:
+def save(checkpoints: Checkpoints, learned: Learned, about: Any) -> None:
   """Keeps what is learned, and brings metrics.csv up to date."""
   checkpoints.save(len(learned.rows), learned[:2], about)
   if checkpoints.workdir is not None:

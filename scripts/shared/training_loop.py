@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from shared.checkpointing import Checkpoints
 import numpy as np
+
+from shared.checkpointing import Checkpoints
 from shared.progress_bar import progress
 
 Rows = list[dict[str, float]]  # one a step, for metrics.csv

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shared.runs import timed
 import jax
 import jax.numpy as jnp
-from text import model
 import numpy as np
+
+from shared.runs import timed
+from text import model
 
 _LONGEST = 4096  # tokens of the longest sentence to time; others are shorter
 _HALVINGS = 5

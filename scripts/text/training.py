@@ -6,38 +6,56 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from shared.checkpointing import Checkpoints
 import jax
 import jax.numpy as jnp
-from text import model
 import numpy as np
 import optax
-from shared import texts
-from shared import training_loop
 from jax import lax
-from shared.training_loop import Rows
 
 from revmom.cells import lstm
+from shared import texts, training_loop
+from shared.checkpointing import Checkpoints
+from shared.settings import flag
+from shared.training_loop import Rows
+from text import model
 
 _EVALUATION_STREAMS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  text: str | None = None
-  data_dir: str | None = None
-  level: str = "character"
-  embedding_size: int = 128
-  hidden_size: int = 128
-  steps: int = 2000
-  batch_size: int = 32
-  window: int = 64
-  learning_rate: float = 1e-2
-  weight_decay: float = 0.01
-  clip: float = 1.0
-  seed: int = 0
+  text: str | None = flag(
+    None, "A text file; by default the reference that Python's help() has."
+  )
+  data_dir: str | None = flag(
+    None,
+    "Folder of a corpus instead: a file each with train, valid and test in "
+    "its name.",
+  )
+  level: str = flag("character", "Of a token.", choices=texts.LEVELS)
+  embedding_size: int = flag(128, "Of the embeddings.", at_least=1)
+  hidden_size: int = flag(
+    128,
+    "Cells; if they are not as many as the embedding has elements, a "
+    "projection leads to it.",
+    at_least=1,
+  )
+  steps: int = flag(2000, "AdamW steps.", at_least=1)
+  batch_size: int = flag(
+    32, "Places of the text that are read at once.", at_least=1
+  )
+  window: int = flag(64, "Tokens to propagate back through.", at_least=1)
+  learning_rate: float = flag(
+    1e-2,
+    "The largest: it warms up for a tenth of the steps and then decays to "
+    "zero.",
+    at_least=0.0,
+  )
+  weight_decay: float = flag(0.01, "Of all parameters.", at_least=0.0)
+  clip: float = flag(1.0, "Largest global norm of a gradient.", at_least=0.0)
+  seed: int = flag(0, "Of the weights and of the sample.")
 
 
 class Training(NamedTuple):
@@ -222,9 +240,7 @@ def resume(
   return training, about["rows"] if about else []
 
 
-def save(
-  checkpoints: Checkpoints, training: Training, rows: Rows
-) -> None:
+def save(checkpoints: Checkpoints, training: Training, rows: Rows) -> None:
   """Keeps a state, and the shape that tells whether it goes with a text."""
   shape = [*training.params.embeddings.shape]
   about = {"rows": rows, "embeddings": shape}

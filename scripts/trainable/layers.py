@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from trainable.residual import gradients_by_depth
-from trainable.row import BOUND, MEASUREMENT, PREDICTION, Panel, Result, Row
 
 from revmom.analysis import (
   batch_norm_jacobian,
@@ -28,6 +26,8 @@ from revmom.models import (
   squared_losses,
   ugcnn,
 )
+from trainable.residual import gradients_by_depth
+from trainable.row import BOUND, MEASUREMENT, PREDICTION, Panel, Result, Row
 
 
 def normalisation(images: np.ndarray) -> Result:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from trainable.row import Panel
 
 from revmom.analysis import GradientFlow
+from trainable.row import Panel
 
 
 def page(panels: Sequence[Panel]) -> Figure:

@@ -6,6 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from revmom.analysis import (
+  chain_bound,
+  layer_spectra,
+  recurrence_bound,
+  recurrent_flow,
+)
+from revmom.cells import elman, lstm
 from trainable.row import (
   BOUND,
   MEASUREMENT,
@@ -15,14 +23,6 @@ from trainable.row import (
   Result,
   Row,
 )
-
-from revmom.analysis import (
-  chain_bound,
-  layer_spectra,
-  recurrence_bound,
-  recurrent_flow,
-)
-from revmom.cells import elman, lstm
 
 _LOG10 = math.log(10)
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from trainable.row import BOUND, MEASUREMENT, PREDICTION, Panel, Result, Row
 
 from revmom.analysis import (
   gradient_flow,
@@ -27,6 +26,7 @@ from revmom.models import (
   repeated,
   residual,
 )
+from trainable.row import BOUND, MEASUREMENT, PREDICTION, Panel, Result, Row
 
 # What an identity path that is normalised keeps in each layer, at most.
 _LOST = 0.99

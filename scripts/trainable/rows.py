@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from trainable import layers
-from trainable import recurrence
-from trainable import residual
+
+from trainable import layers, recurrence, residual
 from trainable.row import Result
 
 

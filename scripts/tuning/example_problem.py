@@ -5,12 +5,12 @@ learning rate that is much too small for 100 steps.  Data that a loss needs
 besides its batch can be module-level arrays, as here.
 """
 
-from shared import image_data
 import jax
 import jax.numpy as jnp
 import optax
 
 import revmom
+from shared import image_data
 
 _SIZES = 64, 50, 10
 _BATCH_SIZE = 100

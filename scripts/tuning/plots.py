@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+
 from shared.meta_training import EVALUATION_SEEDS
 from tuning.problem_file import Problem
 from tuning.values import Config, is_fraction, labels, values_of

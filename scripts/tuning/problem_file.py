@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from shared import user_files
 
 import revmom
+from shared import user_files
 
 EXAMPLE = pathlib.Path(__file__).with_name("example_problem.py")
 _NEEDED = {

@@ -5,12 +5,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from shared.checkpointing import Checkpoints
 import jax
 import jax.numpy as jnp
-from shared import meta_training
 import numpy as np
 import optax
+
+import revmom
+from shared import meta_training
+from shared.checkpointing import Checkpoints
 from shared.meta_training import EVALUATION_SEEDS, Learned
 from tuning.problem_file import Problem
 from tuning.values import (
@@ -21,8 +23,6 @@ from tuning.values import (
   lowest_floors,
   optimizer_of,
 )
-
-import revmom
 
 # The smallest factor of a step that 32-bit integers can undo.
 _SMALLEST_FACTOR = 2.0**-7
@@ -116,7 +116,7 @@ def meta_iteration(problem: Problem, config: Config) -> Callable:
       tuned, floors, key
     )
     after, meta_state = meta_training.update(
-      config.meta_learning_rate, tuned, meta_state, gradient
+      optax.adam(config.meta_learning_rate), tuned, meta_state, gradient
     )
     figures = {
       "validation_loss": loss,

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from shared.settings import flag
 from tuning.problem_file import Problem
 
 # Hyperparameters in (0, 1); all others are positive.
@@ -18,19 +20,30 @@ FRACTIONS = "momentum", "decay", "average", "b1", "b2"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  problem: str | None = None
-  tune: list[str] = dataclasses.field(
-    default_factory=lambda: ["learning_rate", "momentum"]
+  problem: str | None = flag(
+    None, "Python file that defines it; by default the example."
   )
-  per_step: bool = False
-  per_array: bool = False
-  steps: int = 100
-  meta_steps: int = 40
-  meta_learning_rate: float = 0.1
-  seed: int = 0
-  fresh_seeds: bool = True
+  tune: tuple[str, ...] = flag(
+    ("learning_rate", "momentum"),
+    "Hyperparameters of the optimizer or the loss, separated by commas.",
+  )
+  per_step: bool = flag(False, "Tune a value for each training step.")
+  per_array: bool = flag(False, "Tune a value for each parameter array.")
+  steps: int = flag(100, "Steps of one training run.", at_least=1)
+  meta_steps: int = flag(
+    40, "Training runs, each with a hypergradient.", at_least=1
+  )
+  meta_learning_rate: float = flag(
+    0.1, "Of Adam, on logarithms and logits.", at_least=0.0
+  )
+  seed: int = flag(0, "Of the keys of init and batches.")
+  fresh_seeds: bool = flag(
+    True,
+    "Draw init and batches anew in each meta iteration; --nofresh_seeds tunes"
+    " one and the same run.",
+  )
 
 
 # [arrays or 1, steps or 1]: logarithms or logits of the values tuned.
@@ -196,15 +209,15 @@ def reduced(
     ValueError: values differ along one of them.
   """
   axes = ("per_array", "parameter array"), ("per_step", "step")
-  for axis, (flag, what) in enumerate(axes):
+  for axis, (name_of_flag, what) in enumerate(axes):
     of_array = axis == 0 and name not in problem.loss_hyperparameters
-    if getattr(config, flag) and (axis or of_array):
+    if getattr(config, name_of_flag) and (axis or of_array):
       continue
     first = table.take([0], axis)
     if (table != first).any():
       raise ValueError(
         f"{name} of the problem's optimizer varies with the {what}; give "
-        f"--{flag}, or start from a constant."
+        f"--{name_of_flag}, or start from a constant."
       )
     table = first
   return table

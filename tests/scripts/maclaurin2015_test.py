@@ -316,7 +316,10 @@ def test_omniglot_that_is_incomplete(load, tmp_path):
 
 def test_a_damaged_zip_file_is_named(load, tmp_path):
   """Cut short, or with one bit changed: right, or an error of one line."""
-  omniglot, path = load("maclaurin.omniglot"), tmp_path / "images_background.zip"
+  omniglot, path = (
+    load("maclaurin.omniglot"),
+    tmp_path / "images_background.zip",
+  )
   write_alphabets(path, "ABCDE", 1, 15)
   whole, rng = path.read_bytes(), np.random.default_rng(0)
   _, expected = omniglot.load(str(tmp_path))

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.io import wavfile
 from scipy.special import ndtr
-from shared.user_files import blamed
 
 from revmom.models import mu_law, mu_law_inverse
+from shared.user_files import blamed
 
 RATE = 8000  # samples a second
 CLASSES = 10
