@@ -37,7 +37,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from revmom.cells import elman, lstm
-from revmom.cells.cell import Cell
 from shared import output
 from shared.settings import flag, launch
 
@@ -101,7 +100,7 @@ def seeds(key: jax.Array, config: Config) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def sweep(cell: Cell, params: Any, xs: jax.Array, carry_bar: Any) -> Any:
+def sweep(cell: Any, params: Any, xs: jax.Array, carry_bar: Any) -> Any:
   """Adjoints at every step, from those of the last state."""
   outputs, _, residuals = cell.forward(params, xs)
   zeros = jnp.zeros_like(outputs)

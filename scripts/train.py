@@ -32,7 +32,7 @@ import revmom
 from shared import image_data, output
 from shared.checkpointing import Checkpoints
 from shared.progress_bar import progress
-from shared.runs import check_run, timed
+from shared.runs import check_run, held, timed
 from shared.settings import flag, launch
 from training.classifiers import MODELS
 
@@ -261,23 +261,16 @@ def information(problem: Problem, state: Any) -> dict[str, Any]:
   """What the run's contraction costs: log|det| and the bits kept for it."""
   size = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
   log_det = float(problem.optimizer.log_det(state))
-  buffers = [
-    buffer for leaf in state.leaves for buffer in leaf.buffers.values()
-  ]
-  words = sum(
-    words.nbytes for words in jax.tree.leaves([b.words for b in buffers])
-  )
-  heads = sum(buffer.number.nbytes for buffer in buffers)
-  kept = sum(array.nbytes for array in jax.tree.leaves(state.kept))
+  bytes_held = held(state)
   per_step = size * state.steps
   return {
     "parameters": size,
     "steps": state.steps,
     "log_det": log_det,
     "bits_bound": -log_det / math.log(2) / per_step,
-    "bits_spilled": 8 * words / per_step,
-    "bits_kept": 8 * (words + heads + kept) / per_step,
-    "buffer_bytes": words + heads + kept,
+    "bits_spilled": 8 * bytes_held.spilled / per_step,
+    "bits_kept": 8 * bytes_held.total / per_step,
+    "buffer_bytes": bytes_held.total,
     "plan": state.plan.describe(),
   }
 

@@ -104,7 +104,7 @@ def load(folder: str) -> Data:
     if name is None:
       continue
     is_test = int(name[3]) < _TEST
-    (test if is_test else train).sounds.append(_read(path))
+    (test if is_test else train).sounds.append(read(path))
     labels[is_test].append(int(name[1]))
   if not train.sounds or not test.sounds:
     raise FileNotFoundError(
@@ -118,7 +118,7 @@ def load(folder: str) -> Data:
   )
 
 
-def _read(path: pathlib.Path) -> np.ndarray:
+def read(path: pathlib.Path) -> np.ndarray:
   # Damage is an error or, if it cuts sound off, a warning.
   with blamed(str(path)), warnings.catch_warnings():
     warnings.simplefilter("error", wavfile.WavFileWarning)

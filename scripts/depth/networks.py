@@ -25,10 +25,16 @@ from revmom.models import (
   squared_losses,
   ugcnn,
 )
-from revmom.models.conditioner import Affine
 
 CLASSES = 10
 BLOCK = 2  # side of the blocks of pixels that become one position
+
+
+class Affine(NamedTuple):
+  """A fully connected layer."""
+
+  weights: jax.Array  # [inputs, outputs]
+  bias: jax.Array  # [outputs]
 
 
 class Params(NamedTuple):

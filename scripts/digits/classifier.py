@@ -13,10 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.cells import grid, mdlstm, multidirectional
+from revmom.cells import mdlstm, multidirectional
 
 BLOCK = 2  # positions that become one between levels, along each axis
-DIRECTIONS = grid.all_directions(2)
+# One for each corner to start from.
+DIRECTIONS = (1, 1), (1, -1), (-1, 1), (-1, -1)
 
 
 class Params(NamedTuple):

@@ -14,6 +14,7 @@ from schedules import elementary
 from shared import image_data, meta_training
 from shared.checkpointing import Checkpoints
 from shared.meta_training import EVALUATION_SEEDS, Learned
+from shared.runs import held
 from shared.settings import flag
 
 
@@ -207,14 +208,9 @@ def buffer_bits(
     hypers,
     problem.meta_key,
   )
-  buffers = [
-    buffer for leaf in run.state.leaves for buffer in leaf.buffers.values()
-  ]
-  arrays = jax.tree.leaves(buffers)
   size = sum(math.prod(shape) for shape in problem.shapes)
-  return (
-    8 * sum(a.size * a.dtype.itemsize for a in arrays) / (size * config.steps)
-  )
+  bytes_held = held(run.state)
+  return 8 * (bytes_held.spilled + bytes_held.heads) / (size * config.steps)
 
 
 def resume(checkpoints: Checkpoints, config: Config, start: Learned) -> Learned:

@@ -1,8 +1,8 @@
-"""What is asked of a computation: its seconds, and whether it stayed finite."""
+"""What is asked of a run: its seconds, its bytes, and whether it is finite."""
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,32 @@ def timed(program: Callable, *args: Any) -> tuple[Any, float]:
   begin = time.perf_counter()
   result = jax.block_until_ready(program(*args))
   return result, time.perf_counter() - begin
+
+
+class Held(NamedTuple):
+  """Bytes that a run keeps for its reversal."""
+
+  spilled: int  # rows of bits that were pushed out
+  heads: int  # of the buffers
+  kept: int  # by the plan
+
+  @property
+  def total(self) -> int:
+    """Of all of them."""
+    return sum(self)
+
+
+def held(state: Any) -> Held:
+  """What the state of a run keeps for its reversal, or what its shapes say."""
+  buffers = [b for leaf in state.leaves for b in leaf.buffers.values()]
+  size = lambda tree: sum(
+    array.size * array.dtype.itemsize for array in jax.tree.leaves(tree)
+  )
+  return Held(
+    spilled=size([buffer.words for buffer in buffers]),
+    heads=size([buffer.number for buffer in buffers]),
+    kept=size(state.kept),
+  )
 
 
 def check_run(run: revmom.Run, optimizer: Any, remedy: str) -> None:

@@ -224,8 +224,8 @@ def test_images_are_the_papers_if_there_are_enough(load, monkeypatch, count):
   ends = [0, count - count // 6, count, count + 100]
   parts = [label[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
   arrays = [array for part in parts for array in (image(part), part)]
-  loaded = data.datasets.Data(*arrays)
-  monkeypatch.setattr(data.datasets, "load", lambda *_: loaded)
+  loaded = data.image_data.Data(*arrays)
+  monkeypatch.setattr(data.image_data, "load", lambda *_: loaded)
   train, test, notes = data.images("mnist", "folder", 70)
   if count == 60_000:
     np.testing.assert_array_equal(train.targets, label[:50_000])
@@ -245,12 +245,12 @@ def test_values_that_make_sense(load):
   )
   of = networks.values_of
   assert of(config("5"), networks.HIDDEN_UNITS)[-1] == 3000
-  assert of(config("6", "0", "2.5"), {}) == [0, 2.5]
-  for bad in (config("5", "2.5"), config("5", "0"), config("6", "-1")):
+  assert of(config("6", 0.0, 2.5), {}) == [0, 2.5]
+  for bad in (config("5", 3.0, 2.5), config("5", 0.0), config("6", -1.0)):
     with pytest.raises(ValueError, match="expected"):
       of(bad, {})
-  with pytest.raises(ValueError, match="--values=x; expected numbers of hid"):
-    of(config("5", "x"), {})
+  with pytest.raises(ValueError, match="--values=2.5; expected numbers of hid"):
+    of(config("5", 2.5), {})
 
 
 @pytest.mark.slow

@@ -193,10 +193,10 @@ def test_the_chaos_sweep_trains_as_numpy_does(load, x64):
 def test_a_short_training_file_leaves_the_rest_to_the_test_file(
   load, monkeypatch
 ):
-  shared = load("maclaurin.common")
+  common = load("maclaurin.common")
   label = np.arange(100, dtype=np.int32)
   image = lambda labels: np.ones((1, 2, 2), np.float32) * labels[:, None, None]
-  data = shared.datasets.Data(
+  data = common.image_data.Data(
     image(label[:50]),
     label[:50],
     image(label[50:60]),
@@ -204,14 +204,14 @@ def test_a_short_training_file_leaves_the_rest_to_the_test_file(
     image(label[60:]),
     label[60:],
   )
-  monkeypatch.setattr(shared.datasets, "load", lambda *_: data)
-  config = shared.Config(dataset="mnist")
-  enough, notes = shared.split(config, (30, 20, 10))
+  monkeypatch.setattr(common.image_data, "load", lambda *_: data)
+  config = common.Config(dataset="mnist")
+  enough, notes = common.split(config, (30, 20, 10))
   assert notes == []
   np.testing.assert_array_equal(enough.train_labels, label[:30])
   np.testing.assert_array_equal(enough.validation_labels, label[30:50])
   np.testing.assert_array_equal(enough.test_labels, label[50:60])
-  short, notes = shared.split(config, (60, 60, 10))
+  short, notes = common.split(config, (60, 60, 10))
   assert "30 validation and 10 test images come from the test file" in notes[0]
   np.testing.assert_array_equal(short.train_labels, label[:60])
   held_out = np.concatenate([short.validation_labels, short.test_labels])
@@ -220,7 +220,7 @@ def test_a_short_training_file_leaves_the_rest_to_the_test_file(
 
 
 def test_figures_stop_at_what_is_not_finite(load):
-  check = load("maclaurin.common").check_finite
+  check = load("shared.runs").check_finite
   check("a loss", {"a": jnp.ones(2)}, "")
   with pytest.raises(FloatingPointError, match="a loss is not finite: lower"):
     check("a loss", {"a": jnp.ones(2), "b": jnp.array([0.0, np.nan])}, "lower")

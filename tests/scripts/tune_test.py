@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 INIT = """
@@ -128,11 +129,11 @@ def test_the_loss_a_partition_and_a_warm_up(load, tmp_path):
   values, training = load("tuning.values"), load("tuning.runs")
   (tmp_path / "mine.py").write_text(PARTITIONED)
   posed = load("tuning.problem_file").pose(tmp_path / "mine.py")
-  names = ["l2", "all.learning_rate"]
+  names = "l2", "all.learning_rate"
   config = values.Config(tune=names, per_step=True, steps=10)
   tuned = values.start(posed, config)
   step = training.meta_iteration(posed, config)
-  start = load("shared.meta_training").start(tuned, 0.1)
+  start = load("shared.meta_training").start(tuned, optax.adam(0.1))
   with jax.numpy_dtype_promotion("standard"):  # for optax
     after, _, figures = step(tuned, start.meta_state, np.int32(0))
 
@@ -178,7 +179,7 @@ def test_what_can_not_be_tuned(load, tmp_path, text, name, message):
   (tmp_path / "mine.py").write_text(text)
   posed = load("tuning.problem_file").pose(tmp_path / "mine.py")
   with pytest.raises(ValueError, match=message):
-    values.start(posed, values.Config(tune=[name]))
+    values.start(posed, values.Config(tune=(name,)))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def datasets(load):
+def image_data(load):
   return load("shared.image_data")
 
 
@@ -37,9 +37,9 @@ def write_folder(folder, compress, dot=False):
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("dot", [False, True])
-def test_idx_files(datasets, tmp_path, compress, dot):
+def test_idx_files(image_data, tmp_path, compress, dot):
   written = write_folder(tmp_path, compress, dot)
-  data = datasets.load("mnist", str(tmp_path))
+  data = image_data.load("mnist", str(tmp_path))
   images, labels = written["train"]
   np.testing.assert_array_equal(data.train_labels, labels[:10])
   np.testing.assert_array_equal(data.validation_labels, labels[10:])
@@ -49,8 +49,8 @@ def test_idx_files(datasets, tmp_path, compress, dot):
   assert {a.dtype for a in data} == {np.dtype("float32"), np.dtype("int32")}
 
 
-def test_digits(datasets):
-  data, again = datasets.load("digits"), datasets.load("digits")
+def test_digits(image_data):
+  data, again = image_data.load("digits"), image_data.load("digits")
   for a, b in zip(data, again, strict=True):
     np.testing.assert_array_equal(a, b)
   assert data.train_images.shape == (1197, 8, 8)
@@ -59,17 +59,17 @@ def test_digits(datasets):
   assert set(data.test_labels) == set(range(10))
 
 
-def test_flags_that_do_not_fit(datasets, tmp_path):
+def test_flags_that_do_not_fit(image_data, tmp_path):
   with pytest.raises(ValueError, match="digits, mnist"):
-    datasets.load("cifar")
+    image_data.load("cifar")
   with pytest.raises(ValueError, match="needs --data_dir"):
-    datasets.load("mnist")
+    image_data.load("mnist")
   with pytest.raises(ValueError, match="come with scikit-learn"):
-    datasets.load("digits", str(tmp_path))
+    image_data.load("digits", str(tmp_path))
   with pytest.raises(FileNotFoundError, match="not a folder"):
-    datasets.load("mnist", str(tmp_path / "absent"))
+    image_data.load("mnist", str(tmp_path / "absent"))
   with pytest.raises(FileNotFoundError, match="no train-images-idx3-ubyte"):
-    datasets.load("mnist", str(tmp_path))
+    image_data.load("mnist", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,17 @@ def test_flags_that_do_not_fit(datasets, tmp_path):
     (lambda content: idx(np.zeros(7, np.uint8)), "expected images"),
   ],
 )
-def test_damaged_files(datasets, tmp_path, spoil, message):
+def test_damaged_files(image_data, tmp_path, spoil, message):
   write_folder(tmp_path, compress=False)
   path = tmp_path / "train-images-idx3-ubyte"
   path.write_bytes(spoil(path.read_bytes()))
   with pytest.raises(ValueError, match=message):
-    datasets.load("idx", str(tmp_path))
+    image_data.load("idx", str(tmp_path))
 
 
-def test_damage_of_any_byte_is_an_error_that_names_the_file(datasets, tmp_path):
+def test_damage_of_any_byte_is_an_error_that_names_the_file(
+  image_data, tmp_path
+):
   rng = np.random.default_rng(0)
   whole = gzip.compress(idx(rng.integers(0, 9, (12, 5, 3), np.uint8)))
   path = tmp_path / "train.gz"
@@ -101,7 +103,7 @@ def test_damage_of_any_byte_is_an_error_that_names_the_file(datasets, tmp_path):
     content[rng.integers(len(content))] ^= 1 << rng.integers(8)
     path.write_bytes(bytes(content[: rng.integers(1, 2 * len(content))]))
     try:
-      datasets.read_idx(path)
+      image_data.read_idx(path)
       good += 1  # a header of gzip has bytes without a meaning
     except ValueError as error:
       assert str(path) in str(error)
@@ -110,10 +112,10 @@ def test_damage_of_any_byte_is_an_error_that_names_the_file(datasets, tmp_path):
   for axes in ([2**16] * 4, [1] * 255):
     path.write_bytes(struct.pack(f">4B{len(axes)}I", 0, 0, 8, len(axes), *axes))
     with pytest.raises(ValueError, match="train.gz"):
-      datasets.read_idx(path)
+      image_data.read_idx(path)
 
 
-def test_files_that_do_not_go_together(datasets, tmp_path):
+def test_files_that_do_not_go_together(image_data, tmp_path):
   def load(train, test, labels=(0, 1), sizes=(3, 3)):
     for prefix, count, size in (("train", train, 3), ("t10k", test, sizes[1])):
       images = np.zeros((count, sizes[0], size), np.uint8)
@@ -122,7 +124,7 @@ def test_files_that_do_not_go_together(datasets, tmp_path):
         classes = np.resize(np.array(labels, np.uint8), count)
       for name, array in (("images-idx3", images), ("labels-idx1", classes)):
         (tmp_path / f"{prefix}-{name}-ubyte").write_bytes(idx(array))
-    return datasets.load("idx", str(tmp_path))
+    return image_data.load("idx", str(tmp_path))
 
   load(12, 4)
   with pytest.raises(ValueError, match="0 test images; it needs 6 and 1"):
