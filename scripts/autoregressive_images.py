@@ -40,7 +40,6 @@ import functools
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,10 +71,9 @@ def train(
   config: Config,
   model: ImageModel,
   training: Training,
-  rows: Rows,
-  save: Callable[[Training, Rows], None],
-) -> tuple[Training, Rows]:
-  """Goes on to the last step; saves now and then.
+  checkpoints: Checkpoints,
+) -> tuple[Training, Rows, int]:
+  """Resumes, and goes on to the last step; see `training_loop.train`.
 
   Raises:
     FloatingPointError: a loss was not finite.
@@ -88,7 +86,7 @@ def train(
     return {"validation_loss": loss}, f"validation {loss:.3f} {data.unit}"
 
   return training_loop.train(
-    step, training, rows, config.num_steps, validate, save
+    step, training, config.num_steps, validate, checkpoints
   )
 
 
@@ -135,7 +133,6 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  output.write_csv(workdir / "metrics.csv", rows)
   drawings = {
     "loss": plots.losses(rows, result),
     "samples": plots.samples(drawn.samples, result),
@@ -143,9 +140,7 @@ def write(
       drawn.originals, drawn.completions, result
     ),
   }
-  for name, figure in drawings.items():
-    figure.savefig(workdir / f"{name}.png", dpi=120)
-  output.write_json(workdir / "result.json", result)
+  output.write_results(workdir, rows, drawings, result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -161,10 +156,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   training = start(config, model, data)
   path = output.folder(workdir)
   with Checkpoints(path, config, _LOCAL, data) as checkpoints:
-    training, rows = training_loop.resume(checkpoints, training)
-    done_before = len(rows)
-    save = training_loop.saving(checkpoints)
-    training, rows = train(data, config, model, training, rows, save)
+    training, rows, done_before = train(
+      data, config, model, training, checkpoints
+    )
   params = training.params
   evaluate = evaluation(config, model, data)
   drawn = draw(config, model, params, data)

@@ -211,7 +211,6 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     "seconds": time.perf_counter() - begin,
   }
   if path is not None:
-    output.write_csv(path / "metrics.csv", rows)
     shown = rows[:_LONGEST_TABLE]
     title = (
       f"{a} + {b} = {total}"
@@ -219,8 +218,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
       else f"The first {len(shown)} of {len(rows)} bits"
     )
     drawn = figure(shown, f"Three hidden units add: {title}")
-    drawn.savefig(path / "adder.png", dpi=150)
-    output.write_json(path / "result.json", result)
+    output.write_results(path, rows, {"adder": drawn}, result)
   return {**result, "rows": rows}
 
 

@@ -43,7 +43,7 @@ from densities.measures import Inversion
 from densities.models import Data
 from densities.training import CHUNK, Config, build, evaluation, start, train
 from revmom.models import Flow
-from shared import output, training_loop
+from shared import output
 from shared.checkpointing import Checkpoints, done_before
 from shared.settings import launch
 from shared.training_loop import Rows
@@ -131,10 +131,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   training = start(flow, data, config)
   path = output.folder(workdir)
   with Checkpoints(path, config, _LOCAL, data) as checkpoints:
-    training, rows = training_loop.resume(checkpoints, training)
-    done_before = len(rows)
-    save = training_loop.saving(checkpoints)
-    training, rows = train(flow, data, config, training, rows, save)
+    training, rows, done_before = train(
+      flow, data, config, training, checkpoints
+    )
   measured = measure(flow, data, config, training.params)
   result = result_of(data, config, training.params, rows, measured)
   result["resumed_from"] = done_before

@@ -311,9 +311,8 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     "networks": rows_of(flows),
   }
   if path is not None:
-    output.write_csv(path / "metrics.csv", metrics(flows))
-    figure(flows, config).savefig(path / "gradient_flow.png", dpi=150)
-    output.write_json(path / "result.json", result)
+    drawn = {"gradient_flow": figure(flows, config)}
+    output.write_results(path, metrics(flows), drawn, result)
   # At the end, so that a failure can be looked at.
   check(flows, config)
   return result

@@ -21,6 +21,7 @@ the last one and ends in the same bits as a run that was never interrupted; a
 larger --meta_steps goes on further.
 """
 
+import functools
 import math
 import pathlib
 import time
@@ -36,7 +37,6 @@ from schedules.learning import (
   evaluation,
   forgotten_bits,
   learn,
-  resume,
   scales_of,
 )
 from shared import image_data, meta_training, output
@@ -119,9 +119,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   learned = meta_training.start(initial, learning.optimizer_of(config))
   path = output.folder(workdir)
   with Checkpoints(path, config, _LOCAL, data) as checkpoints:
-    learned = resume(checkpoints, config, learned)
+    learned = meta_training.resume(checkpoints, learned, config.meta_steps)
     done_before = len(learned.rows)
-    save = lambda state: meta_training.save(checkpoints, state, state.rows)
+    save = functools.partial(meta_training.save, checkpoints)
     learned = learn(problem, config, learned, save)
 
   evaluate = evaluation(problem, config)

@@ -26,7 +26,6 @@ from the last one and ends in the same weights as a run that was never
 interrupted.
 """
 
-import functools
 import math
 import pathlib
 import statistics
@@ -113,10 +112,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   state = training.start(corpus, config)
   path = output.folder(workdir)
   with Checkpoints(path, config, _LOCAL, corpus) as checkpoints:
-    state, rows = training.resume(checkpoints, state)
-    done_before = len(rows)
-    save = functools.partial(training.save, checkpoints)
-    state, rows = training.train(corpus, config, state, rows, save)
+    state, rows, done_before = training.train(
+      corpus, config, state, checkpoints
+    )
   params = state.params
   times = timing.pass_times(params, corpus.train.tokens)
   validation_loss = rows[-1]["validation_loss"]

@@ -181,10 +181,9 @@ def train(
   data: image_data.Data,
   config: Config,
   training: Training,
-  rows: Rows,
-  save: Callable[[Training, Rows], None],
-) -> tuple[Training, Rows]:
-  """Goes on to the last step; saves now and then.
+  checkpoints: Checkpoints,
+) -> tuple[Training, Rows, int]:
+  """Resumes, and goes on to the last step; see `training_loop.train`.
 
   Raises:
     FloatingPointError: a loss was not finite.
@@ -197,7 +196,9 @@ def train(
     columns = {"validation_accuracy": accuracy, "validation_loss": loss}
     return columns, f"validation accuracy {accuracy:.2%}"
 
-  return training_loop.train(step, training, rows, config.steps, validate, save)
+  return training_loop.train(
+    step, training, config.steps, validate, checkpoints
+  )
 
 
 def write(
@@ -234,10 +235,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   training = Training(params, optimizer_of(config).init(params))
   path = output.folder(workdir)
   with Checkpoints(path, config, _LOCAL, data) as checkpoints:
-    training, rows = training_loop.resume(checkpoints, training)
-    done_before = len(rows)
-    save = training_loop.saving(checkpoints)
-    training, rows = train(data, config, training, rows, save)
+    training, rows, done_before = train(data, config, training, checkpoints)
   params = training.params
   accuracy, loss = evaluation(data.test_images, data.test_labels)(params)
   shown = data.test_images[:_SHOWN], data.test_labels[:_SHOWN]

@@ -38,6 +38,7 @@ Running it again there goes on from the last one and ends in the same bits as
 a run that was never interrupted; a larger --meta_steps goes on further.
 """
 
+import functools
 import math
 import pathlib
 import time
@@ -53,7 +54,7 @@ from shared.meta_training import EVALUATION_SEEDS, Learned
 from shared.settings import launch
 from tuning import plots
 from tuning.problem_file import EXAMPLE, Problem, pose
-from tuning.runs import evaluation, learn, resume
+from tuning.runs import evaluation, learn
 from tuning.values import Config, Tuned, arrays_of, start, summarise_values
 
 # May differ between a run and its resumption; of the problem, its text must
@@ -123,12 +124,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   learned = meta_training.start(initial, optax.adam(config.meta_learning_rate))
   path = output.folder(workdir)
   with Checkpoints(path, config, _LOCAL, problem.digest) as checkpoints:
-    learned = resume(checkpoints, problem, config, learned)
+    learned = meta_training.resume(checkpoints, learned, config.meta_steps)
     done_before = len(learned.rows)
-
-    def save(learned: Learned) -> None:
-      meta_training.save(checkpoints, learned, {"rows": learned.rows})
-
+    save = functools.partial(meta_training.save, checkpoints)
     evaluate = evaluation(problem, config)
     losses = {"before": evaluate(initial)}
     learned = learn(problem, config, learned, save)

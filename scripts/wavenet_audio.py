@@ -212,10 +212,9 @@ def train(
   data: recordings.Data,
   config: Config,
   training: Training,
-  rows: Rows,
-  save: Callable[[Training, Rows], None],
-) -> tuple[Training, Rows]:
-  """Goes on to the last step; saves now and then.
+  checkpoints: Checkpoints,
+) -> tuple[Training, Rows, int]:
+  """Resumes, and goes on to the last step; see `training_loop.train`.
 
   Raises:
     FloatingPointError: a loss was not finite.
@@ -231,11 +230,10 @@ def train(
   return training_loop.train(
     step,
     training,
-    rows,
     config.steps,
     validate,
-    save,
-    checkpoints=_CHECKPOINTS,
+    checkpoints,
+    saves=_CHECKPOINTS,
     loss="bits",
   )
 
@@ -343,10 +341,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   training = Training(params, optimizer_of(config).init(params))
   path = output.folder(workdir)
   with Checkpoints(path, config, _LOCAL, data) as checkpoints:
-    training, rows = training_loop.resume(checkpoints, training)
-    done_before = len(rows)
-    save = training_loop.saving(checkpoints)
-    training, rows = train(data, config, training, rows, save)
+    training, rows, done_before = train(data, config, training, checkpoints)
   heard = listen(config, model, training.params, data.test)
   least = recordings.least_bits(data.test)
   result = {

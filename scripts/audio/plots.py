@@ -5,19 +5,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from shared import plots
+from shared.training_loop import Rows
 
-def losses(rows: list[dict[str, float]], result: dict[str, Any]) -> Figure:
+
+def losses(rows: Rows, result: dict[str, Any]) -> Figure:
   """Bits a sample by step, beside those without a model of time."""
-  figure = Figure(figsize=(6, 4), layout="constrained")
-  axes = figure.subplots()
-  axes.plot([row["bits"] for row in rows], alpha=0.6, label="batches")
-  tested = [row for row in rows if "test_bits" in row]
-  axes.plot(
-    [row["step"] for row in tested],
-    [row["test_bits"] for row in tested],
-    "o-",
-    label="test clips",
-  )
+  figure, axes = plots.losses(rows, "test_bits", "test clips", loss="bits")
   axes.axhline(
     result["unigram_bits"], color="gray", ls="--", label="unigram, test clips"
   )
@@ -26,9 +20,7 @@ def losses(rows: list[dict[str, float]], result: dict[str, Any]) -> Figure:
       result["least_bits"], color="black", ls=":", label="the noise alone"
     )
   axes.set_title(f"WaveNet: {result['test_bits']:.2f} bits a sample")
-  axes.set_xlabel("step")
   axes.set_ylabel("bits a sample")
-  axes.grid(alpha=0.3)
   axes.legend()
   return figure
 

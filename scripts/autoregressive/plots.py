@@ -5,19 +5,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from shared import plots
+from shared.training_loop import Rows
 
-def losses(rows: list[dict[str, float]], result: dict[str, Any]) -> Figure:
+
+def losses(rows: Rows, result: dict[str, Any]) -> Figure:
   """Training and validation losses by step."""
-  figure = Figure(figsize=(6, 4), layout="constrained")
-  axes = figure.subplots()
-  axes.plot([row["loss"] for row in rows], alpha=0.6, label="batches")
-  validated = [row for row in rows if "validation_loss" in row]
-  axes.plot(
-    [row["step"] for row in validated],
-    [row["validation_loss"] for row in validated],
-    "o-",
-    label="validation images",
-  )
+  figure, axes = plots.losses(rows, label="validation images")
   axes.axhline(
     result["independent_test_loss"],
     color="gray",
@@ -29,9 +23,7 @@ def losses(rows: list[dict[str, float]], result: dict[str, Any]) -> Figure:
     f"parameters\ntest images: {result['test_loss']:.3f} {result['unit']}"
   )
   axes.set_ylim(top=1.3 * result["independent_test_loss"])
-  axes.set_xlabel("step")
   axes.set_ylabel(result["unit"])
-  axes.grid(alpha=0.3)
   axes.legend()
   return figure
 

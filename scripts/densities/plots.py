@@ -6,6 +6,9 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from shared import plots
+from shared.training_loop import Rows
+
 _SIDE = 250  # points of a grid along each axis
 _ROWS = 8  # of samples
 _RECONSTRUCTED = 8
@@ -53,19 +56,9 @@ class Map(NamedTuple):
     return float(self.learned.sum() * self.grid.area)
 
 
-def losses(rows: list[dict[str, float]], result: dict[str, Any]) -> Figure:
+def losses(rows: Rows, result: dict[str, Any]) -> Figure:
   """Training and validation losses by step."""
-  figure = Figure(figsize=(6.4, 4), layout="constrained")
-  axes = figure.subplots()
-  training = np.array([row["loss"] for row in rows])
-  axes.plot(training, alpha=0.5, linewidth=0.8, label="batches")
-  validated = [row for row in rows if "validation_loss" in row]
-  axes.plot(
-    [row["step"] for row in validated],
-    [row["validation_loss"] for row in validated],
-    "o-",
-    label="validation",
-  )
+  figure, axes = plots.losses(rows)
   bounds = {
     "entropy of the data": result.get("true_entropy"),
     "published (larger, 60 000 images)": result["published_test_loss"],
@@ -74,14 +67,12 @@ def losses(rows: list[dict[str, float]], result: dict[str, Any]) -> Figure:
     if value is not None:
       axes.axhline(value, color="black", ls=style, lw=1, label=label)
   # The first losses would hide all others.
-  axes.set_ylim(top=np.quantile(training, 0.98))
+  axes.set_ylim(top=np.quantile([row["loss"] for row in rows], 0.98))
   axes.set_title(
     f"{result['model']} on {result['data']}: {result['test_loss']:.3f} "
     f"{result['unit']} on test data"
   )
-  axes.set_xlabel("step")
   axes.set_ylabel(f"-log q ({result['unit']})")
-  axes.grid(alpha=0.3)
   axes.legend()
   return figure
 

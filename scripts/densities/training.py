@@ -14,6 +14,7 @@ from densities.models import Data, Size
 from densities.toys import TOYS
 from revmom.models import Flow
 from shared import training_loop
+from shared.checkpointing import Checkpoints
 from shared.settings import flag
 from shared.training_loop import Rows, Training
 
@@ -173,10 +174,9 @@ def train(
   data: Data,
   config: Config,
   training: Training,
-  rows: Rows,
-  save: Callable[[Training, Rows], None],
-) -> tuple[Training, Rows]:
-  """Goes on to the last step; saves now and then.
+  checkpoints: Checkpoints,
+) -> tuple[Training, Rows, int]:
+  """Resumes, and goes on to the last step; see `training_loop.train`.
 
   Raises:
     FloatingPointError: a loss was not finite.
@@ -189,5 +189,5 @@ def train(
     return {"validation_loss": loss}, f"validation {loss:.3f} {data.unit}"
 
   return training_loop.train(
-    step, training, rows, config.steps or 0, validate, save
+    step, training, config.steps or 0, validate, checkpoints
   )

@@ -7,6 +7,9 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from shared import plots
+from shared.training_loop import Rows
+
 _CORNERS = {
   (1, 1): "from the top left",
   (1, -1): "from the top right",
@@ -15,26 +18,15 @@ _CORNERS = {
 }
 
 
-def losses(rows: list[dict[str, float]], result: dict[str, Any]) -> Figure:
+def losses(rows: Rows, result: dict[str, Any]) -> Figure:
   """Training and validation losses by step."""
-  figure = Figure(figsize=(6, 4), layout="constrained")
-  axes = figure.subplots()
-  axes.plot([row["loss"] for row in rows], alpha=0.6, label="batches")
-  validated = [row for row in rows if "validation_loss" in row]
-  axes.plot(
-    [row["step"] for row in validated],
-    [row["validation_loss"] for row in validated],
-    "o-",
-    label="validation images",
-  )
+  figure, axes = plots.losses(rows, label="validation images")
   axes.set_title(
     f"MDLSTMs on {result['dataset']}: {result['test_accuracy']:.2%} of the "
     "test images right"
   )
-  axes.set_xlabel("step")
   axes.set_ylabel("cross-entropy (nats)")
   axes.set_yscale("log")
-  axes.grid(alpha=0.3)
   axes.legend()
   return figure
 

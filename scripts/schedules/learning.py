@@ -12,7 +12,6 @@ import optax
 
 from schedules import elementary
 from shared import image_data, meta_training
-from shared.checkpointing import Checkpoints
 from shared.meta_training import EVALUATION_SEEDS, Learned
 from shared.runs import held
 from shared.settings import flag
@@ -211,18 +210,3 @@ def buffer_bits(
   size = sum(math.prod(shape) for shape in problem.shapes)
   bytes_held = held(run.state)
   return 8 * (bytes_held.spilled + bytes_held.heads) / (size * config.steps)
-
-
-def resume(checkpoints: Checkpoints, config: Config, start: Learned) -> Learned:
-  """The latest state, or `start` if there is none.
-
-  Raises:
-    ValueError: it belongs to other flags, or is beyond --meta_steps.
-  """
-  state, rows = checkpoints.resume(
-    start[:2],
-    lambda number, _: meta_training.check_number(
-      checkpoints, number, config.meta_steps
-    ),
-  )
-  return Learned(*state, rows or [])

@@ -89,11 +89,26 @@ def learn(
   return learned
 
 
-def save(checkpoints: Checkpoints, learned: Learned, about: Any) -> None:
+def save(checkpoints: Checkpoints, learned: Learned) -> None:
   """Keeps what is learned, and brings metrics.csv up to date."""
-  checkpoints.save(len(learned.rows), learned[:2], about)
+  checkpoints.save(len(learned.rows), learned[:2], learned.rows)
   if checkpoints.workdir is not None:
     output.write_csv(checkpoints.workdir / "metrics.csv", learned.rows)
+
+
+def resume(
+  checkpoints: Checkpoints, start: Learned, meta_steps: int
+) -> Learned:
+  """The latest state, or `start` if there is none.
+
+  Raises:
+    ValueError: it belongs to other flags or data, or is beyond --meta_steps.
+  """
+  state, rows = checkpoints.resume(
+    start[:2],
+    lambda number, _: check_number(checkpoints, number, meta_steps),
+  )
+  return Learned(*state, rows or [])
 
 
 def check_number(

@@ -27,36 +27,41 @@ class Training(NamedTuple):
 def train(
   step: Callable[[T, np.int32], tuple[T, Any]],
   training: T,
-  rows: Rows,
   steps: int,
   validate: Callable[[Any], tuple[dict[str, float], str]],
-  save: Callable[[T, Rows], None],
+  checkpoints: Checkpoints,
   *,
-  checkpoints: int = 10,
+  saves: int = 10,
   loss: str = "loss",
   remedy: str = "lower --learning_rate",
-) -> tuple[T, Rows]:
-  """Goes on to the last step; validates and saves now and then.
+) -> tuple[T, Rows, int]:
+  """Resumes, and goes on to the last step; validates and saves now and then.
 
   Args:
     step: (training, number) -> the next training, and the loss.
-    training: what it starts from.
-    rows: of the steps that have been taken.
+    training: what it starts from, if there is no checkpoint.
     steps: how many there are in all.
     validate: params -> more columns of the row, and words for the progress bar.
-    save: keeps a checkpoint.
-    checkpoints: how many there are in a run, each with a validation.
+    checkpoints: where it is saved.
+    saves: how many there are in a run, each with a validation.
     loss: the name of its column.
     remedy: what to do if it is not finite.
 
+  Returns:
+    The last training, the rows of all steps, and how many of them were done
+    before.
+
   Raises:
+    ValueError: the checkpoints belong to other flags or data.
     FloatingPointError: a loss was not finite.
   """
-  every = math.ceil(steps / checkpoints)
-  rows = list(rows)
+  every = math.ceil(steps / saves)
+  training, saved_rows = checkpoints.resume(training)
+  rows: Rows = saved_rows or []
+  done_before = len(rows)
   bar = progress(
-    range(len(rows), steps),
-    initial=len(rows),
+    range(done_before, steps),
+    initial=done_before,
     total=steps,
     desc="training",
   )
@@ -73,20 +78,5 @@ def train(
       columns, words = validate(training.params)
       rows[-1] |= columns
       bar.set_postfix_str(words)
-      save(training, rows)
-  return training, rows
-
-
-def resume(checkpoints: Checkpoints, training: T) -> tuple[T, Rows]:
-  """The latest state, or the given one if there is none.
-
-  Raises:
-    ValueError: it belongs to other flags.
-  """
-  training, rows = checkpoints.resume(training)
-  return training, rows or []
-
-
-def saving(checkpoints: Checkpoints) -> Callable[[Any, Rows], None]:
-  """(training, rows) -> a checkpoint of what `resume` restores."""
-  return lambda training, rows: checkpoints.save(len(rows), training, rows)
+      checkpoints.save(len(rows), training, rows)
+  return training, rows, done_before

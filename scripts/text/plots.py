@@ -6,34 +6,26 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from shared import plots
+from shared.training_loop import Rows
+
 _SMOOTH = 20  # steps
 
 
-def losses(rows: list[dict[str, float]], result: dict[str, Any]) -> Figure:
+def losses(rows: Rows, result: dict[str, Any]) -> Figure:
   """Training and validation losses by step."""
-  figure = Figure(figsize=(6, 4), layout="constrained")
-  axes = figure.subplots()
-  values = np.array([row["loss"] for row in rows]) / math.log(2)
-  axes.plot(values, alpha=0.3, color="C0", label="windows of a step")
+  bit = math.log(2)
+  figure, axes = plots.losses(rows, label="validation text", unit=bit)
+  values = np.array([row["loss"] for row in rows]) / bit
   if len(values) > 2 * _SMOOTH:
     means = np.convolve(values, np.full(_SMOOTH, 1 / _SMOOTH), "valid")
     steps = np.arange(len(means)) + (_SMOOTH - 1) / 2
-    axes.plot(steps, means, color="C0", label=f"means of {_SMOOTH} steps")
-  validated = [row for row in rows if row.get("validation_loss")]
-  axes.plot(
-    [row["step"] for row in validated],
-    [row["validation_loss"] / math.log(2) for row in validated],
-    "o-",
-    color="C1",
-    label="validation text",
-  )
+    axes.plot(steps, means, label=f"means of {_SMOOTH} batches")
   axes.set_title(
     f"An LSTM with tied embeddings, {result['parameters']:,} parameters\n"
     f"test text: {result['test_bits_per_character']:.3f} bits per character"
   )
-  axes.set_xlabel("step")
   axes.set_ylabel(f"cross-entropy (bits per {result['level']})")
-  axes.grid(alpha=0.3)
   axes.legend()
   return figure
 

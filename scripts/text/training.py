@@ -188,10 +188,9 @@ def train(
   corpus: texts.Corpus,
   config: Config,
   training: Training,
-  rows: Rows,
-  save: Callable[[Training, Rows], None],
-) -> tuple[Training, Rows]:
-  """Goes on to the last step; saves now and then.
+  checkpoints: Checkpoints,
+) -> tuple[Training, Rows, int]:
+  """Resumes, and goes on to the last step; see `training_loop.train`.
 
   Raises:
     ValueError: the text is too short.
@@ -210,38 +209,8 @@ def train(
   return training_loop.train(
     lambda training, number: step(training, text, number),
     training,
-    rows,
     config.steps,
     validate,
-    save,
+    checkpoints,
     remedy="lower --learning_rate or --clip",
   )
-
-
-def resume(
-  checkpoints: Checkpoints, training: Training
-) -> tuple[Training, Rows]:
-  """The latest state, or the given one if there is none.
-
-  Raises:
-    ValueError: it belongs to other flags, or to another text.
-  """
-  shape = [*training.params.embeddings.shape]
-
-  def check(number: int, about: dict[str, Any]) -> None:
-    if about["embeddings"] != shape:
-      raise ValueError(
-        f"{checkpoints.workdir} holds a run with embeddings of the shape "
-        f"{about['embeddings']}, and this text needs {shape}: give the text "
-        "that it was begun with, or another --workdir."
-      )
-
-  training, about = checkpoints.resume(training, check)
-  return training, about["rows"] if about else []
-
-
-def save(checkpoints: Checkpoints, training: Training, rows: Rows) -> None:
-  """Keeps a state, and the shape that tells whether it goes with a text."""
-  shape = [*training.params.embeddings.shape]
-  about = {"rows": rows, "embeddings": shape}
-  checkpoints.save(len(rows), training, about)

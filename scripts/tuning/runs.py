@@ -12,7 +12,6 @@ import optax
 
 import revmom
 from shared import meta_training
-from shared.checkpointing import Checkpoints
 from shared.meta_training import EVALUATION_SEEDS, Learned
 from tuning.problem_file import Problem
 from tuning.values import (
@@ -181,26 +180,6 @@ def explain(
       "moved, lower --meta_learning_rate."
     )
   raise FloatingPointError(f"{what}, at {at}: {reason}")
-
-
-def resume(
-  checkpoints: Checkpoints,
-  problem: Problem,
-  config: Config,
-  start: Learned,
-) -> Learned:
-  """The latest state, or `start` if there is none.
-
-  Raises:
-    ValueError: it belongs to other flags or another problem, or is beyond
-      --meta_steps.
-  """
-
-  def check(number: int, about: dict[str, Any]) -> None:
-    meta_training.check_number(checkpoints, number, config.meta_steps)
-
-  state, about = checkpoints.resume(start[:2], check)
-  return Learned(*state, about["rows"] if about else [])
 
 
 def evaluation(problem: Problem, config: Config) -> Callable:
