@@ -3,8 +3,8 @@
   python scripts/tune.py --workdir=out/tune
   python scripts/tune.py --problem=mine.py --tune=learning_rate --per_array
 
-A problem is a Python file; `scripts/example_problem.py` is the default and a
-template.  It defines
+A problem is a Python file; `scripts/tuning/example_problem.py` is the default
+and a template.  It defines
 
   init(key) -> params                initial parameters, a pytree of floats
   batches(key, step) -> batch        key belongs to the run: fold the step in

@@ -159,15 +159,12 @@ def figure_2(config: Config) -> Outcome:
     after, state, measured = step(hypers, state, number)
     curves.append(np.asarray(measured.curve))
     gradients.append(measured.gradient)
-    return (
-      after,
-      state,
-      {
-        **{f"{name}_loss": loss for name, loss in measured.losses.items()},
-        "hypergradient_norm": optax.global_norm(measured.gradient),
-        "hypergradient_cosine": _cosine(*gradients[-2:]),
-      },
-    )
+    figures = {
+      **{f"{name}_loss": loss for name, loss in measured.losses.items()},
+      "hypergradient_norm": optax.global_norm(measured.gradient),
+      "hypergradient_cosine": _cosine(*gradients[-2:]),
+    }
+    return after, state, figures
 
   def explain(hypers, number, what):
     remedy = "take fewer --meta_steps or another --seed."

@@ -105,15 +105,12 @@ def meta_iteration(problem: elementary.Problem, config: Config) -> Callable:
   @jax.jit
   def with_figures(hypers, meta_state, number):
     after, meta_state, measured = step(hypers, meta_state, number)
-    return (
-      after,
-      meta_state,
-      {
-        "train_loss": measured.losses["train"],
-        "validation_loss": measured.losses["validation"],
-        "hypergradient_norm": optax.global_norm(measured.gradient),
-      },
-    )
+    figures = {
+      "train_loss": measured.losses["train"],
+      "validation_loss": measured.losses["validation"],
+      "hypergradient_norm": optax.global_norm(measured.gradient),
+    }
+    return after, meta_state, figures
 
   return with_figures
 

@@ -6,66 +6,66 @@ import importlib.metadata
 import pathlib
 import sys
 
-import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = ROOT / "scripts"
-MODULES = sorted(SCRIPTS.rglob("*.py"))
+SCRIPTS = pathlib.Path(__file__).parents[2] / "scripts"
+PROGRAMS = sorted(SCRIPTS.glob("*.py"))
+PARTS = sorted(SCRIPTS.glob("*/**/*.py"))
 TESTS = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
-
+FOLDERS = {path.parent.name for path in PARTS}
 # Folders whose parts those of another folder use, beside those of shared.
 BELOW = {"maclaurin": ["schedules"]}
+# Packages that users may have beside ours.
+POPULAR = {"datasets", "experiment", "progress", "transformer", "transformers"}
 
 
 def imports(path):
   """(module, name) of each import; the name is None of a plain one."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
-      for alias in node.names:
-        yield alias.name, None
+      yield from ((alias.name, None) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-      assert not node.level, f"{path}: a relative import"
-      for alias in node.names:
-        yield node.module, alias.name
+      module = "." * node.level + (node.module or "")
+      yield from ((module, alias.name) for alias in node.names)
 
 
 def test_every_file_at_the_top_is_a_program():
-  for path in SCRIPTS.glob("*.py"):
-    text = path.read_text()
-    assert '\nif __name__ == "__main__":\n  launch(Config, ' in text, path
+  start = '\n\nif __name__ == "__main__":\n  launch(Config, '
+  assert len(PROGRAMS) == 18
+  assert [p for p in PROGRAMS if start not in p.read_text()] == []
 
 
-def test_everything_else_is_in_a_folder_with_a_docstring():
-  folders = {path.parent for path in MODULES} - {SCRIPTS}
-  for folder in folders:
-    assert folder.parent == SCRIPTS
-    assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
-  programs = {path.stem for path in SCRIPTS.glob("*.py")}
-  assert not programs & {folder.name for folder in folders}
+def test_everything_else_is_in_a_folder_that_says_whose_it_is():
+  assert {path.parent.parent for path in PARTS} == {SCRIPTS}
+  for folder in FOLDERS:
+    text = (SCRIPTS / folder / "__init__.py").read_text()
+    assert ast.get_docstring(ast.parse(text))
 
 
-def test_no_name_is_that_of_a_package():
-  taken = {
-    *sys.stdlib_module_names,
-    *importlib.metadata.packages_distributions(),
-  }
-  # Of packages that users may have installed beside ours.
-  taken |= {"datasets", "experiment", "progress", "transformer", "transformers"}
-  names = {path.stem for path in MODULES} - {"__init__"}
-  names |= {path.parent.name for path in MODULES} - {"scripts"}
-  assert not names & taken
+def test_no_name_is_that_of_another_module():
+  taken = set(importlib.metadata.packages_distributions()) | POPULAR
+  taken |= sys.stdlib_module_names
+  parts = {path.stem for path in PARTS} - {"__init__"}
+  programs = {path.stem for path in PROGRAMS}
+  assert not (parts | programs | FOLDERS) & taken
+  assert not programs & FOLDERS
 
 
-@pytest.mark.parametrize("path", [*MODULES, *TESTS], ids=lambda path: path.stem)
-def test_only_public_names_are_imported(path):
-  """Those of `__all__` in revmom and its packages, or modules of scripts/."""
-  folders = {path.parent.name for path in MODULES} - {"scripts"}
-  for module, name in imports(path):
-    root, *parts = module.split(".")
-    if root == "revmom":
-      public = importlib.import_module(module).__all__
-      assert len(parts) <= 1 and name in (None, *public), (module, name)
-    elif root in folders:
-      assert not (name or "").startswith("_"), (module, name)
-      below = {path.parent.name, "shared", *BELOW.get(path.parent.name, ())}
-      assert path.parent == SCRIPTS or root in below, module
+def test_only_public_names_of_the_library_are_imported():
+  """They are in `__all__` of revmom, or of one of its packages."""
+  for path in [*PROGRAMS, *PARTS, *TESTS]:
+    for module, name in imports(path):
+      if module.split(".")[0] == "revmom":
+        where = f"{path.name} imports {name or ''} from {module}"
+        assert module.count(".") <= 1, where
+        assert name in (None, *importlib.import_module(module).__all__), where
+
+
+def test_parts_import_their_neighbours_and_what_is_shared():
+  for path in PARTS:
+    folder = path.parent.name
+    allowed = {folder, "shared", *BELOW.get(folder, [])}
+    for module, name in imports(path):
+      assert not module.startswith("."), f"{path}: a relative import"
+      top = module.split(".")[0]
+      if top in FOLDERS:
+        assert top in allowed, f"{path} imports {module}"
+        assert not (name or "").startswith("_"), f"{path} imports {name}"
