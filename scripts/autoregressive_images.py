@@ -63,7 +63,6 @@ from shared.training_loop import Rows
 _SAMPLES = 100
 _COMPLETED = 8  # test images, each completed several times
 _TIMES = 4
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
 
 
 def train(
@@ -155,7 +154,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   model = model_of(config, data.levels)
   training = start(config, model, data)
   path = output.folder(workdir)
-  with Checkpoints(path, config, _LOCAL, data) as checkpoints:
+  with Checkpoints(path, config, data) as checkpoints:
     training, rows, done_before = train(
       data, config, model, training, checkpoints
     )
@@ -198,7 +197,7 @@ def compare(config: Config, workdir: str | None = None) -> str:
   rows: list[dict[str, Any]] = []
   save = lambda rows: None
   if path is not None:
-    checkpoints = Checkpoints(path, config, _LOCAL, data)
+    checkpoints = Checkpoints(path, config, data)
     latest = checkpoints.latest()
     rows = latest[1]["about"] if latest else []
 

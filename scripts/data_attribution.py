@@ -47,7 +47,6 @@ from shared.progress_bar import progress
 from shared.settings import launch
 
 _SHOWN = 5  # most helpful and most harmful examples in the report
-_LOCAL = ("leave_out",)  # may differ between a run and its resumption
 
 
 def metrics(
@@ -129,7 +128,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   data = problem.train, problem.validation, problem.texts
   path = output.folder(workdir)
   with (
-    Checkpoints(path, config, _LOCAL, data) as checkpoints,
+    Checkpoints(path, config, data) as checkpoints,
     progress(total=6 + config.leave_out) as bar,
   ):
     attribution, about = attributed(checkpoints, problem, config, bar)

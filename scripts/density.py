@@ -48,8 +48,6 @@ from shared.checkpointing import Checkpoints, done_before
 from shared.settings import launch
 from shared.training_loop import Rows
 
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
-
 
 class Measured(NamedTuple):
   """What is known of a trained flow."""
@@ -130,7 +128,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   flow = build(config)
   training = start(flow, data, config)
   path = output.folder(workdir)
-  with Checkpoints(path, config, _LOCAL, data) as checkpoints:
+  with Checkpoints(path, config, data) as checkpoints:
     training, rows, done_before = train(
       flow, data, config, training, checkpoints
     )

@@ -53,7 +53,6 @@ from shared.settings import launch
 
 XI = 6  # depth scales that a trainable network may have, of the paper
 LEARNED = 0.5  # accuracy of a network that counts as trainable
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
 
 
 Results = dict[str, Any]  # by the name of what is done, as JSON holds it
@@ -200,7 +199,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   done: Results = {}
   save: Callable[[Results], None] = lambda results: None
   if path is not None:
-    checkpoints = Checkpoints(path, config, _LOCAL, data)
+    checkpoints = Checkpoints(path, config, data)
     latest = checkpoints.latest()
     done = latest[1]["about"] if latest else {}
 

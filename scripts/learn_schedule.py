@@ -44,9 +44,6 @@ from shared.checkpointing import Checkpoints, done_before
 from shared.meta_training import EVALUATION_SEEDS, Learned
 from shared.settings import launch
 
-# May differ between a run and its resumption.
-_LOCAL = ("data_dir", "meta_steps")
-
 
 def write(
   workdir: pathlib.Path,
@@ -118,7 +115,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   initial = elementary.initial_hypers(problem, config.steps)
   learned = meta_training.start(initial, learning.optimizer_of(config))
   path = output.folder(workdir)
-  with Checkpoints(path, config, _LOCAL, data) as checkpoints:
+  with Checkpoints(path, config, data) as checkpoints:
     learned = meta_training.resume(checkpoints, learned, config.meta_steps)
     done_before = len(learned.rows)
     save = functools.partial(meta_training.save, checkpoints)

@@ -43,8 +43,6 @@ from text import model, plots, timing, training
 from text.training import Config, bits_per_character
 
 _SAMPLE = 400  # tokens
-# May differ between a run and its resumption.
-_LOCAL = ("text", "data_dir")
 
 
 def write(
@@ -111,7 +109,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   corpus = texts.load(config.text, config.data_dir, config.level)
   state = training.start(corpus, config)
   path = output.folder(workdir)
-  with Checkpoints(path, config, _LOCAL, corpus) as checkpoints:
+  with Checkpoints(path, config, corpus) as checkpoints:
     state, rows, done_before = training.train(
       corpus, config, state, checkpoints
     )

@@ -46,7 +46,6 @@ from shared.training_loop import Rows, Training
 
 _CHUNK = 500  # images that are evaluated at once
 _SHOWN = 100  # test images whose gradients are drawn
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Config:
   dataset: str = flag(
     "digits", "Images; all but digits in --data_dir.", choices=image_data.NAMES
   )
-  data_dir: str | None = flag(None, "Folder of idx files.")
+  data_dir: str | None = flag(None, "Folder of idx files.", may_change=True)
   hidden_sizes: tuple[int, ...] = flag(
     (8, 24), "Units of a direction, at the two levels.", at_least=1
   )
@@ -234,7 +233,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   )
   training = Training(params, optimizer_of(config).init(params))
   path = output.folder(workdir)
-  with Checkpoints(path, config, _LOCAL, data) as checkpoints:
+  with Checkpoints(path, config, data) as checkpoints:
     training, rows, done_before = train(data, config, training, checkpoints)
   params = training.params
   accuracy, loss = evaluation(data.test_images, data.test_labels)(params)

@@ -36,8 +36,6 @@ from shared.runs import check_run, held, timed
 from shared.settings import flag, launch
 from training.classifiers import MODELS
 
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -49,7 +47,7 @@ class Config:
     "Images; all but digits need --data_dir.",
     choices=image_data.NAMES,
   )
-  data_dir: str | None = flag(None, "Folder of idx files.")
+  data_dir: str | None = flag(None, "Folder of idx files.", may_change=True)
   steps: int = flag(1000, "SGD steps.", at_least=1)
   batch_size: int = flag(
     200, "Images a step, drawn with replacement.", at_least=1
@@ -393,7 +391,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   trained = None
   if path is not None:
     data = problem.args, problem.test
-    checkpoints = Checkpoints(path, config, _LOCAL, data)
+    checkpoints = Checkpoints(path, config, data)
     trained = restore(checkpoints, config, problem)
   resumed = trained is not None
   if trained is None:

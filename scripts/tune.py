@@ -57,10 +57,6 @@ from tuning.problem_file import EXAMPLE, Problem, pose
 from tuning.runs import evaluation, learn
 from tuning.values import Config, Tuned, arrays_of, start, summarise_values
 
-# May differ between a run and its resumption; of the problem, its text must
-# be the same.
-_LOCAL = ("problem", "meta_steps")
-
 
 def write(
   workdir: pathlib.Path,
@@ -123,7 +119,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   initial = start(problem, config)
   learned = meta_training.start(initial, optax.adam(config.meta_learning_rate))
   path = output.folder(workdir)
-  with Checkpoints(path, config, _LOCAL, problem.digest) as checkpoints:
+  with Checkpoints(path, config, problem.digest) as checkpoints:
     learned = meta_training.resume(checkpoints, learned, config.meta_steps)
     done_before = len(learned.rows)
     save = functools.partial(meta_training.save, checkpoints)

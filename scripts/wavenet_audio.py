@@ -63,7 +63,6 @@ _CONDITIONALS = {
 
 _CHECKPOINTS = 5  # in a run, each with a test
 _CHUNK = 16  # windows that are evaluated at once
-_LOCAL = ("data_dir", "seconds")  # may differ from the run that is resumed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Config:
   """One experiment."""
 
   data_dir: str | None = flag(
-    None, "Folder of wav files; without it, plucked strings."
+    None, "Folder of wav files; without it, plucked strings.", may_change=True
   )
   dilations: tuple[int, ...] = flag(
     tuple(2**i for i in range(7)), "Of each block's convolution.", at_least=1
@@ -84,7 +83,9 @@ class Config:
   residual: int = flag(32, "Channels between blocks.", at_least=1)
   skip: int = flag(64, "Channels of the sum of all blocks.", at_least=1)
   window: int = flag(512, "Samples that a clip gives to a step.", at_least=1)
-  seconds: float = flag(0.25, "Length of generated clips.", at_least=0.01)
+  seconds: float = flag(
+    0.25, "Length of generated clips.", at_least=0.01, may_change=True
+  )
   steps: int = flag(1200, "Adam steps.", at_least=1)
   batch_size: int = flag(
     8, "Windows a step, drawn with replacement.", at_least=1
@@ -340,7 +341,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   params = model.init(jax.random.key(config.seed), like)
   training = Training(params, optimizer_of(config).init(params))
   path = output.folder(workdir)
-  with Checkpoints(path, config, _LOCAL, data) as checkpoints:
+  with Checkpoints(path, config, data) as checkpoints:
     training, rows, done_before = train(data, config, training, checkpoints)
   heard = listen(config, model, training.params, data.test)
   least = recordings.least_bits(data.test)

@@ -50,7 +50,9 @@ class Config:
     "Inside of AdamW's square root: larger makes training smoother.",
     at_least=0.0,
   )
-  leave_out: int = flag(50, "Examples to train again without.", at_least=2)
+  leave_out: int = flag(
+    50, "Examples to train again without.", at_least=2, may_change=True
+  )
   perturbation: float = flag(
     1.0, "What is taken off the weight of 1: 1 leaves the example out."
   )

@@ -25,7 +25,7 @@ class Config:
   data: str = flag(
     "digits", "Images; all but digits in --data_dir.", choices=models.DATA
   )
-  data_dir: str | None = flag(None, "Folder of idx files.")
+  data_dir: str | None = flag(None, "Folder of idx files.", may_change=True)
   model: str = flag(
     "gated_pixelcnn", "The network.", choices=list(models.SIZES)
   )

@@ -33,7 +33,7 @@ class Config:
     "Points of the plane, or images; all but digits in --data_dir.",
     choices=models.NAMES,
   )
-  data_dir: str | None = flag(None, "Folder of idx files.")
+  data_dir: str | None = flag(None, "Folder of idx files.", may_change=True)
   model: str = flag("real_nvp", "The flow.", choices=models.MODELS)
   depth: int | None = flag(
     None,

@@ -25,7 +25,7 @@ class Config:
   dataset: str = flag(
     "digits", "Images; all but digits in --data_dir.", choices=image_data.NAMES
   )
-  data_dir: str | None = flag(None, "Folder of idx files.")
+  data_dir: str | None = flag(None, "Folder of idx files.", may_change=True)
   depths: tuple[int, ...] = flag(
     (2, 10, 50, 200), "Layers of the networks.", at_least=1
   )

@@ -17,7 +17,9 @@ class Config:
     "--data_dir.",
     choices=data.NAMES,
   )
-  data_dir: str | None = flag(None, "Folder of idx files, or of a table.")
+  data_dir: str | None = flag(
+    None, "Folder of idx files, or of a table.", may_change=True
+  )
   values: tuple[float, ...] | None = flag(
     None,
     "Numbers of hidden units (figure 5) or thresholds (figure 6); by default "

@@ -13,7 +13,6 @@ from shared.checkpointing import Checkpoints
 from shared.progress_bar import progress
 from shared.runs import check_finite
 
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
 _REMEDY = "the descent diverged; take fewer --steps or other --values."
 _SAVES = 10  # of a training
 _INTERVAL = "entropy_low", "entropy_high"
@@ -62,7 +61,7 @@ def train_all(
   ends = [round(steps * k / segments) for k in range(segments + 1)]
   checkpoints, done, rows = None, 0, []
   if path is not None:
-    checkpoints = Checkpoints(path, config, _LOCAL, trainings)
+    checkpoints = Checkpoints(path, config, trainings)
     latest = checkpoints.latest()
     if latest is not None:
       done, rows = latest[0], latest[1]["about"]

@@ -32,7 +32,7 @@ class Config:
     choices=[*image_data.NAMES, "omniglot"],
   )
   data_dir: str | None = flag(
-    None, "Folder of idx files, or of Omniglot's zip files."
+    None, "Folder of idx files, or of Omniglot's zip files.", may_change=True
   )
   alphabets: tuple[str, ...] | None = flag(
     None, "Five alphabets of Omniglot; by default the first five."
@@ -54,6 +54,7 @@ class Config:
     "Meta iterations; by default the paper's 3 (figure 1), 50 (2 and 8), 40 "
     "(9) or 20 (10).",
     at_least=1,
+    may_change=True,
   )
   seeds: int | None = flag(None, "Of figure 5; by default 50.", at_least=2)
   points: int | None = flag(

@@ -161,8 +161,7 @@ def figure_10(config: Config, path: pathlib.Path | None = None) -> Outcome:
   as_transforms = lambda sharing: [
     jnp.asarray(transform(tasks, s), jnp.float32) for s in sharing
   ]
-  local = "data_dir", "meta_steps"
-  with Checkpoints(path, config, local, drawings.images) as checkpoints:
+  with Checkpoints(path, config, drawings.images) as checkpoints:
     learned, rows = checkpoints.resume(
       as_transforms([0.5] * layers),
       lambda number, _: meta_training.check_number(

@@ -24,7 +24,7 @@ class Config:
   dataset: str = flag(
     "digits", "Images; all but digits in --data_dir.", choices=image_data.NAMES
   )
-  data_dir: str | None = flag(None, "Folder of idx files.")
+  data_dir: str | None = flag(None, "Folder of idx files.", may_change=True)
   objective: str = flag(
     "training",
     "The images whose loss after training is minimised; the authors' code "
@@ -33,7 +33,7 @@ class Config:
   )
   steps: int = flag(100, "SGD steps of one training run.", at_least=1)
   meta_steps: int = flag(
-    50, "Training runs, each with a hypergradient.", at_least=1
+    50, "Training runs, each with a hypergradient.", at_least=1, may_change=True
   )
   batch_size: int = flag(
     200, "Images a step, drawn with replacement.", at_least=1

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -52,18 +52,17 @@ class Checkpoints:
     self,
     workdir: pathlib.Path | None,
     config: Any,
-    local: Sequence[str] = (),
     data: Any = (),
   ):
     """A run is bound to its settings and its data.
 
     Args:
       workdir: of `folder`.
-      config: the settings, a dataclass.
-      local: settings that may differ between a run and its resumption.
+      config: the settings; a resumed run has the same, but for those that
+        `flag` lets change.
       data: a pytree of arrays and texts that it depends on besides.
     """
-    self.workdir, self.config, self.local = workdir, config, local
+    self.workdir, self.config = workdir, config
     self.manager = None
     if workdir is not None:
       self.data = digest(data)
@@ -172,10 +171,15 @@ class Checkpoints:
       ValueError: it does not.
     """
     now = json.loads(json.dumps(dataclasses.asdict(self.config)))
+    then = saved["config"]
     changed = [
-      f"--{name}={saved['config'].get(name)} there, --{name}={value} now"
-      for name, value in now.items()
-      if name not in self.local and saved["config"].get(name) != value
+      f"--{name}={then.get(name)} there, --{name}={now[name]} now"
+      for name in (
+        field.name
+        for field in dataclasses.fields(self.config)
+        if not field.metadata.get("may_change")
+      )
+      if then.get(name) != now[name]
     ]
     if changed:
       raise ValueError(

@@ -39,6 +39,7 @@ def flag(
   at_least: float | None = None,
   at_most: float | None = None,
   repeated: bool = False,
+  may_change: bool = False,
 ) -> Any:
   """A field of a dataclass of settings, of the type that is annotated.
 
@@ -50,12 +51,14 @@ def flag(
     at_most: the upper bound.
     repeated: whether the values of a tuple are given by a flag each, and not
       between commas.
+    may_change: whether a run may be resumed with another value.
   """
   about = {
     "text": text,
     "choices": None if choices is None else list(choices),
     "bounds": (at_least, at_most),
     "repeated": repeated,
+    "may_change": may_change,
   }
   return dataclasses.field(default=default, metadata=about)
 

@@ -27,12 +27,15 @@ class Config:
   """One experiment."""
 
   text: str | None = flag(
-    None, "A text file; by default the reference that Python's help() has."
+    None,
+    "A text file; by default the reference that Python's help() has.",
+    may_change=True,
   )
   data_dir: str | None = flag(
     None,
     "Folder of a corpus instead: a file each with train, valid and test in "
     "its name.",
+    may_change=True,
   )
   level: str = flag("character", "Of a token.", choices=texts.LEVELS)
   embedding_size: int = flag(128, "Of the embeddings.", at_least=1)

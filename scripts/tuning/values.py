@@ -23,7 +23,9 @@ class Config:
   """One experiment."""
 
   problem: str | None = flag(
-    None, "Python file that defines it; by default the example."
+    None,
+    "Python file that defines it; by default the example.",
+    may_change=True,
   )
   tune: tuple[str, ...] = flag(
     ("learning_rate", "momentum"),
@@ -33,7 +35,7 @@ class Config:
   per_array: bool = flag(False, "Tune a value for each parameter array.")
   steps: int = flag(100, "Steps of one training run.", at_least=1)
   meta_steps: int = flag(
-    40, "Training runs, each with a hypergradient.", at_least=1
+    40, "Training runs, each with a hypergradient.", at_least=1, may_change=True
   )
   meta_learning_rate: float = flag(
     0.1, "Of Adam, on logarithms and logits.", at_least=0.0

@@ -11,7 +11,9 @@ import pytest
 @dataclasses.dataclass(frozen=True)
 class Config:
   steps: int = 3
-  data_dir: str | None = None
+  data_dir: str | None = dataclasses.field(
+    default=None, metadata={"may_change": True}
+  )
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def test_resumes_what_was_saved_last(checkpointing, tmp_path):
     for number in (1, 2):
       checkpoints.save(number, tree(number), {"rows": [number]})
   local = Config(data_dir="elsewhere")
-  with checkpointing.Checkpoints(tmp_path, local, ("data_dir",)) as checkpoints:
+  with checkpointing.Checkpoints(tmp_path, local) as checkpoints:
     restored, about = checkpoints.resume(start)
   assert about == {"rows": [2]}
   expected = tree(2)
@@ -120,7 +122,7 @@ def test_other_data_or_shapes_are_refused_and_leave_the_result(
   checkpointing, tmp_path
 ):
   data = {"x": np.arange(3), "text": "abc"}
-  make = lambda data: checkpointing.Checkpoints(tmp_path, Config(), (), data)
+  make = lambda data: checkpointing.Checkpoints(tmp_path, Config(), data)
   with make(data) as checkpoints:
     checkpoints.save(1, tree(1), None)
   (tmp_path / "result.json").write_text("{}")
