@@ -37,7 +37,8 @@ _ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(_ROOT / "scripts"))
 import autoregressive_comparison as comparison  # noqa: E402
 import autoregressive_models as models  # noqa: E402
-from autoregressive_training import Config  # noqa: E402
+
+from autoregressive.training import Config  # noqa: E402
 
 _QUICK = flags.DEFINE_bool("quick", False, "tiny sizes; only prints")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "times that all contenders run")

@@ -38,35 +38,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import experiment
 import jax
-from absl import flags
-from architecture_figures import figure
-from architecture_networks import NETWORKS, Network
-from progress import progress
-from user_files import blamed
 
+from architecture.networks import NETWORKS, Network
+from architecture.plots import figure
 from revmom.analysis import convnet_notation, cost, scaling
-
-_NETWORK = flags.DEFINE_multi_enum(
-  "network",
-  ["all"],
-  ["all", *NETWORKS],
-  "Which to count; repeat the flag for several.",
-)
-_LENGTH = flags.DEFINE_integer(
-  "length", 64, "t, steps of a sequence.", lower_bound=1
-)
-_HEIGHT = flags.DEFINE_integer("height", 8, "H, of an image.", lower_bound=1)
-_WIDTH = flags.DEFINE_integer("width", 8, "W, of an image.", lower_bound=1)
-_DEPTH = flags.DEFINE_integer("depth", 8, "d, layers.", lower_bound=1)
-_FEATURES = flags.DEFINE_integer(
-  "features", 32, "k, features of a layer; a multiple of 4.", lower_bound=4
-)
-_CONVNET = flags.DEFINE_string(
-  "convnet", None, "A list of ConvK-N, maxpool and FC-N, to count it alone."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import output
+from shared.progress_bar import progress
+from shared.settings import flag, launch
+from shared.user_files import blamed
 
 _PUBLISHED = {
   "VGG-11": (convnet_notation.VGG11, 132_863_336),
@@ -77,15 +57,24 @@ _PUBLISHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  network: tuple[str, ...] = ("all",)
-  length: int = 64
-  height: int = 8
-  width: int = 8
-  depth: int = 8
-  features: int = 32
-  convnet: str | None = None
+  network: tuple[str, ...] = flag(
+    ("all",),
+    "Which to count; repeat the flag for several.",
+    choices=["all", *NETWORKS],
+    repeated=True,
+  )
+  length: int = flag(64, "t, steps of a sequence.", at_least=1)
+  height: int = flag(8, "H, of an image.", at_least=1)
+  width: int = flag(8, "W, of an image.", at_least=1)
+  depth: int = flag(8, "d, layers.", at_least=1)
+  features: int = flag(
+    32, "k, features of a layer; a multiple of 4.", at_least=4
+  )
+  convnet: str | None = flag(
+    None, "A list of ConvK-N, maxpool and FC-N, to count it alone."
+  )
 
 
 Row = dict[str, Any]
@@ -127,7 +116,7 @@ class Counts:
     if key not in self.rows:
       self.rows[key] = measure(name, sizes, context)
       if self.path is not None:
-        experiment.write_json(
+        output.write_json(
           self.path, {"jax": jax.__version__, "rows": self.rows}
         )
     return self.rows[key]
@@ -190,7 +179,7 @@ def run(config: Config, workdir: str | None = None) -> Row:
   Raises:
     ValueError: a network cannot have these sizes, or wrong notation.
   """
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   result: Row = dataclasses.asdict(config)
   if config.convnet is None:
     result |= compare(config, path)
@@ -199,7 +188,7 @@ def run(config: Config, workdir: str | None = None) -> Row:
     result["parameters"] = sum(layer.parameters for layer in layers)
     result["layers"] = [layer._asdict() for layer in layers]
   if path is not None:
-    experiment.write_json(path / "result.json", result)
+    output.write_json(path / "result.json", result)
   return result
 
 
@@ -218,7 +207,7 @@ def compare(config: Config, path: pathlib.Path | None) -> Row:
     for name, sizes in progress(todo, desc="counts")
   ]
   if path is not None:
-    experiment.write_csv(path / "counts.csv", rows)
+    output.write_csv(path / "counts.csv", rows)
     figure(rows, bases).savefig(path / "architecture_costs.png", dpi=150)
   grown = [growth(name, bases[name], counts) for name in names]
   errors = [abs(error) for row in grown for error in deviations(row).values()]
@@ -337,6 +326,4 @@ def published() -> list[str]:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -40,19 +40,14 @@ import functools
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import autoregressive_comparison as comparison
-import autoregressive_figures as figures
-import autoregressive_models as models
-import experiment
 import jax
 import numpy as np
-import training_loop
-from absl import flags
-from autoregressive_models import Data, ImageModel
-from autoregressive_training import (
+
+from autoregressive import comparison, models, plots
+from autoregressive.models import Data, ImageModel
+from autoregressive.training import (
   Config,
   Training,
   evaluation,
@@ -60,48 +55,14 @@ from autoregressive_training import (
   start,
   training_step,
 )
-from training_loop import Rows
-
-_DATA = flags.DEFINE_enum(
-  "data", "digits", models.DATA, "Images; all but digits in --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_MODEL = flags.DEFINE_enum(
-  "model", "gated_pixelcnn", list(models.SIZES), "The network."
-)
-_HIDDEN_SIZE = flags.DEFINE_integer(
-  "hidden_size",
-  None,
-  "Units of a layer; by default so many that there are some 50,000 parameters.",
-  lower_bound=1,
-)
-_DEPTH = flags.DEFINE_integer(
-  "depth", None, "Layers; by default 1 to 6.", lower_bound=1
-)
-_CONDITIONED = flags.DEFINE_bool("conditioned", False, "Tell it the class.")
-_COMPARE = flags.DEFINE_bool("compare", False, "All models, in one table.")
-_STEPS = flags.DEFINE_integer(
-  "steps", None, "Adam steps; 1000, or 300 with --compare.", lower_bound=1
-)
-_SECONDS = flags.DEFINE_float(
-  "seconds", 6.0, "Of training, with --compare.", lower_bound=0.0
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 64, "Images a step, drawn with replacement.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  3e-3,
-  "At first; it decays to zero along a cosine, but stays with --compare.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and samples.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import output, training_loop
+from shared.checkpointing import Checkpoints, done_before
+from shared.settings import launch
+from shared.training_loop import Rows
 
 _SAMPLES = 100
 _COMPLETED = 8  # test images, each completed several times
 _TIMES = 4
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
 
 
 def train(
@@ -109,10 +70,9 @@ def train(
   config: Config,
   model: ImageModel,
   training: Training,
-  rows: Rows,
-  save: Callable[[Training, Rows], None],
-) -> tuple[Training, Rows]:
-  """Goes on to the last step; saves now and then.
+  checkpoints: Checkpoints,
+) -> tuple[Training, Rows, int]:
+  """Resumes, and goes on to the last step; see `training_loop.train`.
 
   Raises:
     FloatingPointError: a loss was not finite.
@@ -125,7 +85,7 @@ def train(
     return {"validation_loss": loss}, f"validation {loss:.3f} {data.unit}"
 
   return training_loop.train(
-    step, training, rows, config.num_steps, validate, save
+    step, training, config.num_steps, validate, checkpoints
   )
 
 
@@ -172,17 +132,14 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  experiment.write_csv(workdir / "metrics.csv", rows)
   drawings = {
-    "loss": figures.losses(rows, result),
-    "samples": figures.samples(drawn.samples, result),
-    "completions": figures.completions(
+    "loss": plots.losses(rows, result),
+    "samples": plots.samples(drawn.samples, result),
+    "completions": plots.completions(
       drawn.originals, drawn.completions, result
     ),
   }
-  for name, figure in drawings.items():
-    figure.savefig(workdir / f"{name}.png", dpi=120)
-  experiment.write_json(workdir / "result.json", result)
+  output.write_results(workdir, rows, drawings, result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -196,12 +153,11 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   data = models.load(config.data, config.data_dir)
   model = model_of(config, data.levels)
   training = start(config, model, data)
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
-    training, rows = training_loop.resume(checkpoints, training)
-    done_before = len(rows)
-    save = training_loop.saving(checkpoints)
-    training, rows = train(data, config, model, training, rows, save)
+  path = output.folder(workdir)
+  with Checkpoints(path, config, data) as checkpoints:
+    training, rows, done_before = train(
+      data, config, model, training, checkpoints
+    )
   params = training.params
   evaluate = evaluation(config, model, data)
   drawn = draw(config, model, params, data)
@@ -237,11 +193,11 @@ def compare(config: Config, workdir: str | None = None) -> str:
     FloatingPointError: a loss was not finite.
   """
   data = models.load(config.data, config.data_dir)
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   rows: list[dict[str, Any]] = []
   save = lambda rows: None
   if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL, data)
+    checkpoints = Checkpoints(path, config, data)
     latest = checkpoints.latest()
     rows = latest[1]["about"] if latest else []
 
@@ -255,15 +211,15 @@ def compare(config: Config, workdir: str | None = None) -> str:
   if path is not None:
     checkpoints.close()
     columns = [{k: v for k, v in row.items() if k != "curve"} for row in rows]
-    experiment.write_csv(path / "table.csv", columns)
-    experiment.write_text(path / "table.md", text + "\n")
+    output.write_csv(path / "table.csv", columns)
+    output.write_text(path / "table.md", text + "\n")
     headline = {
       f"{row['model']}_{key}": row[key]
       for row in rows
       for key in ("equal_steps", "parameters", "connections", "dataflow_rounds")
     }
-    experiment.write_json(path / "result.json", {**headline, "models": rows})
-    figure = figures.comparison(rows, data.unit)
+    output.write_json(path / "result.json", {**headline, "models": rows})
+    figure = plots.comparison(rows, data.unit)
     figure.savefig(path / "comparison.png", dpi=120)
   return text
 
@@ -271,7 +227,7 @@ def compare(config: Config, workdir: str | None = None) -> str:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   published = ""
   if r["data"] == models.BINARY:
     published = " (published: PixelCNN 81.3, PixelRNN 79.2)"
@@ -287,13 +243,12 @@ time               {r["seconds"]:.1f} s, {1e3 * r["seconds_per_step"]:.1f} ms \
 a step"""
 
 
-def main() -> str:
+def main(config: Config, workdir: str | None) -> str:
   """What the flags ask for."""
-  config = experiment.settings(Config)
   if config.compare:
-    return compare(config, _WORKDIR.value)
-  return report(run(config, _WORKDIR.value))
+    return compare(config, workdir)
+  return report(run(config, workdir))
 
 
 if __name__ == "__main__":
-  experiment.start(main)
+  launch(Config, main)

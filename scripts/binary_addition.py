@@ -22,31 +22,13 @@ import sys
 import time
 from typing import Any
 
-import experiment
 import jax
 import numpy as np
-from absl import flags
 from matplotlib.figure import Figure
 
 from revmom.cells import binary_adder
-
-_A = flags.DEFINE_string("a", "181", "A number: decimal, 0b..., or 0x...")
-_B = flags.DEFINE_string("b", "0b1101110", "Another one.")
-_BITS = flags.DEFINE_integer(
-  "bits",
-  8,
-  "All pairs of numbers of so many bits are added.",
-  lower_bound=1,
-  upper_bound=10,
-)
-_RANDOM_BITS = flags.DEFINE_integer(
-  "random_bits", 4096, "Of long random numbers.", lower_bound=1
-)
-_RANDOM_PAIRS = flags.DEFINE_integer(
-  "random_pairs", 64, "How many of them are added.", lower_bound=0
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import output
+from shared.settings import flag, launch
 
 _UNITS = ("s >= 1", "s >= 2", "s >= 3")
 _MEANINGS = (
@@ -59,14 +41,16 @@ _LONGEST_TABLE = 64  # steps that are printed and drawn
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  a: str = "181"
-  b: str = "0b1101110"
-  bits: int = 8
-  random_bits: int = 4096
-  random_pairs: int = 64
-  seed: int = 0
+  a: str = flag("181", "A number: decimal, 0b..., or 0x...")
+  b: str = flag("0b1101110", "Another one.")
+  bits: int = flag(
+    8, "All pairs of numbers of so many bits are added.", at_least=1, at_most=10
+  )
+  random_bits: int = flag(4096, "Of long random numbers.", at_least=1)
+  random_pairs: int = flag(64, "How many of them are added.", at_least=0)
+  seed: int = flag(0, "Of the random numbers.")
 
 
 def parse(flag: str, text: str) -> int:
@@ -199,7 +183,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: a sum is wrong.
   """
   begin = time.perf_counter()
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   # Python refuses to read and print more than 4300 decimal digits.
   sys.set_int_max_str_digits(0)
   a, b = parse("a", config.a), parse("b", config.b)
@@ -227,7 +211,6 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     "seconds": time.perf_counter() - begin,
   }
   if path is not None:
-    experiment.write_csv(path / "metrics.csv", rows)
     shown = rows[:_LONGEST_TABLE]
     title = (
       f"{a} + {b} = {total}"
@@ -235,8 +218,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
       else f"The first {len(shown)} of {len(rows)} bits"
     )
     drawn = figure(shown, f"Three hidden units add: {title}")
-    drawn.savefig(path / "adder.png", dpi=150)
-    experiment.write_json(path / "result.json", result)
+    output.write_results(path, rows, {"adder": drawn}, result)
   return {**result, "rows": rows}
 
 
@@ -298,6 +280,4 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -34,71 +34,19 @@ import pathlib
 import time
 from typing import Any
 
-import attribution_figures
-import experiment
 import jax
 import numpy as np
-from absl import flags
-from attribution_gradients import Attribution, attributed
-from attribution_problem import Config, Problem, pose
-from attribution_retraining import correlations, leave_out
-from progress import progress
 
-_TEXT = flags.DEFINE_string(
-  "text",
-  None,
-  "A text file; by default the reference that Python's help() has.",
-)
-_EXAMPLES = flags.DEFINE_integer(
-  "examples", 2000, "Windows of the text, each with a weight.", lower_bound=2
-)
-_VALIDATION_EXAMPLES = flags.DEFINE_integer(
-  "validation_examples", 256, "Other windows, to validate on.", lower_bound=1
-)
-_CONTEXT = flags.DEFINE_integer(
-  "context", 32, "Characters that a window predicts.", lower_bound=1
-)
-_WIDTH = flags.DEFINE_integer("width", 32, "Of the model.", lower_bound=1)
-_LAYERS = flags.DEFINE_integer("layers", 2, "Of the model.", lower_bound=1)
-_HEADS = flags.DEFINE_integer("heads", 2, "Of attention.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 500, "AdamW steps.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size",
-  16,
-  "Examples a step; each is seen equally often.",
-  lower_bound=1,
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  2e-3,
-  "The largest: it warms up for a tenth of the steps and then decays to zero.",
-  lower_bound=0.0,
-)
-_WEIGHT_DECAY = flags.DEFINE_float(
-  "weight_decay", 0.1, "Of all parameters.", lower_bound=0.0
-)
-_CLIP = flags.DEFINE_float(
-  "clip", 1.0, "Largest global norm of a gradient.", lower_bound=0.0
-)
-_EPS_ROOT = flags.DEFINE_float(
-  "eps_root",
-  1e-8,
-  "Inside of AdamW's square root: larger makes training smoother.",
-  lower_bound=0.0,
-)
-_LEAVE_OUT = flags.DEFINE_integer(
-  "leave_out", 50, "Examples to train again without.", lower_bound=2
-)
-_PERTURBATION = flags.DEFINE_float(
-  "perturbation",
-  1.0,
-  "What is taken off the weight of 1: 1 leaves the example out.",
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from attribution import plots
+from attribution.gradients import Attribution, attributed
+from attribution.problem import Config, Problem, pose
+from attribution.retraining import correlations, leave_out
+from shared import output
+from shared.checkpointing import Checkpoints
+from shared.progress_bar import progress
+from shared.settings import launch
 
 _SHOWN = 5  # most helpful and most harmful examples in the report
-_LOCAL = ("leave_out",)  # may differ between a run and its resumption
 
 
 def metrics(
@@ -161,11 +109,11 @@ def write(
 ) -> None:
   """result.json, metrics.csv and attribution.png."""
   size = result["perturbation"]
-  drawn = attribution_figures.changes(
+  drawn = plots.changes(
     -size * gradient[problem.chosen], np.array(changes), gradient, result
   )
   rows = metrics(problem, gradient, changes, size)
-  experiment.write_results(workdir, rows, {"attribution": drawn}, result)
+  output.write_results(workdir, rows, {"attribution": drawn}, result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -178,9 +126,9 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   begin = time.perf_counter()
   problem = pose(config)
   data = problem.train, problem.validation, problem.texts
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   with (
-    experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints,
+    Checkpoints(path, config, data) as checkpoints,
     progress(total=6 + config.leave_out) as bar,
   ):
     attribution, about = attributed(checkpoints, problem, config, bar)
@@ -240,6 +188,4 @@ time               {r["seconds"]:.1f} s"""
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -34,66 +34,19 @@ import statistics
 import time
 from typing import Any, NamedTuple
 
-import density_figures
-import density_measures as measures
-import density_models as models
-import experiment
 import jax
 import numpy as np
-import training_loop
-from absl import flags
-from density_measures import Inversion
-from density_models import Data
-from density_training import CHUNK, Config, build, evaluation, start, train
 from matplotlib.figure import Figure
-from training_loop import Rows
 
+from densities import measures, models, plots
+from densities.measures import Inversion
+from densities.models import Data
+from densities.training import CHUNK, Config, build, evaluation, start, train
 from revmom.models import Flow
-
-_DATA = flags.DEFINE_enum(
-  "data",
-  "two_moons",
-  models.NAMES,
-  "Points of the plane, or images; all but digits in --data_dir.",
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_MODEL = flags.DEFINE_enum("model", "real_nvp", models.MODELS, "The flow.")
-_DEPTH = flags.DEFINE_integer(
-  "depth",
-  None,
-  "Couplings, by default 8 (NICE of images: 4), or Glow's steps at each of two "
-  "scales, by default 4.  RealNVP of images has 7 couplings at each scale.",
-  lower_bound=1,
-)
-_HIDDEN = flags.DEFINE_integer(
-  "hidden",
-  None,
-  "Units or channels in each coupling's network; by default 64 for points, 32 "
-  "for images, 256 for NICE's vectors.",
-  lower_bound=1,
-)
-_STEPS = flags.DEFINE_integer(
-  "steps",
-  None,
-  "Adam steps; by default 2000 for points, 600 for images.",
-  lower_bound=1,
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size",
-  None,
-  "Drawn with replacement; by default 256 points or 64 images.",
-  lower_bound=1,
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  2e-3,
-  "At first; it decays to zero along a cosine.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights, points, noise, batches.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
-
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
+from shared import output
+from shared.checkpointing import Checkpoints, done_before
+from shared.settings import launch
+from shared.training_loop import Rows
 
 
 class Measured(NamedTuple):
@@ -102,7 +55,7 @@ class Measured(NamedTuple):
   losses: np.ndarray  # of each of the test data
   inversion: Inversion
   samples: np.ndarray
-  on_grid: density_figures.Map | None  # of the plane, if data are points
+  on_grid: plots.Map | None  # of the plane, if data are points
 
 
 def measure(flow: Flow, data: Data, config: Config, params: Any) -> Measured:
@@ -148,18 +101,16 @@ def drawings(
   data: Data, rows: Rows, measured: Measured, result: dict[str, Any]
 ) -> dict[str, Figure]:
   """All figures, by name."""
-  drawn = {"loss": density_figures.losses(rows, result)}
+  drawn = {"loss": plots.losses(rows, result)}
   inversion, samples = measured.inversion, measured.samples
   if measured.on_grid is not None:
-    drawn["density"] = density_figures.density(
+    drawn["density"] = plots.density(
       measured.on_grid, samples, data.test, result
     )
-    drawn["inversion"] = density_figures.points_inversion(inversion, result)
+    drawn["inversion"] = plots.points_inversion(inversion, result)
   else:
-    drawn["samples"] = density_figures.samples(samples, data, result)
-    drawn["inversion"] = density_figures.images_inversion(
-      inversion, data, result
-    )
+    drawn["samples"] = plots.samples(samples, data, result)
+    drawn["inversion"] = plots.images_inversion(inversion, data, result)
   return drawn
 
 
@@ -176,26 +127,25 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   data = models.load(config.data, config.data_dir, config.model, config.seed)
   flow = build(config)
   training = start(flow, data, config)
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
-    training, rows = training_loop.resume(checkpoints, training)
-    done_before = len(rows)
-    save = training_loop.saving(checkpoints)
-    training, rows = train(flow, data, config, training, rows, save)
+  path = output.folder(workdir)
+  with Checkpoints(path, config, data) as checkpoints:
+    training, rows, done_before = train(
+      flow, data, config, training, checkpoints
+    )
   measured = measure(flow, data, config, training.params)
   result = result_of(data, config, training.params, rows, measured)
   result["resumed_from"] = done_before
   result["seconds"] = time.perf_counter() - begin
   if path is not None:
     drawn = drawings(data, rows, measured, result)
-    experiment.write_results(path, rows, drawn, result)
+    output.write_results(path, rows, drawn, result)
   return result
 
 
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   lines = [
     f"model      {r['model']}, {r['parameters']:,} parameters, {r['steps']} "
     f"Adam steps{origin}",
@@ -230,6 +180,4 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

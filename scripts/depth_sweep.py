@@ -39,63 +39,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import datasets
-import depth_figures
-import depth_networks
-import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
-from depth_runs import SIGMA_B, Config, map_runs, network_runs, numbers
-from progress import progress
 
+from depth import networks, plots
+from depth.runs import SIGMA_B, Config, map_runs, network_runs
 from revmom.analysis import edge_of_chaos
-
-_DATASET = flags.DEFINE_enum(
-  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_DEPTHS = flags.DEFINE_list(
-  "depths", ["2", "10", "50", "200"], "Layers of the networks."
-)
-_CHANNELS = flags.DEFINE_integer(
-  "channels", 8, "Of the convolutional networks.", lower_bound=1
-)
-_STEPS = flags.DEFINE_integer(
-  "steps", 60, "Adam steps of each network.", lower_bound=1
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 32, "Images a step, drawn with replacement.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate", 2e-3, "Of Adam.", lower_bound=0.0
-)
-_MAP_DEPTHS = flags.DEFINE_list(
-  "map_depths",
-  ["5", "10", "20", "30", "40", "60", "80", "110", "150", "200"],
-  "Hidden layers of the fully connected networks.",
-)
-_MAP_GAINS = flags.DEFINE_list(
-  "map_gains",
-  [f"{0.5 + 0.25 * i:g}" for i in range(13)],
-  "sigma_w^2 of the fully connected networks.",
-)
-_MAP_WIDTH = flags.DEFINE_integer(
-  "map_width", 48, "Units of a layer of these.", lower_bound=1
-)
-_MAP_STEPS = flags.DEFINE_integer(
-  "map_steps", 200, "Steps of SGD with momentum of these.", lower_bound=1
-)
-_MAP_LEARNING_RATE = flags.DEFINE_float(
-  "map_learning_rate", 1e-3, "Of these.", lower_bound=0.0
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import image_data, output
+from shared.checkpointing import Checkpoints
+from shared.progress_bar import progress
+from shared.settings import launch
 
 XI = 6  # depth scales that a trainable network may have, of the paper
 LEARNED = 0.5  # accuracy of a network that counts as trainable
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
 
 
 Results = dict[str, Any]  # by the name of what is done, as JSON holds it
@@ -103,7 +60,7 @@ Results = dict[str, Any]  # by the name of what is done, as JSON holds it
 
 def theory(config: Config) -> dict[str, list[float]]:
   """6 xi_c over sigma_w^2, and its edge of chaos."""
-  squares = numbers("map_gains", config.map_gains, float)
+  squares = config.map_gains
   fine = np.linspace(squares[0], squares[-1], 200)
   of_square = lambda s: (
     edge_of_chaos.depth_scales(jnp.tanh, jnp.sqrt(s), SIGMA_B).correlation
@@ -135,8 +92,8 @@ def work(
 
 def map_figures(config: Config, results: Results) -> dict[str, Any]:
   """How the map agrees with its theory."""
-  squares = numbers("map_gains", config.map_gains, float)
-  depths = np.array(numbers("map_depths", config.map_depths, int))
+  squares = config.map_gains
+  depths = np.array(config.map_depths)
   rows = [results[f"map of depth {depth}"] for depth in depths]
   learned = np.array([row["accuracy"] for row in rows]) > LEARNED
   within = depths[:, None] <= np.asarray(theory(config)["at_gains"])
@@ -156,12 +113,12 @@ def map_figures(config: Config, results: Results) -> dict[str, Any]:
 def network_figures(results: Results) -> dict[str, Any]:
   """Of every network and depth."""
   figures = {}
-  for name in depth_networks.NETWORKS:
+  for name in networks.NETWORKS:
     for row in results[name]:
       of_row = f"{key(name)}_{row['depth']}"
       figures[f"{of_row}_accuracy"] = row["accuracy"]
       figures[f"{of_row}_gradient_ratio"] = ratio(row["gradients"])
-  for name in depth_networks.IDENTITY_PATHS:
+  for name in networks.IDENTITY_PATHS:
     path = results[f"identity path, {name}"]
     figures[f"{key(name)}_identity_ratio"] = ratio(path)
   return figures
@@ -183,7 +140,7 @@ def check(config: Config, figures: dict[str, Any]) -> None:
   Raises:
     RuntimeError: it does not.
   """
-  depth = numbers("depths", config.depths, int)[-1]
+  depth = config.depths[-1]
   inside = figures["pre_norm_residual_identity_ratio"]
   after = figures["post_norm_residual_identity_ratio"]
   if inside is None or abs(inside - 1) > 1e-5:
@@ -202,7 +159,7 @@ def metrics(results: Results) -> list[dict[str, Any]]:
   """Rows of metrics.csv."""
   return [
     {"network": name, "depth": row["depth"], "step": step, "loss": loss}
-    for name in depth_networks.NETWORKS
+    for name in networks.NETWORKS
     for row in results[name]
     for step, loss in enumerate(row["losses"])
   ]
@@ -212,25 +169,18 @@ def write(
   path: pathlib.Path, config: Config, results: Results, result: dict[str, Any]
 ) -> None:
   """All files but the checkpoints."""
-  networks = {name: results[name] for name in depth_networks.NETWORKS}
+  trained = {name: results[name] for name in networks.NETWORKS}
   paths = {
-    name: results[f"identity path, {name}"]
-    for name in depth_networks.IDENTITY_PATHS
+    name: results[f"identity path, {name}"] for name in networks.IDENTITY_PATHS
   }
-  rows = [
-    results[f"map of depth {depth}"]
-    for depth in numbers("map_depths", config.map_depths, int)
-  ]
-  squares = numbers("map_gains", config.map_gains, float)
+  rows = [results[f"map of depth {depth}"] for depth in config.map_depths]
+  squares = config.map_gains
   drawn = {
-    "gradients": depth_figures.gradients(networks, paths),
-    "training": depth_figures.training(networks),
-    "trainable": depth_figures.trainable(squares, rows, theory(config)),
+    "gradients": plots.gradients(trained, paths),
+    "training": plots.training(trained),
+    "trainable": plots.trainable(squares, rows, theory(config)),
   }
-  for name, figure in drawn.items():
-    figure.savefig(path / f"{name}.png", dpi=150)
-  experiment.write_csv(path / "metrics.csv", metrics(results))
-  experiment.write_json(path / "result.json", result)
+  output.write_results(path, metrics(results), drawn, result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -242,13 +192,14 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: an identity path is not what it must be.
   """
   begin = time.perf_counter()
-  data = datasets.load(config.dataset, config.data_dir)
+  config = config.in_order()
+  data = image_data.load(config.dataset, config.data_dir)
   runs = [*network_runs(config, data), *map_runs(config, data)]
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   done: Results = {}
   save: Callable[[Results], None] = lambda results: None
   if path is not None:
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL, data)
+    checkpoints = Checkpoints(path, config, data)
     latest = checkpoints.latest()
     done = latest[1]["about"] if latest else {}
 
@@ -285,7 +236,7 @@ def report(result: dict[str, Any]) -> str:
     "accuracy on validation images (gradient at the first layer / at the last)",
     f"{'layers':20}" + "".join(f"{depth:>18}" for depth in depths),
   ]
-  for name in depth_networks.NETWORKS:
+  for name in networks.NETWORKS:
     cells = [
       f"{result[f'{key(name)}_{depth}_accuracy']:.1%} "
       f"({number(result[f'{key(name)}_{depth}_gradient_ratio'])})"
@@ -311,6 +262,4 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

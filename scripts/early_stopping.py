@@ -38,60 +38,20 @@ With --workdir it writes result.json, metrics.csv and the figure; figures 4 to 6
 also write checkpoints, and running them again there goes on from the last one.
 """
 
-import time
+import functools
 from collections.abc import Callable
-from typing import Any
 
-import early_stopping_data
-import early_stopping_funnel
-import early_stopping_networks
-import experiment
-from absl import flags
-from early_stopping_shared import Config, Outcome, Row
-
-_FIGURE = flags.DEFINE_enum(
-  "figure", "4", ["1", "3", "4", "5", "6"], "Of the paper."
-)
-_DATASET = flags.DEFINE_enum(
-  "dataset",
-  "digits",
-  early_stopping_data.NAMES,
-  "Images; for figure 4 a table, too.  All but digits and diabetes in "
-  "--data_dir.",
-)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Folder of idx files, or of a table."
-)
-_VALUES = flags.DEFINE_list(
-  "values",
-  None,
-  "Numbers of hidden units (figure 5) or thresholds (figure 6); by default the "
-  "paper's, and fewer for the digits.",
-)
-_STEPS = flags.DEFINE_integer(
-  "steps",
-  None,
-  "Steps of descent; by default up to the last one that the paper shows, 500 "
-  "(figure 1), 300 (3), 490 (4), 900 (5) or 1350 (6); with digits "
-  "90 (5) or 300 (6).",
-  lower_bound=1,
-)
-_RUNS = flags.DEFINE_integer(
-  "runs",
-  None,
-  "Draws of initial weights, whose mean is shown; by default the paper's 1, "
-  "and 5 for figure 4.",
-  lower_bound=1,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and directions.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from duvenaud2016 import data, funnel, networks
+from duvenaud2016.config import Config
+from shared.reproduction import Outcome, reproduce
+from shared.settings import launch
 
 _FIGURES: dict[str, Callable[..., Outcome]] = {
-  "1": early_stopping_funnel.figure_1,
-  "3": early_stopping_funnel.figure_3,
-  "4": early_stopping_networks.figure_4,
-  "5": early_stopping_networks.figure_5,
-  "6": early_stopping_networks.figure_6,
+  "1": funnel.figure_1,
+  "3": funnel.figure_3,
+  "4": networks.figure_4,
+  "5": networks.figure_5,
+  "6": networks.figure_6,
 }
 _PLANE = ("1", "3")
 
@@ -102,7 +62,7 @@ def check(config: Config) -> None:
     raise ValueError(
       f"--values is for --figure=5 or 6; figure {config.figure} varies nothing."
     )
-  if config.dataset in early_stopping_data.TABLES and config.figure != "4":
+  if config.dataset in data.TABLES and config.figure != "4":
     raise ValueError(f"--dataset={config.dataset} is for --figure=4.")
   if config.figure in _PLANE and (
     config.dataset != "digits" or config.data_dir or config.runs
@@ -111,50 +71,6 @@ def check(config: Config) -> None:
       f"figure {config.figure} is of a density in the plane: it takes --steps, "
       "and no --dataset, --data_dir or --runs."
     )
-
-
-def result_of(
-  config: Config, table: list[Row], seconds: float
-) -> dict[str, Any]:
-  """Flat keys: what was measured, and what the paper has."""
-  result: dict[str, Any] = {
-    "figure": config.figure,
-    "dataset": None if config.figure in _PLANE else config.dataset,
-    "seed": config.seed,
-  }
-  for row in table:
-    result[row.key] = row.measured
-    if row.error is not None:
-      result[f"{row.key}_stderr"] = row.error
-    if row.published is not None:
-      result[f"published_{row.key}"] = row.published
-  return {**result, "seconds": seconds}
-
-
-def shown(row: Row) -> str:
-  """What was measured, with its standard error."""
-  if row.error is None:
-    return f"{row.measured:.5g}"
-  return f"{row.measured:.5g} +- {row.error:.1g}"
-
-
-def report(config: Config, outcome: Outcome, seconds: float) -> str:
-  """The table for people."""
-  width = max(len(row.text) for row in outcome.table)
-  line = lambda *cells: f"{cells[0]:<{width}} | {cells[1]:>9} | {cells[2]}"
-  published = lambda row: (
-    "-" if row.published is None else f"{row.published:.5g}"
-  )
-  return "\n".join(
-    [
-      line(f"figure {config.figure}", "published", "measured"),
-      line("-" * width, "-" * 9, "-" * 9),
-      *(line(row.text, published(row), shown(row)) for row in outcome.table),
-      "",
-      *(f"Note: {note}" for note in outcome.notes),
-      f"{seconds:.1f} s",
-    ]
-  )
 
 
 def run(config: Config, workdir: str | None = None) -> str:
@@ -166,19 +82,15 @@ def run(config: Config, workdir: str | None = None) -> str:
     FloatingPointError: something measured was not finite.
   """
   check(config)
-  begin = time.perf_counter()
-  path = experiment.folder(workdir)
-  resumed = {} if config.figure in _PLANE else {"path": path}
-  outcome = _FIGURES[config.figure](config, **resumed)
-  seconds = time.perf_counter() - begin
-  if path is not None:
-    experiment.write_csv(path / "metrics.csv", outcome.metrics)
-    for name, figure in outcome.figures.items():
-      figure.savefig(path / f"{name}.png", dpi=150)
-    result = result_of(config, outcome.table, seconds)
-    experiment.write_json(path / "result.json", result)
-  return report(config, outcome, seconds)
+  plane = config.figure in _PLANE
+  about = {
+    "figure": config.figure,
+    "dataset": None if plane else config.dataset,
+    "seed": config.seed,
+  }
+  make = functools.partial(_FIGURES[config.figure], config)
+  return reproduce((lambda _: make()) if plane else make, about, workdir)
 
 
 if __name__ == "__main__":
-  experiment.start(lambda: run(experiment.settings(Config), _WORKDIR.value))
+  launch(Config, run)

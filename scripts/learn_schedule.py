@@ -21,99 +21,53 @@ the last one and ends in the same bits as a run that was never interrupted; a
 larger --meta_steps goes on further.
 """
 
+import functools
 import math
 import pathlib
 import time
 from typing import Any
 
-import datasets
-import experiment
 import jax
-import meta_training
 import numpy as np
-import schedule_figures
-import schedules
-from absl import flags
-from meta_training import EVALUATION_SEEDS, Learned
-from schedule_learning import (
+
+from schedules import elementary, learning, plots
+from schedules.learning import (
   Config,
   buffer_bits,
   evaluation,
   forgotten_bits,
   learn,
-  resume,
   scales_of,
 )
-
-_DATASET = flags.DEFINE_enum(
-  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_OBJECTIVE = flags.DEFINE_enum(
-  "objective",
-  "training",
-  ["training", "validation"],
-  "The images whose loss after training is minimised; the authors' code takes "
-  "the training images.",
-)
-_STEPS = flags.DEFINE_integer(
-  "steps", 100, "SGD steps of one training run.", lower_bound=1
-)
-_META_STEPS = flags.DEFINE_integer(
-  "meta_steps", 50, "Training runs, each with a hypergradient.", lower_bound=1
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 200, "Images a step, drawn with replacement.", lower_bound=1
-)
-_META_LEARNING_RATE = flags.DEFINE_float(
-  "meta_learning_rate",
-  0.04,
-  "Of Adam, on log scales, log learning rates and logit momenta; by default "
-  "the paper's.  0.1 learns the digits faster but diverges on MNIST.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
-
-# May differ between a run and its resumption.
-_LOCAL = ("data_dir", "meta_steps")
+from shared import image_data, meta_training, output
+from shared.checkpointing import Checkpoints, done_before
+from shared.meta_training import EVALUATION_SEEDS, Learned
+from shared.settings import launch
 
 
 def write(
   workdir: pathlib.Path,
-  problem: schedules.Problem,
+  problem: elementary.Problem,
   config: Config,
   learned: Learned,
   evaluations: tuple[dict, dict],
   result: dict[str, Any],
 ) -> None:
   """result.json, metrics.csv and the figures."""
-  hypers = learned.values
-  rates = np.exp(np.asarray(hypers.log_rate))
-  momenta = np.asarray(jax.nn.sigmoid(hypers.logit_momentum))
+  before, after = evaluations
+  names = elementary.scale_columns(problem)
+  scales = [[row[name] for name in names] for row in learned.rows]
   figures = {
-    "meta_training": schedule_figures.meta_training(
-      learned.rows,
-      evaluations[0]["curve"],
-      evaluations[1]["curve"],
-      config.objective,
+    "meta_training": plots.meta_training(
+      learned.rows, before["curve"], after["curve"], config.objective
     ),
-    "learning_rates": schedule_figures.schedules(
-      rates, math.exp(schedules.LOG_RATE), "learning rate"
-    ),
-    "momenta": schedule_figures.schedules(momenta, 0.5, "momentum", 1),
-    "scales": schedule_figures.scales(
-      np.array(
-        [
-          [row[name] for name in schedules.scale_columns(problem)]
-          for row in learned.rows
-        ]
-        + [np.asarray(hypers.log_scale)]
-      ),
-      [shape[0] for shape in problem.shapes[::2]],
+    **plots.learned(
+      problem,
+      learned.values,
+      np.array([*scales, learned.values.log_scale]),
     ),
   }
-  experiment.write_results(workdir, learned.rows, figures, result)
+  output.write_results(workdir, learned.rows, figures, result)
 
 
 def summarise(evaluated: dict[str, np.ndarray], when: str) -> dict[str, float]:
@@ -123,10 +77,10 @@ def summarise(evaluated: dict[str, np.ndarray], when: str) -> dict[str, float]:
 
 
 def result_of(
-  problem: schedules.Problem,
+  problem: elementary.Problem,
   config: Config,
-  initial: schedules.Hypers,
-  learned: schedules.Hypers,
+  initial: elementary.Hypers,
+  learned: elementary.Hypers,
   evaluations: tuple[dict, dict],
 ) -> dict[str, Any]:
   """Flat keys: the experiment, and what was there before and after it."""
@@ -156,15 +110,15 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     FloatingPointError: a loss or a hypergradient was not finite.
   """
   begin = time.perf_counter()
-  data = datasets.load(config.dataset, config.data_dir)
-  problem = schedules.pose(data, config.seed)
-  initial = schedules.initial_hypers(problem, config.steps)
-  learned = meta_training.start(initial, config.meta_learning_rate)
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
-    learned = resume(checkpoints, config, learned)
+  data = image_data.load(config.dataset, config.data_dir)
+  problem = elementary.pose(data, config.seed)
+  initial = elementary.initial_hypers(problem, config.steps)
+  learned = meta_training.start(initial, learning.optimizer_of(config))
+  path = output.folder(workdir)
+  with Checkpoints(path, config, data) as checkpoints:
+    learned = meta_training.resume(checkpoints, learned, config.meta_steps)
     done_before = len(learned.rows)
-    save = lambda state: meta_training.save(checkpoints, state, state.rows)
+    save = functools.partial(meta_training.save, checkpoints)
     learned = learn(problem, config, learned, save)
 
   evaluate = evaluation(problem, config)
@@ -192,7 +146,7 @@ def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
   arrow = lambda name: f"{r[name + '_before']:.4f} -> {r[name + '_after']:.4f}"
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   return f"""\
 meta iterations    {r["meta_steps"]}{origin}, each through {r["steps"]} steps \
 of {r["parameters"]:,} parameters
@@ -206,6 +160,4 @@ time               {r["seconds"]:.1f} s, {meta_training.pace(r)}"""
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -26,72 +26,23 @@ from the last one and ends in the same weights as a run that was never
 interrupted.
 """
 
-import functools
 import math
 import pathlib
 import statistics
 import time
 from typing import Any
 
-import experiment
 import jax
-import lstm_language_model as model
 import numpy as np
-import text_figures
-import text_timing
-import text_training
-import texts
-from absl import flags
-from text_training import Config, bits_per_character
-from training_loop import Rows
 
-_TEXT = flags.DEFINE_string(
-  "text",
-  None,
-  "A text file; by default the reference that Python's help() has.",
-)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir",
-  None,
-  "Folder of a corpus instead: a file each with train, valid and test in its "
-  "name.",
-)
-_LEVEL = flags.DEFINE_enum("level", "character", texts.LEVELS, "Of a token.")
-_EMBEDDING_SIZE = flags.DEFINE_integer(
-  "embedding_size", 128, "Of the embeddings.", lower_bound=1
-)
-_HIDDEN_SIZE = flags.DEFINE_integer(
-  "hidden_size",
-  128,
-  "Cells; if they are not as many as the embedding has elements, a projection "
-  "leads to it.",
-  lower_bound=1,
-)
-_STEPS = flags.DEFINE_integer("steps", 2000, "AdamW steps.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 32, "Places of the text that are read at once.", lower_bound=1
-)
-_WINDOW = flags.DEFINE_integer(
-  "window", 64, "Tokens to propagate back through.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  1e-2,
-  "The largest: it warms up for a tenth of the steps and then decays to zero.",
-  lower_bound=0.0,
-)
-_WEIGHT_DECAY = flags.DEFINE_float(
-  "weight_decay", 0.01, "Of all parameters.", lower_bound=0.0
-)
-_CLIP = flags.DEFINE_float(
-  "clip", 1.0, "Largest global norm of a gradient.", lower_bound=0.0
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the weights and of the sample.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import output, texts
+from shared.checkpointing import Checkpoints, done_before
+from shared.settings import launch
+from shared.training_loop import Rows
+from text import model, plots, timing, training
+from text.training import Config, bits_per_character
 
 _SAMPLE = 400  # tokens
-# May differ between a run and its resumption.
-_LOCAL = ("text", "data_dir")
 
 
 def write(
@@ -101,12 +52,12 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  experiment.write_text(workdir / "sample.txt", result["sample"] + "\n")
+  output.write_text(workdir / "sample.txt", result["sample"] + "\n")
   drawn = {
-    "loss": text_figures.losses(rows, result),
-    "backward_time": text_figures.pass_times(times, result),
+    "loss": plots.losses(rows, result),
+    "backward_time": plots.pass_times(times, result),
   }
-  experiment.write_results(workdir, rows, drawn, result)
+  output.write_results(workdir, rows, drawn, result)
 
 
 def sample(corpus: texts.Corpus, config: Config, params: model.Params) -> str:
@@ -125,7 +76,7 @@ def result_of(
   times: list[dict[str, float]],
 ) -> dict[str, Any]:
   """Flat keys: the text, the model and what was measured of it."""
-  test_loss = text_training.evaluation(config, corpus.test)(params)
+  test_loss = training.evaluation(config, corpus.test)(params)
   return {
     "text": config.text or config.data_dir or "pydoc_data.topics",
     "level": config.level,
@@ -140,8 +91,8 @@ def result_of(
     "test_bits_per_character": bits_per_character(test_loss, corpus.test),
     "validation_perplexity": math.exp(validation_loss),
     "test_perplexity": math.exp(test_loss),
-    "backward_exponent": text_timing.exponent(times),
-    **text_timing.costs(times),
+    "backward_exponent": timing.exponent(times),
+    **timing.costs(times),
     "sample": sample(corpus, config, params),
   }
 
@@ -156,15 +107,14 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   """
   begin = time.perf_counter()
   corpus = texts.load(config.text, config.data_dir, config.level)
-  training = text_training.start(corpus, config)
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, corpus) as checkpoints:
-    training, rows = text_training.resume(checkpoints, training)
-    done_before = len(rows)
-    save = functools.partial(text_training.save, checkpoints)
-    training, rows = text_training.train(corpus, config, training, rows, save)
-  params = training.params
-  times = text_timing.pass_times(params, corpus.train.tokens)
+  state = training.start(corpus, config)
+  path = output.folder(workdir)
+  with Checkpoints(path, config, corpus) as checkpoints:
+    state, rows, done_before = training.train(
+      corpus, config, state, checkpoints
+    )
+  params = state.params
+  times = timing.pass_times(params, corpus.train.tokens)
   validation_loss = rows[-1]["validation_loss"]
   result = result_of(corpus, config, params, validation_loss, times)
   result |= {
@@ -180,7 +130,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   ends = [name for name in r if name.startswith("backward_microseconds")]
   costs = ", ".join(
     f"{r[name]:.1f} us for {name.rpartition('_')[2]}" for name in ends
@@ -202,6 +152,4 @@ sample
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -42,84 +42,25 @@ On the first 10 000 images of MNIST's training file, on 2 CPU cores, expect
       minutes.
 """
 
-import time
+import functools
 from collections.abc import Callable
-from typing import Any
 
-import datasets
-import experiment
 import jax
-import maclaurin_chaos
-import maclaurin_losses
-import maclaurin_schedules
-import maclaurin_sharing
-import numpy as np
-from absl import flags
-from maclaurin_shared import Config, Outcome, Row
 
-_FIGURE = flags.DEFINE_enum(
-  "figure",
-  "11",
-  ["1", "2", "5", "8", "9", "10", "11"],
-  "Of the paper; 2 stands for 2, 3, 4, 6 and 7 too.",
-)
-_DATASET = flags.DEFINE_enum(
-  "dataset",
-  "digits",
-  [*datasets.NAMES, "omniglot"],
-  "Images; all but digits in --data_dir.  omniglot is for figure 10.",
-)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Folder of idx files, or of Omniglot's zip files."
-)
-_ALPHABETS = flags.DEFINE_list(
-  "alphabets",
-  None,
-  "Five alphabets of Omniglot; by default the first five.",
-)
-_CHARACTERS = flags.DEFINE_integer(
-  "characters",
-  None,
-  "Characters of each alphabet, at most; by default 15, while the paper takes "
-  "all.",
-  lower_bound=2,
-)
-_STEPS = flags.DEFINE_integer(
-  "steps",
-  None,
-  "SGD steps of a training run; by default the paper's 100 (figures 2 and 5), "
-  "20 (figure 9) or 50.",
-  lower_bound=1,
-)
-_META_STEPS = flags.DEFINE_integer(
-  "meta_steps",
-  None,
-  "Meta iterations; by default the paper's 3 (figure 1), 50 (2 and 8), 40 (9) "
-  "or 20 (10).",
-  lower_bound=1,
-)
-_SEEDS = flags.DEFINE_integer(
-  "seeds", None, "Of figure 5; by default 50.", lower_bound=2
-)
-_POINTS = flags.DEFINE_integer(
-  "points",
-  None,
-  "Learning rates of figure 11, evenly spaced among the authors' 1000, besides "
-  "the 8 in the table; by default 41.",
-  lower_bound=2,
-  upper_bound=1000,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and splits.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from maclaurin import chaos, losses, schedules, sharing
+from maclaurin.common import Config
+from shared import image_data
+from shared.reproduction import Outcome, reproduce
+from shared.settings import launch
 
-_FIGURES: dict[str, Callable[[Config], Outcome]] = {
-  "1": maclaurin_schedules.figure_1,
-  "2": maclaurin_schedules.figure_2,
-  "5": maclaurin_schedules.figure_5,
-  "8": maclaurin_losses.figure_8,
-  "9": maclaurin_losses.figure_9,
-  "10": maclaurin_sharing.figure_10,
-  "11": maclaurin_chaos.figure_11,
+_FIGURES: dict[str, Callable[..., Outcome]] = {
+  "1": schedules.figure_1,
+  "2": schedules.figure_2,
+  "5": schedules.figure_5,
+  "8": losses.figure_8,
+  "9": losses.figure_9,
+  "10": sharing.figure_10,
+  "11": chaos.figure_11,
 }
 # Flags that mean something to some figures only.
 _GOES_WITH = {
@@ -141,7 +82,7 @@ def check(config: Config) -> None:
         f"--{name} is for --figure={' or '.join(figures)}; figure "
         f"{config.figure} takes {', '.join(named)}."
       )
-  idx = config.dataset in datasets.IDX
+  idx = config.dataset in image_data.IDX
   if config.figure == "10" and idx:
     raise ValueError(
       "figure 10 takes --dataset=omniglot or digits, not "
@@ -160,71 +101,7 @@ def check(config: Config) -> None:
         raise ValueError(f"--{name} needs --dataset=omniglot.")
 
 
-def plain(value: Any) -> Any:
-  """A number or text that JSON can hold."""
-  return value.item() if isinstance(value, np.generic | np.ndarray) else value
-
-
-def result_of(
-  config: Config, table: list[Row], seconds: float
-) -> dict[str, Any]:
-  """Flat keys: what was measured, and what the paper has."""
-  result = {
-    "figure": config.figure,
-    "dataset": config.dataset,
-    "seed": config.seed,
-    **{row.key: plain(row.measured) for row in table},
-  }
-  published = {
-    f"published_{row.key}": row.published
-    for row in table
-    if row.published is not None
-  }
-  return {**result, **published, "seconds": seconds}
-
-
-def write(workdir: str | None, outcome: Outcome, result: dict) -> None:
-  """result.json, metrics.csv and the figures."""
-  path = experiment.folder(workdir)
-  if path is None:
-    return
-  experiment.write_csv(path / "metrics.csv", outcome.metrics)
-  for name, figure in outcome.figures.items():
-    figure.savefig(path / f"{name}.png", dpi=150)
-  experiment.write_json(path / "result.json", result)
-
-
-def shown(value: Any) -> str:
-  """For the table."""
-  if value is None:
-    return "-"
-  value = plain(value)
-  return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def report(config: Config, outcome: Outcome, seconds: float) -> str:
-  """The table for people."""
-  width = max(len(row.text) for row in outcome.table)
-  middle = max(9, *(len(shown(row.published)) for row in outcome.table))
-  line = lambda *cells: (
-    f"{cells[0]:<{width}} | {cells[1]:>{middle}} | {cells[2]}"
-  )
-  return "\n".join(
-    [
-      line(f"figure {config.figure}", "published", "measured"),
-      line("-" * width, "-" * middle, "-" * 9),
-      *(
-        line(row.text, shown(row.published), shown(row.measured))
-        for row in outcome.table
-      ),
-      "",
-      *(f"Note: {note}" for note in outcome.notes),
-      f"{seconds:.1f} s",
-    ]
-  )
-
-
-def run(config: Config) -> str:
+def run(config: Config, workdir: str | None = None) -> str:
   """Makes a figure, writes and reports it.
 
   Raises:
@@ -232,15 +109,17 @@ def run(config: Config) -> str:
     FloatingPointError: a loss or a hypergradient was not finite.
   """
   check(config)
-  start = time.perf_counter()
-  experiment.folder(config.workdir)  # so that nobody else writes there
+  about = {
+    "figure": config.figure,
+    "dataset": config.dataset,
+    "seed": config.seed,
+  }
   if config.figure == "11":  # before anything is computed
     jax.config.update("jax_enable_x64", True)
-  outcome = _FIGURES[config.figure](config)
-  seconds = time.perf_counter() - start
-  write(config.workdir, outcome, result_of(config, outcome.table, seconds))
-  return report(config, outcome, seconds)
+  make = functools.partial(_FIGURES[config.figure], config)
+  resumes = config.figure == "10"
+  return reproduce(make if resumes else lambda _: make(), about, workdir)
 
 
 if __name__ == "__main__":
-  experiment.start(lambda: run(experiment.settings(Config)))
+  launch(Config, run)

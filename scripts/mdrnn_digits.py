@@ -33,54 +33,40 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import datasets
-import digit_figures
-import experiment
 import jax
 import jax.numpy as jnp
-import mdlstm_classifier as model
 import numpy as np
 import optax
-import training_loop
-from absl import flags
-from training_loop import Rows, Training
 
-_DATASET = flags.DEFINE_enum(
-  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_HIDDEN_SIZES = flags.DEFINE_list(
-  "hidden_sizes", ["8", "24"], "Units of a direction, at the two levels."
-)
-_STEPS = flags.DEFINE_integer("steps", 1000, "Adam steps.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 64, "Images a step, drawn with replacement.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  1e-2,
-  "At first; it decays to zero along a cosine.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from digits import classifier, plots
+from shared import image_data, output, training_loop
+from shared.checkpointing import Checkpoints, done_before
+from shared.settings import flag, launch
+from shared.training_loop import Rows, Training
 
 _CHUNK = 500  # images that are evaluated at once
 _SHOWN = 100  # test images whose gradients are drawn
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  dataset: str = "digits"
-  data_dir: str | None = None
-  hidden_sizes: tuple[str, ...] = ("8", "24")
-  steps: int = 1000
-  batch_size: int = 64
-  learning_rate: float = 1e-2
-  seed: int = 0
+  dataset: str = flag(
+    "digits", "Images; all but digits in --data_dir.", choices=image_data.NAMES
+  )
+  data_dir: str | None = flag(None, "Folder of idx files.", may_change=True)
+  hidden_sizes: tuple[int, ...] = flag(
+    (8, 24), "Units of a direction, at the two levels.", at_least=1
+  )
+  steps: int = flag(1000, "Adam steps.", at_least=1)
+  batch_size: int = flag(
+    64, "Images a step, drawn with replacement.", at_least=1
+  )
+  learning_rate: float = flag(
+    1e-2, "At first; it decays to zero along a cosine.", at_least=0.0
+  )
+  seed: int = flag(0, "Of initial weights and batches.")
 
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:
@@ -97,7 +83,7 @@ def training_step(config: Config, images: Any, labels: Any) -> Callable:
   optimizer = optimizer_of(config)
 
   def loss_fn(params, indices):
-    scores = model.logits(params, images[indices])
+    scores = classifier.logits(params, images[indices])
     return optax.softmax_cross_entropy_with_integer_labels(
       scores, labels[indices]
     ).mean()
@@ -116,7 +102,7 @@ def training_step(config: Config, images: Any, labels: Any) -> Callable:
 @jax.jit
 def evaluate(params, images, labels):
   """Whether each image is classified rightly, and its loss."""
-  scores = model.logits(params, images)
+  scores = classifier.logits(params, images)
   losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
   return scores.argmax(-1) == labels, losses
 
@@ -149,7 +135,7 @@ class Reached(NamedTuple):
 
 
 def reached(
-  params: model.Params, images: np.ndarray, labels: np.ndarray
+  params: classifier.Params, images: np.ndarray, labels: np.ndarray
 ) -> tuple[Reached, float]:
   """How the logit of its class depends on each cell of an image.
 
@@ -159,16 +145,17 @@ def reached(
   Raises:
     RuntimeError: there is a position that no image's logit depends on.
   """
-  adjoints = jax.jit(model.adjoints)(params, images, labels)
+  adjoints = jax.jit(classifier.adjoints)(params, images, labels)
   norms = [np.linalg.norm(level, axis=-1) for level in adjoints]
   means = Reached(*(level.mean(-1) for level in norms))
   for level, mean in means._asdict().items():
     if not mean.min() > 0:
       direction, *position = np.unravel_index(mean.argmin(), mean.shape)
       raise RuntimeError(
-        f"of the {level} level's sweep {model.DIRECTIONS[direction]} the cells "
-        f"at {tuple(map(int, position))} have adjoints of norm {mean.min()} in "
-        f"all of {len(images)} images: no logit depends on them."
+        f"of the {level} level's sweep {classifier.DIRECTIONS[direction]} the "
+        f"cells at {tuple(map(int, position))} have adjoints of norm "
+        f"{mean.min()} in all of {len(images)} images: no logit depends on "
+        "them."
       )
   ended = np.concatenate([~np.any(level, -1).ravel() for level in adjoints])
   return means, float(ended.mean())
@@ -178,28 +165,24 @@ def sizes_of(config: Config) -> tuple[int, int]:
   """Units of a direction at both levels.
 
   Raises:
-    ValueError: --hidden_sizes is something else.
+    ValueError: --hidden_sizes are not two.
   """
-  try:
-    first, second = map(int, config.hidden_sizes)
-  except ValueError as error:
+  if len(config.hidden_sizes) != 2:
     raise ValueError(
-      f"--hidden_sizes={','.join(config.hidden_sizes)}; expected two numbers, "
-      "such as 8,24."
-    ) from error
-  if min(first, second) < 1:
-    raise ValueError(f"--hidden_sizes={first},{second} must be positive.")
+      f"--hidden_sizes={','.join(map(str, config.hidden_sizes))}; expected two "
+      "numbers, such as 8,24."
+    )
+  first, second = config.hidden_sizes
   return first, second
 
 
 def train(
-  data: datasets.Data,
+  data: image_data.Data,
   config: Config,
   training: Training,
-  rows: Rows,
-  save: Callable[[Training, Rows], None],
-) -> tuple[Training, Rows]:
-  """Goes on to the last step; saves now and then.
+  checkpoints: Checkpoints,
+) -> tuple[Training, Rows, int]:
+  """Resumes, and goes on to the last step; see `training_loop.train`.
 
   Raises:
     FloatingPointError: a loss was not finite.
@@ -212,7 +195,9 @@ def train(
     columns = {"validation_accuracy": accuracy, "validation_loss": loss}
     return columns, f"validation accuracy {accuracy:.2%}"
 
-  return training_loop.train(step, training, rows, config.steps, validate, save)
+  return training_loop.train(
+    step, training, config.steps, validate, checkpoints
+  )
 
 
 def write(
@@ -224,12 +209,12 @@ def write(
 ) -> None:
   """All files but the checkpoints."""
   drawn = {
-    "loss": digit_figures.losses(rows, result),
-    "gradients": digit_figures.gradients(
-      images.mean(0), norms, model.DIRECTIONS, len(images)
+    "loss": plots.losses(rows, result),
+    "gradients": plots.gradients(
+      images.mean(0), norms, classifier.DIRECTIONS, len(images)
     ),
   }
-  experiment.write_results(workdir, rows, drawn, result)
+  output.write_results(workdir, rows, drawn, result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -241,16 +226,15 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: the gradient does not reach a position.
   """
   begin = time.perf_counter()
-  data = datasets.load(config.dataset, config.data_dir)
+  data = image_data.load(config.dataset, config.data_dir)
   classes = int(data.train_labels.max()) + 1
-  params = model.init(jax.random.key(config.seed), classes, sizes_of(config))
+  params = classifier.init(
+    jax.random.key(config.seed), classes, sizes_of(config)
+  )
   training = Training(params, optimizer_of(config).init(params))
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
-    training, rows = training_loop.resume(checkpoints, training)
-    done_before = len(rows)
-    save = training_loop.saving(checkpoints)
-    training, rows = train(data, config, training, rows, save)
+  path = output.folder(workdir)
+  with Checkpoints(path, config, data) as checkpoints:
+    training, rows, done_before = train(data, config, training, checkpoints)
   params = training.params
   accuracy, loss = evaluation(data.test_images, data.test_labels)(params)
   shown = data.test_images[:_SHOWN], data.test_labels[:_SHOWN]
@@ -281,7 +265,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   between = lambda name: (
     f"{r[name + '_level_adjoints_least']:.2g} to "
     f"{r[name + '_level_adjoints_largest']:.2g}"
@@ -301,6 +285,4 @@ a step"""
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

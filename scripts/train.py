@@ -21,70 +21,54 @@ import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import datasets
-import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
-from classifiers import MODELS
 from jax.stages import Wrapped
 from matplotlib.figure import Figure
-from progress import progress
 
 import revmom
-
-_MODEL = flags.DEFINE_enum("model", "mlp", sorted(MODELS), "The classifier.")
-_DATASET = flags.DEFINE_enum(
-  "dataset", "digits", datasets.NAMES, "Images; all but digits need --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_STEPS = flags.DEFINE_integer("steps", 1000, "SGD steps.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 200, "Images a step, drawn with replacement.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate", 0.1, "Learning rate.", lower_bound=0.0
-)
-_MOMENTUM = flags.DEFINE_float("momentum", 0.9, "Momentum, in (0, 1].")
-_WEIGHT_DECAY = flags.DEFINE_float(
-  "weight_decay", 0.0, "Decoupled weight decay; 0 is none.", lower_bound=0.0
-)
-_CLIP = flags.DEFINE_float(
-  "clip", 0.0, "Largest global norm of a gradient; 0 is none.", lower_bound=0.0
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of initial weights and batches.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
-_MEMORY_BUDGET = flags.DEFINE_integer(
-  "memory_budget",
-  None,
-  "Bytes on the device for integers and buffers; none is no limit.",
-  lower_bound=1,
-)
-_DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", ["float32", "bfloat16"], "Of weights and activations."
-)
-
-_LOCAL = ("data_dir",)  # may differ between a run and its resumption
+from shared import image_data, output
+from shared.checkpointing import Checkpoints
+from shared.progress_bar import progress
+from shared.runs import check_run, held, timed
+from shared.settings import flag, launch
+from training.classifiers import MODELS
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  model: str = "mlp"
-  dataset: str = "digits"
-  data_dir: str | None = None
-  steps: int = 1000
-  batch_size: int = 200
-  learning_rate: float = 0.1
-  momentum: float = 0.9
-  weight_decay: float = 0.0
-  clip: float = 0.0
-  seed: int = 0
-  memory_budget: int | None = None
-  dtype: str = "float32"
+  model: str = flag("mlp", "The classifier.", choices=sorted(MODELS))
+  dataset: str = flag(
+    "digits",
+    "Images; all but digits need --data_dir.",
+    choices=image_data.NAMES,
+  )
+  data_dir: str | None = flag(None, "Folder of idx files.", may_change=True)
+  steps: int = flag(1000, "SGD steps.", at_least=1)
+  batch_size: int = flag(
+    200, "Images a step, drawn with replacement.", at_least=1
+  )
+  learning_rate: float = flag(0.1, "Learning rate.", at_least=0.0)
+  momentum: float = flag(0.9, "Momentum, in (0, 1].")
+  weight_decay: float = flag(
+    0.0, "Decoupled weight decay; 0 is none.", at_least=0.0
+  )
+  clip: float = flag(
+    0.0, "Largest global norm of a gradient; 0 is none.", at_least=0.0
+  )
+  seed: int = flag(0, "Of initial weights and batches.")
+  memory_budget: int | None = flag(
+    None,
+    "Bytes on the device for integers and buffers; none is no limit.",
+    at_least=1,
+  )
+  dtype: str = flag(
+    "float32", "Of weights and activations.", choices=["float32", "bfloat16"]
+  )
 
 
 class Problem(NamedTuple):
@@ -110,7 +94,7 @@ class Trained(NamedTuple):
 
 def pose(config: Config) -> Problem:
   """Loads the data and draws the initial weights."""
-  data = datasets.load(config.dataset, config.data_dir)
+  data = image_data.load(config.dataset, config.data_dir)
   dtype = jnp.dtype(config.dtype)
   to_device = lambda images, labels: (
     jnp.asarray(images, dtype),
@@ -214,16 +198,16 @@ def train(problem: Problem, config: Config) -> Trained:
   plain = plain_training(problem, config).lower(*args).compile()
   bar.update()
   bar.set_description("training")
-  run, seconds = experiment.timed(ours, *args)
+  run, seconds = timed(ours, *args)
   remedy = "lower --learning_rate or set --clip"
-  experiment.check_finite(run, problem.optimizer, remedy)
+  check_run(run, problem.optimizer, remedy)
   bar.update()
-  (_, plain_losses), plain_seconds = experiment.timed(plain, *args)
+  (_, plain_losses), plain_seconds = timed(plain, *args)
   times = [(seconds, plain_seconds)]
   # Again while that takes no longer than seconds.
   for _ in range(min(6, int(6 / (seconds + plain_seconds)))):
-    _, seconds = experiment.timed(ours, *args)
-    _, plain_seconds = experiment.timed(plain, *args)
+    _, seconds = timed(ours, *args)
+    _, plain_seconds = timed(plain, *args)
     times.append((seconds, plain_seconds))
   bar.update()
   bar.close()
@@ -251,7 +235,7 @@ def rewind(problem: Problem, state: Any) -> dict[str, Any]:
     RuntimeError: the reversal was not exact.
   """
   compiled = reversal(problem).lower(state, *problem.args).compile()
-  rewound, seconds = experiment.timed(compiled, state, *problem.args)
+  rewound, seconds = timed(compiled, state, *problem.args)
   receipt = rewound.receipt
   receipt.check(state.checksum_every, state.steps)
   # Beside the receipt, the weights themselves: drawn anew from the seed.
@@ -275,23 +259,16 @@ def information(problem: Problem, state: Any) -> dict[str, Any]:
   """What the run's contraction costs: log|det| and the bits kept for it."""
   size = sum(leaf.size for leaf in jax.tree.leaves(problem.params))
   log_det = float(problem.optimizer.log_det(state))
-  buffers = [
-    buffer for leaf in state.leaves for buffer in leaf.buffers.values()
-  ]
-  words = sum(
-    words.nbytes for words in jax.tree.leaves([b.words for b in buffers])
-  )
-  heads = sum(buffer.number.nbytes for buffer in buffers)
-  kept = sum(array.nbytes for array in jax.tree.leaves(state.kept))
+  bytes_held = held(state)
   per_step = size * state.steps
   return {
     "parameters": size,
     "steps": state.steps,
     "log_det": log_det,
     "bits_bound": -log_det / math.log(2) / per_step,
-    "bits_spilled": 8 * words / per_step,
-    "bits_kept": 8 * (words + heads + kept) / per_step,
-    "buffer_bytes": words + heads + kept,
+    "bits_spilled": 8 * bytes_held.spilled / per_step,
+    "bits_kept": 8 * bytes_held.total / per_step,
+    "buffer_bytes": bytes_held.total,
     "plan": state.plan.describe(),
   }
 
@@ -319,13 +296,13 @@ def peak_bytes(compiled: Any) -> int:
   return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
-def save(checkpoints: experiment.Checkpoints, trained: Trained) -> None:
+def save(checkpoints: Checkpoints, trained: Trained) -> None:
   """The whole outcome of the training, under the number of its last step."""
   checkpoints.save(trained.state.steps, trained[:-1], trained.figures)
 
 
 def restore(
-  checkpoints: experiment.Checkpoints, config: Config, problem: Problem
+  checkpoints: Checkpoints, config: Config, problem: Problem
 ) -> Trained | None:
   """A finished training; None if there is none.
 
@@ -372,7 +349,7 @@ def write(
   axes.set_ylabel("cross-entropy of the batch (nats)")
   axes.set_yscale("log")
   axes.legend()
-  experiment.write_results(workdir, rows, {"loss": figure}, result)
+  output.write_results(workdir, rows, {"loss": figure}, result)
 
 
 def report(result: dict) -> str:
@@ -410,11 +387,11 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     RuntimeError: the reversal was not exact.
   """
   problem = pose(config)
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
   trained = None
   if path is not None:
     data = problem.args, problem.test
-    checkpoints = experiment.Checkpoints(path, config, _LOCAL, data)
+    checkpoints = Checkpoints(path, config, data)
     trained = restore(checkpoints, config, problem)
   resumed = trained is not None
   if trained is None:
@@ -435,11 +412,10 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   return result
 
 
-def main() -> str:
-  config = experiment.settings(Config)
+def main(config: Config, workdir: str | None) -> str:
   print(f"jax {jax.__version__}, {jax.devices()}")
-  return report(run(config, _WORKDIR.value))
+  return report(run(config, workdir))
 
 
 if __name__ == "__main__":
-  experiment.start(main)
+  launch(Config, main)

@@ -21,51 +21,39 @@ With --workdir it writes result.json, metrics.csv (the rows of the table) and
 trainability.png, or module.png.
 """
 
-import csv
 import dataclasses
-import io
 import math
 import pathlib
 import time
 from typing import Any
 
-import datasets
-import experiment
 import jax
-import trainability_figures as figures
-import trainability_rows as rows_of
-import user_files
-from absl import flags
-from progress import progress
-from trainability_row import Panel, Row
 
 from revmom.analysis import GradientFlow, gradient_flow
-
-_DATASET = flags.DEFINE_enum(
-  "dataset", "digits", datasets.NAMES, "Images; all but digits in --data_dir."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of idx files.")
-_MODULE = flags.DEFINE_string(
-  "module", None, "FILE.py:FUNCTION, key -> (Flax module, variables, input)."
-)
-_SYSTEMS = flags.DEFINE_list(
-  "systems", None, "Only these, such as D1,D4; all if it is left out."
-)
-_STEPS = flags.DEFINE_integer("steps", 200, "Adam steps of D10.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights and draws.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
+from shared import image_data, output, user_files
+from shared.progress_bar import progress
+from shared.settings import flag, launch
+from trainable import plots
+from trainable.row import Panel, Row
+from trainable.rows import measurements
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  dataset: str = "digits"
-  data_dir: str | None = None
-  module: str | None = None
-  systems: tuple[str, ...] | None = None
-  steps: int = 200
-  seed: int = 0
+  dataset: str = flag(
+    "digits", "Images; all but digits in --data_dir.", choices=image_data.NAMES
+  )
+  data_dir: str | None = flag(None, "Folder of idx files.")
+  module: str | None = flag(
+    None, "FILE.py:FUNCTION, key -> (Flax module, variables, input)."
+  )
+  systems: tuple[str, ...] | None = flag(
+    None, "Only these, such as D1,D4; all if it is left out."
+  )
+  steps: int = flag(200, "Adam steps of D10.", at_least=1)
+  seed: int = flag(0, "Of weights and draws.")
 
 
 def measure(config: Config) -> tuple[list[Row], list[Panel]]:
@@ -75,8 +63,8 @@ def measure(config: Config) -> tuple[list[Row], list[Panel]]:
     ValueError: there is no such system.
     FloatingPointError: a number was not finite.
   """
-  data = datasets.load(config.dataset, config.data_dir)
-  of = rows_of.measurements(
+  data = image_data.load(config.dataset, config.data_dir)
+  of = measurements(
     jax.random.key(config.seed),
     data.train_images,
     data.train_labels,
@@ -163,15 +151,6 @@ def table(rows: list[Row]) -> str:
   )
 
 
-def metrics(rows: list[Row]) -> str:
-  """metrics.csv."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(Row._fields)
-  writer.writerows(rows)
-  return text.getvalue()
-
-
 def run(config: Config, workdir: str | None = None) -> str:
   """Measures, writes, and returns the report.
 
@@ -179,7 +158,8 @@ def run(config: Config, workdir: str | None = None) -> str:
     RuntimeError: a bound or prediction does not hold.
   """
   begin = time.perf_counter()
-  path = experiment.folder(workdir)
+  path = output.folder(workdir)
+  rows: list[Row] = []
   if config.module is not None:
     flow = user_flow(config)
     result: dict[str, Any] = {
@@ -188,7 +168,7 @@ def run(config: Config, workdir: str | None = None) -> str:
       "problems": flow.problems,
     }
     text, name = str(flow), "module"
-    figure = figures.module(flow)
+    figure = plots.module(flow)
   else:
     rows, panels = measure(config)
     wrong = [row for row in rows if row.holds is False and row.kind != "claim"]
@@ -206,15 +186,13 @@ def run(config: Config, workdir: str | None = None) -> str:
       },
     }
     text, name = table(rows), "trainability"
-    figure = figures.page(panels)
-    if path is not None:
-      experiment.write_text(path / "metrics.csv", metrics(rows))
+    figure = plots.page(panels)
   result["seconds"] = time.perf_counter() - begin
   if path is not None:
-    figure.savefig(path / f"{name}.png", dpi=110)
-    experiment.write_json(path / "result.json", result)
+    metrics = [row._asdict() for row in rows]
+    output.write_results(path, metrics, {name: figure}, result)
   return f"{text}\ntime {result['seconds']:.1f} s"
 
 
 if __name__ == "__main__":
-  experiment.start(lambda: run(experiment.settings(Config), _WORKDIR.value))
+  launch(Config, run)

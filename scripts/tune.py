@@ -3,8 +3,8 @@
   python scripts/tune.py --workdir=out/tune
   python scripts/tune.py --problem=mine.py --tune=learning_rate --per_array
 
-A problem is a Python file; `scripts/example_problem.py` is the default and a
-template.  It defines
+A problem is a Python file; `scripts/tuning/example_problem.py` is the default
+and a template.  It defines
 
   init(key) -> params                initial parameters, a pytree of floats
   batches(key, step) -> batch        key belongs to the run: fold the step in
@@ -38,60 +38,24 @@ Running it again there goes on from the last one and ends in the same bits as
 a run that was never interrupted; a larger --meta_steps goes on further.
 """
 
+import functools
 import math
 import pathlib
 import time
 from typing import Any
 
-import experiment
 import jax
-import meta_training
 import numpy as np
-import tuning_figures as figures
-from absl import flags
-from meta_training import EVALUATION_SEEDS, Learned
-from problem_file import EXAMPLE, Problem, pose
-from tuning_training import evaluation, learn, resume
-from tuning_values import Config, Tuned, arrays_of, start, summarise_values
+import optax
 
-_PROBLEM = flags.DEFINE_string(
-  "problem", None, "Python file that defines it; by default the example."
-)
-_TUNE = flags.DEFINE_list(
-  "tune",
-  ["learning_rate", "momentum"],
-  "Hyperparameters of the optimizer or the loss, separated by commas.",
-)
-_PER_STEP = flags.DEFINE_bool(
-  "per_step", False, "Tune a value for each training step."
-)
-_PER_ARRAY = flags.DEFINE_bool(
-  "per_array", False, "Tune a value for each parameter array."
-)
-_STEPS = flags.DEFINE_integer(
-  "steps", 100, "Steps of one training run.", lower_bound=1
-)
-_META_STEPS = flags.DEFINE_integer(
-  "meta_steps", 40, "Training runs, each with a hypergradient.", lower_bound=1
-)
-_META_LEARNING_RATE = flags.DEFINE_float(
-  "meta_learning_rate",
-  0.1,
-  "Of Adam, on logarithms and logits.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the keys of init and batches.")
-_FRESH_SEEDS = flags.DEFINE_bool(
-  "fresh_seeds",
-  True,
-  "Draw init and batches anew in each meta iteration; --nofresh_seeds tunes "
-  "one and the same run.",
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
-
-# May differ between a run and its resumption; of the problem, its text must
-# be the same.
-_LOCAL = ("problem", "meta_steps")
+from shared import meta_training, output
+from shared.checkpointing import Checkpoints, done_before
+from shared.meta_training import EVALUATION_SEEDS, Learned
+from shared.settings import launch
+from tuning import plots
+from tuning.problem_file import EXAMPLE, Problem, pose
+from tuning.runs import evaluation, learn
+from tuning.values import Config, Tuned, arrays_of, start, summarise_values
 
 
 def write(
@@ -105,12 +69,12 @@ def write(
   """result.json, metrics.csv, hyperparameters.npz and the figures."""
   tuned, rows = learned.values, learned.rows
   np.savez(workdir / "hyperparameters.npz", **arrays_of(problem, config, tuned))
-  drawn = {"validation_loss": figures.loss(problem, config, rows, result)}
+  drawn = {"validation_loss": plots.loss(problem, config, rows, result)}
   for name in config.tune:
-    drawn[name] = figures.values(
+    drawn[name] = plots.values(
       problem, config, name, initial[name], tuned[name], rows
     )
-  experiment.write_results(workdir, rows, drawn, result)
+  output.write_results(workdir, rows, drawn, result)
 
 
 def result_of(
@@ -153,17 +117,12 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
     EXAMPLE if config.problem is None else pathlib.Path(config.problem)
   )
   initial = start(problem, config)
-  learned = meta_training.start(initial, config.meta_learning_rate)
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(
-    path, config, _LOCAL, problem.digest
-  ) as checkpoints:
-    learned = resume(checkpoints, problem, config, learned)
+  learned = meta_training.start(initial, optax.adam(config.meta_learning_rate))
+  path = output.folder(workdir)
+  with Checkpoints(path, config, problem.digest) as checkpoints:
+    learned = meta_training.resume(checkpoints, learned, config.meta_steps)
     done_before = len(learned.rows)
-
-    def save(learned: Learned) -> None:
-      meta_training.save(checkpoints, learned, {"rows": learned.rows})
-
+    save = functools.partial(meta_training.save, checkpoints)
     evaluate = evaluation(problem, config)
     losses = {"before": evaluate(initial)}
     learned = learn(problem, config, learned, save)
@@ -182,7 +141,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   lines = [
     f"problem            {r['problem']}, {r['parameters']:,} parameters",
     f"meta iterations    {r['meta_steps']}{origin}, each through {r['steps']} "
@@ -215,6 +174,4 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

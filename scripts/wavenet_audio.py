@@ -36,17 +36,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import audio_clips
-import audio_figures
-import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import training_loop
-from absl import flags
-from training_loop import Rows, Training
 
+from audio import plots, recordings
 from revmom.models import (
   Autoregressive,
   categorical,
@@ -54,91 +49,62 @@ from revmom.models import (
   mu_law_inverse,
   wavenet,
 )
+from shared import output, training_loop
+from shared.checkpointing import Checkpoints, done_before
+from shared.settings import flag, launch
+from shared.training_loop import Rows, Training
 
 _LEVELS = 256
-_DOUBLING = tuple(str(2**i) for i in range(7))
 _CONDITIONALS = {
   "mixture_of_logistics": mixture_of_logistics(levels=_LEVELS),
   "categorical": categorical(_LEVELS),
 }
 
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Folder of wav files; without it, plucked strings."
-)
-_DILATIONS = flags.DEFINE_list(
-  "dilations", list(_DOUBLING), "Of each block's convolution."
-)
-_CONDITIONAL = flags.DEFINE_enum(
-  "conditional",
-  "categorical",
-  list(_CONDITIONALS),
-  "Distribution of a code, given what the network says.",
-)
-_RESIDUAL = flags.DEFINE_integer(
-  "residual", 32, "Channels between blocks.", lower_bound=1
-)
-_SKIP = flags.DEFINE_integer(
-  "skip", 64, "Channels of the sum of all blocks.", lower_bound=1
-)
-_WINDOW = flags.DEFINE_integer(
-  "window", 512, "Samples that a clip gives to a step.", lower_bound=1
-)
-_SECONDS = flags.DEFINE_float(
-  "seconds", 0.25, "Length of generated clips.", lower_bound=0.01
-)
-_STEPS = flags.DEFINE_integer("steps", 1200, "Adam steps.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 8, "Windows a step, drawn with replacement.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  6e-3,
-  "After a twentieth of the steps; from there a cosine, to zero.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Of data, weights, batches and noise.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go.")
 
 _CHECKPOINTS = 5  # in a run, each with a test
 _CHUNK = 16  # windows that are evaluated at once
-_LOCAL = ("data_dir", "seconds")  # may differ from the run that is resumed
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One experiment; see the flags of the same names."""
+  """One experiment."""
 
-  data_dir: str | None = None
-  dilations: tuple[str, ...] = _DOUBLING
-  conditional: str = "categorical"
-  residual: int = 32
-  skip: int = 64
-  window: int = 512
-  seconds: float = 0.25
-  steps: int = 1200
-  batch_size: int = 8
-  learning_rate: float = 6e-3
-  seed: int = 0
+  data_dir: str | None = flag(
+    None, "Folder of wav files; without it, plucked strings.", may_change=True
+  )
+  dilations: tuple[int, ...] = flag(
+    tuple(2**i for i in range(7)), "Of each block's convolution.", at_least=1
+  )
+  conditional: str = flag(
+    "categorical",
+    "Distribution of a code, given what the network says.",
+    choices=list(_CONDITIONALS),
+  )
+  residual: int = flag(32, "Channels between blocks.", at_least=1)
+  skip: int = flag(64, "Channels of the sum of all blocks.", at_least=1)
+  window: int = flag(512, "Samples that a clip gives to a step.", at_least=1)
+  seconds: float = flag(
+    0.25, "Length of generated clips.", at_least=0.01, may_change=True
+  )
+  steps: int = flag(1200, "Adam steps.", at_least=1)
+  batch_size: int = flag(
+    8, "Windows a step, drawn with replacement.", at_least=1
+  )
+  learning_rate: float = flag(
+    6e-3,
+    "After a twentieth of the steps; from there a cosine, to zero.",
+    at_least=0.0,
+  )
+  seed: int = flag(0, "Of data, weights, batches and noise.")
 
 
 def model_of(config: Config) -> Autoregressive:
-  """The WaveNet of the flags.
-
-  Raises:
-    ValueError: --dilations are not positive integers.
-  """
-  try:
-    dilations = [int(dilation) for dilation in config.dilations]
-  except ValueError as error:
-    raise ValueError(
-      f"--dilations={','.join(config.dilations)}; expected integers, such as "
-      "1,2,4,8."
-    ) from error
+  """The WaveNet of the flags."""
   network = wavenet(
-    dilations,
+    config.dilations,
     residual=config.residual,
     skip=config.skip,
-    num_classes=audio_clips.CLASSES,
+    num_classes=recordings.CLASSES,
   )
   return Autoregressive(network, _CONDITIONALS[config.conditional])
 
@@ -160,7 +126,7 @@ def optimizer_of(config: Config) -> optax.GradientTransformation:
 
 def bits_of(
   model: Autoregressive,
-  windows: audio_clips.Windows,
+  windows: recordings.Windows,
   params: Any,
   clip: jax.Array,
   offset: jax.Array,
@@ -168,7 +134,7 @@ def bits_of(
 ) -> tuple[jax.Array, jax.Array]:
   """Sum of the bits of the samples in windows, and how many they are."""
   context = context_of(model)
-  codes, inside, labels = audio_clips.take(
+  codes, inside, labels = recordings.take(
     windows, clip, offset, context, window
   )
   log_probs = model.element_log_probs(params, codes, labels)
@@ -177,12 +143,12 @@ def bits_of(
 
 
 def training_step(
-  config: Config, model: Autoregressive, clips: audio_clips.Clips
+  config: Config, model: Autoregressive, clips: recordings.Clips
 ) -> Callable:
   """(training, number) -> the next one, and the mean bits a sample."""
   windows = jax.tree.map(
     jnp.asarray,
-    audio_clips.windows_of(clips, context_of(model), config.window),
+    recordings.windows_of(clips, context_of(model), config.window),
   )
   batch_key = jax.random.fold_in(jax.random.key(config.seed), 1)
   optimizer = optimizer_of(config)
@@ -208,11 +174,11 @@ def training_step(
 
 
 def evaluation(
-  config: Config, model: Autoregressive, clips: audio_clips.Clips
+  config: Config, model: Autoregressive, clips: recordings.Clips
 ) -> Callable:
   """params -> bits a sample of whole clips, each seen to its full context."""
   window = config.window
-  windows = audio_clips.windows_of(clips, context_of(model), window)
+  windows = recordings.windows_of(clips, context_of(model), window)
   pieces = [
     (clip, offset)
     for clip, length in enumerate(windows.lengths)
@@ -235,22 +201,21 @@ def evaluation(
   return mean
 
 
-def unigram_bits(data: audio_clips.Data) -> float:
+def unigram_bits(data: recordings.Data) -> float:
   """Bits a sample of the test, for one who knows how often codes occur."""
-  codes = [audio_clips.codes_of(clips.sounds) for clips in data]
+  codes = [recordings.codes_of(clips.sounds) for clips in data]
   # One more of each, so that none is impossible.
   counts = np.bincount(codes[0], minlength=_LEVELS) + 1
   return float(-np.log2(counts / counts.sum())[codes[1]].mean())
 
 
 def train(
-  data: audio_clips.Data,
+  data: recordings.Data,
   config: Config,
   training: Training,
-  rows: Rows,
-  save: Callable[[Training, Rows], None],
-) -> tuple[Training, Rows]:
-  """Goes on to the last step; saves now and then.
+  checkpoints: Checkpoints,
+) -> tuple[Training, Rows, int]:
+  """Resumes, and goes on to the last step; see `training_loop.train`.
 
   Raises:
     FloatingPointError: a loss was not finite.
@@ -266,11 +231,10 @@ def train(
   return training_loop.train(
     step,
     training,
-    rows,
     config.steps,
     validate,
-    save,
-    checkpoints=_CHECKPOINTS,
+    checkpoints,
+    saves=_CHECKPOINTS,
     loss="bits",
   )
 
@@ -285,7 +249,7 @@ class Heard(NamedTuple):
 
 
 def listen(
-  config: Config, model: Autoregressive, params: Any, clips: audio_clips.Clips
+  config: Config, model: Autoregressive, params: Any, clips: recordings.Clips
 ) -> Heard:
   """Generates clips from silence, and the second halves of others.
 
@@ -294,25 +258,25 @@ def listen(
   """
   context, length = (
     context_of(model),
-    round(config.seconds * audio_clips.RATE),
+    round(config.seconds * recordings.RATE),
   )
-  labels = np.arange(audio_clips.CLASSES, dtype=np.int32)
+  labels = np.arange(recordings.CLASSES, dtype=np.int32)
   missing = sorted(set(labels.tolist()) - set(clips.labels.tolist()))
   if missing:
     raise ValueError(f"there is no test clip of classes {missing}.")
   firsts = np.array([np.argmax(clips.labels == label) for label in labels])
-  windows = audio_clips.windows_of(clips, context, length)
-  codes, inside, _ = audio_clips.take(
+  windows = recordings.windows_of(clips, context, length)
+  codes, inside, _ = recordings.take(
     windows, firsts, np.zeros_like(firsts), context, length
   )
   # Where a clip has ended is silence, not the clip that follows it.
-  test = np.where(inside, codes[:, context:, 0], audio_clips.SILENCE)
+  test = np.where(inside, codes[:, context:, 0], recordings.SILENCE)
   half = np.minimum(windows.lengths[firsts], length) // 2
   known = np.arange(length) < np.stack([0 * half, half])[..., None]
   x = np.pad(
     np.stack([test, test]),
     [(0, 0), (0, 0), (context, 0)],
-    constant_values=audio_clips.SILENCE,
+    constant_values=recordings.SILENCE,
   )
   known = np.pad(known, [(0, 0), (0, 0), (context, 0)], constant_values=True)
 
@@ -332,10 +296,10 @@ def listen(
 def right_pitches(codes: np.ndarray) -> int:
   """Of how many strings, one of each class, the pitch is that of the class."""
   sounds = np.asarray(mu_law_inverse(jnp.asarray(codes)))
-  padded = 8 * audio_clips.RATE
+  padded = 8 * recordings.RATE
   spectrum = np.abs(np.fft.rfft(sounds * np.hanning(sounds.shape[1]), padded))
   classes = np.arange(len(codes))
-  lines = 8 * np.outer(audio_clips.pitch(classes), np.arange(1, 4))
+  lines = 8 * np.outer(recordings.pitch(classes), np.arange(1, 4))
   strength = spectrum[:, np.rint(lines).astype(int)].sum(-1)
   return int((strength.argmax(1) == classes).sum())
 
@@ -347,20 +311,17 @@ def write(
   result: dict[str, Any],
 ) -> None:
   """All files but the checkpoints."""
-  experiment.write_csv(workdir / "metrics.csv", rows)
-  audio_clips.write(workdir / "generated.wav", heard.generated)
-  audio_clips.write(workdir / "completed.wav", heard.completed)
+  recordings.write(workdir / "generated.wav", heard.generated)
+  recordings.write(workdir / "completed.wav", heard.completed)
   kinds = {
     kind: np.asarray(mu_law_inverse(jnp.asarray(getattr(heard, kind))))
     for kind in ("test", "generated", "completed")
   }
   drawn = {
-    "loss": audio_figures.losses(rows, result),
-    "spectrogram": audio_figures.spectrograms(kinds, audio_clips.RATE),
+    "loss": plots.losses(rows, result),
+    "spectrogram": plots.spectrograms(kinds, recordings.RATE),
   }
-  for name, figure in drawn.items():
-    figure.savefig(workdir / f"{name}.png", dpi=100)
-  experiment.write_json(workdir / "result.json", result)
+  output.write_results(workdir, rows, drawn, result)
 
 
 def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
@@ -373,20 +334,17 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   begin = time.perf_counter()
   model = model_of(config)
   if config.data_dir is None:
-    data = audio_clips.synthetic(config.seed)
+    data = recordings.synthetic(config.seed)
   else:
-    data = audio_clips.load(config.data_dir)
+    data = recordings.load(config.data_dir)
   like = jnp.zeros((1, config.window, 1), jnp.int32)
   params = model.init(jax.random.key(config.seed), like)
   training = Training(params, optimizer_of(config).init(params))
-  path = experiment.folder(workdir)
-  with experiment.Checkpoints(path, config, _LOCAL, data) as checkpoints:
-    training, rows = training_loop.resume(checkpoints, training)
-    done_before = len(rows)
-    save = training_loop.saving(checkpoints)
-    training, rows = train(data, config, training, rows, save)
+  path = output.folder(workdir)
+  with Checkpoints(path, config, data) as checkpoints:
+    training, rows, done_before = train(data, config, training, checkpoints)
   heard = listen(config, model, training.params, data.test)
-  least = audio_clips.least_bits(data.test)
+  least = recordings.least_bits(data.test)
   result = {
     "data": config.data_dir and pathlib.Path(config.data_dir).name,
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -412,7 +370,7 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
   """The result for people."""
   r = result
-  origin = experiment.done_before(r)
+  origin = done_before(r)
   lines = [
     f"model       {r['parameters']:,} parameters, sees "
     f"{r['receptive_field']} samples, {r['steps']} Adam steps{origin}",
@@ -422,7 +380,7 @@ def report(result: dict[str, Any]) -> str:
   if "least_bits" in r:
     lines += [
       f"            the noise alone {r['least_bits']:.3f}",
-      f"generated   {r['right_pitches']} of {audio_clips.CLASSES} strings have "
+      f"generated   {r['right_pitches']} of {recordings.CLASSES} strings have "
       "the pitch of their class",
     ]
   lines += [
@@ -435,6 +393,4 @@ def report(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-  experiment.start(
-    lambda: report(run(experiment.settings(Config), _WORKDIR.value))
-  )
+  launch(Config, run, report)

@@ -17,7 +17,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def models(load):
-  return load("autoregressive_models")
+  return load("autoregressive.models")
 
 
 NAMES = (
@@ -110,7 +110,7 @@ def test_a_wrong_flag_is_named(script, flags, message):
 
 def test_a_step_donates_what_it_is_given(load, models):
   """No buffer of a state is shared between two of its arrays."""
-  training = load("autoregressive_training")
+  training = load("autoregressive.training")
   config = training.Config(conditioned=True, hidden_size=4, depth=1)
   data = models.load("digits", None)
   model = training.model_of(config, data.levels)

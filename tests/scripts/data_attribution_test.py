@@ -20,7 +20,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def transformer(load):
-  return load("transformer")
+  return load("attribution.network")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ SMALL = "--depth=2", "--hidden=8", "--batch_size=32"
   "name", ["two_moons", "eight_gaussians", "rings", "pinwheel"]
 )
 def test_densities_are_those_of_their_samples(load, name):
-  toy = load("two_dimensional").TOYS[name]
+  toy = load("densities.toys").TOYS[name]
   size, side = 5.5, 440
   centres = ((np.arange(side) + 0.5) / side * 2 - 1) * size
   grid = np.stack(np.meshgrid(centres, centres), -1).reshape(-1, 2)
@@ -36,7 +36,7 @@ def test_densities_are_those_of_their_samples(load, name):
 
 
 def test_images_are_integers_again(load):
-  models = load("density_models")
+  models = load("densities.models")
   from sklearn.datasets import load_digits
 
   images = models.load("digits", None, "glow", 0)
@@ -53,7 +53,7 @@ def test_images_are_integers_again(load):
 
 
 def test_units(load):
-  models = load("density_models")
+  models = load("densities.models")
   log_prob = np.float32([-64 * np.log(2)])  # a bit more than uniform on [0, 1]
   images = models.load("digits", None, "nice", 0)
   np.testing.assert_allclose(

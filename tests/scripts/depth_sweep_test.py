@@ -19,7 +19,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def networks(load):
-  return load("depth_networks")
+  return load("depth.networks")
 
 
 def test_blocks_of_pixels_become_one_position(networks):
@@ -85,8 +85,8 @@ def test_a_training_that_explodes_stops(script, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--depths=2,x"], "--depths=2,x; expected positive integers"),
-    (["--map_gains=-1,2"], "--map_gains=-1,2; expected positive numbers"),
+    (["--depths=2,x"], "--depths=2,x: expected integers between commas"),
+    (["--map_gains=-1,2"], "--map_gains=-1,2: expected numbers between commas"),
     (["--dataset=mnist"], "needs --data_dir"),
   ],
 )

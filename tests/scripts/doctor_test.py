@@ -35,13 +35,17 @@ def test_a_wrong_flag_is_named(script, flag, message):
 
 
 @pytest.fixture(scope="module")
-def doctor(load):
-  """The script as a module; its flags are defined only once."""
-  return load("doctor")
+def environment(load):
+  return load("diagnosis.environment")
 
 
-def test_gpu_flags_are_understood(doctor):
-  ok = lambda flags: [finding.ok for finding in doctor.gpu(flags)]
+@pytest.fixture(scope="module")
+def self_test(load):
+  return load("diagnosis.self_test")
+
+
+def test_gpu_flags_are_understood(environment):
+  ok = lambda flags: [finding.ok for finding in environment.gpu(flags)]
   assert ok("") == [False, False]
   assert ok("--xla_gpu_deterministic_ops=true") == [True, True]
   assert ok("--xla_gpu_deterministic_ops") == [True, True]
@@ -66,18 +70,20 @@ def test_gpu_flags_are_understood(doctor):
     ("0.12.0", "gpu", "", True),
   ],
 )
-def test_broken_releases_are_known(doctor, jaxlib, backend, flags, expected):
-  here = doctor.revmom.fingerprint()._replace(
+def test_broken_releases_are_known(
+  environment, jaxlib, backend, flags, expected
+):
+  here = environment.revmom.fingerprint()._replace(
     jax=jaxlib, jaxlib=jaxlib, backend=backend, xla_flags=flags
   )
-  found = {f.name: f for f in doctor.versions(here)}
+  found = {f.name: f for f in environment.versions(here)}
   assert found["jaxlib"].ok is expected
   assert bool(found["jaxlib"].remedy) is not expected
   assert found["jax#39103 reproduced"].ok
 
 
 @pytest.mark.slow
-def test_a_divergence_is_not_ok(doctor):
+def test_a_divergence_is_not_ok(self_test):
   """A gradient that depends on the call can't be recomputed."""
   import jax
   import jax.numpy as jnp
@@ -92,15 +98,15 @@ def test_a_divergence_is_not_ok(doctor):
     fresh = jax.pure_callback(noise, shape, batch[1][0])
     return jnp.sum(params["x"]) * 1e-4 * fresh
 
-  case = doctor.Case({"x": jnp.ones(2)}, loss_fn, (jnp.ones(4), jnp.ones(4)))
-  outcome = doctor.reverse(case, "float32", 20, 0)
+  case = self_test.Case({"x": jnp.ones(2)}, loss_fn, (jnp.ones(4), jnp.ones(4)))
+  outcome = self_test.reverse(case, "float32", 20, 0)
   assert outcome.verdict == "DIVERGED" and not outcome.ok
 
 
-def test_a_loss_that_is_not_finite_stops(doctor):
+def test_a_loss_that_is_not_finite_stops(self_test):
   import jax.numpy as jnp
 
   loss_fn = lambda params, batch: jnp.sum(params["x"]) / 0.0
-  case = doctor.Case({"x": jnp.ones(2)}, loss_fn, (jnp.ones(4), jnp.ones(4)))
+  case = self_test.Case({"x": jnp.ones(2)}, loss_fn, (jnp.ones(4), jnp.ones(4)))
   with pytest.raises(FloatingPointError, match="not finite"):
-    doctor.reverse(case, "float32", 5, 0)
+    self_test.reverse(case, "float32", 5, 0)

@@ -22,7 +22,7 @@ def numpy_log_likelihoods(params, inputs, targets):
 
 @pytest.mark.parametrize("classes", [False, True])
 def test_likelihoods_are_numpys(load, classes):
-  training = load("early_stopping_training")
+  training = load("duvenaud2016.training")
   rng = np.random.default_rng(0)
   shapes = (3, 4), (4,), (4, 2 if classes else 1), (2 if classes else 1,)
   params = [rng.normal(size=s).astype(np.float32) for s in shapes]
@@ -41,7 +41,7 @@ def test_likelihoods_are_numpys(load, classes):
 def test_a_step_and_its_determinant_are_those_of_the_formula(
   load, x64, threshold
 ):
-  training = load("early_stopping_training")
+  training = load("duvenaud2016.training")
   rng = np.random.default_rng(1)
   params = [jnp.asarray(rng.normal(size=s)) for s in ((3, 2), (2,))]
   inputs, targets = rng.normal(size=(5, 3)), rng.normal(size=(5, 2))
@@ -75,7 +75,7 @@ def test_a_step_and_its_determinant_are_those_of_the_formula(
 
 @pytest.mark.slow
 def test_the_entropy_of_a_run_is_that_of_its_dense_jacobian(load):
-  training = load("early_stopping_training")
+  training = load("duvenaud2016.training")
   # The same example over and over, so that all batches are alike.
   inputs = np.tile(np.float32([[0.7, -1.2]]), (4, 1))
   examples = training.Examples(inputs, np.ones(4, np.int32))
@@ -140,7 +140,7 @@ def test_the_entropy_of_a_run_is_that_of_its_dense_jacobian(load):
 
 
 def test_determinants_in_the_plane_are_those_of_differences(load):
-  funnel = load("early_stopping_funnel")
+  funnel = load("duvenaud2016.funnel")
   points = np.array([[-0.5, 0.3], [1.0, 1.5]])
   steps, g0, h = 4, 0.25, 1e-5
 
@@ -171,7 +171,7 @@ def test_determinants_in_the_plane_are_those_of_differences(load):
 
 
 def test_discs_and_their_outlines(load):
-  funnel = load("early_stopping_funnel")
+  funnel = load("duvenaud2016.funnel")
   radius = 1.5
   ring, disc = funnel.ring(radius), funnel.disc(radius)
   assert funnel.area(ring) == pytest.approx(np.pi * radius**2, rel=1e-3)
@@ -182,7 +182,7 @@ def test_discs_and_their_outlines(load):
 
 
 def test_tables_are_split_as_the_authors_do(load, tmp_path):
-  data = load("early_stopping_data")
+  data = load("duvenaud2016.data")
   rng = np.random.default_rng(0)
   table = rng.normal(size=(30, 14)) * 3 + 1
   text = "\n".join(" ".join(f"{v:.17g}" for v in row) for row in table)
@@ -202,7 +202,7 @@ def test_tables_are_split_as_the_authors_do(load, tmp_path):
 
 
 def test_tables_with_headers_and_without_numbers(load, tmp_path):
-  read = load("early_stopping_data").read_table
+  read = load("duvenaud2016.data").read_table
   path = tmp_path / "housing.csv"
   path.write_text('"crim","medv"\n1.5,"2"\n\n3,4\n')
   np.testing.assert_array_equal(read(path, 2), [[1.5, 2], [3, 4]])
@@ -218,14 +218,14 @@ def test_tables_with_headers_and_without_numbers(load, tmp_path):
 
 @pytest.mark.parametrize("count", [60_000, 1200])
 def test_images_are_the_papers_if_there_are_enough(load, monkeypatch, count):
-  data = load("early_stopping_data")
+  data = load("duvenaud2016.data")
   label = np.arange(count + 100, dtype=np.int32)
   image = lambda labels: (labels[:, None, None] / 1000).astype(np.float32)
   ends = [0, count - count // 6, count, count + 100]
   parts = [label[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
   arrays = [array for part in parts for array in (image(part), part)]
-  loaded = data.datasets.Data(*arrays)
-  monkeypatch.setattr(data.datasets, "load", lambda *_: loaded)
+  loaded = data.image_data.Data(*arrays)
+  monkeypatch.setattr(data.image_data, "load", lambda *_: loaded)
   train, test, notes = data.images("mnist", "folder", 70)
   if count == 60_000:
     np.testing.assert_array_equal(train.targets, label[:50_000])
@@ -239,18 +239,18 @@ def test_images_are_the_papers_if_there_are_enough(load, monkeypatch, count):
 
 
 def test_values_that_make_sense(load):
-  networks = load("early_stopping_networks")
+  networks = load("duvenaud2016.networks")
   config = lambda figure, *values: SimpleNamespace(
     figure=figure, dataset="mnist", values=values or None
   )
   of = networks.values_of
   assert of(config("5"), networks.HIDDEN_UNITS)[-1] == 3000
-  assert of(config("6", "0", "2.5"), {}) == [0, 2.5]
-  for bad in (config("5", "2.5"), config("5", "0"), config("6", "-1")):
+  assert of(config("6", 0.0, 2.5), {}) == [0, 2.5]
+  for bad in (config("5", 3.0, 2.5), config("5", 0.0), config("6", -1.0)):
     with pytest.raises(ValueError, match="expected"):
       of(bad, {})
-  with pytest.raises(ValueError, match="--values=x; expected numbers of hid"):
-    of(config("5", "x"), {})
+  with pytest.raises(ValueError, match="--values=2.5; expected numbers of hid"):
+    of(config("5", 2.5), {})
 
 
 @pytest.mark.slow

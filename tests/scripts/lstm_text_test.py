@@ -19,7 +19,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def model(load):
-  return load("lstm_language_model")
+  return load("text.model")
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_early_adam_is_the_formula(load):
   rng = np.random.default_rng(0)
   gradients = rng.normal(size=(6, 5)) * 1e-3
   x, m, v = np.zeros(5), np.zeros(5), np.zeros(5)
-  optimizer = load("schedules").early_adam(0.04)
+  optimizer = load("schedules.elementary").early_adam(0.04)
   params = jnp.zeros(5)
   state = optimizer.init(params)
   for i, g in enumerate(gradients):
@@ -135,7 +135,7 @@ def digits(count):
 @pytest.mark.slow
 def test_the_chaos_sweep_trains_as_numpy_does(load, x64):
   images, labels = digits(500)
-  chaos = load("maclaurin_chaos").chaos_objective
+  chaos = load("maclaurin.chaos").chaos_objective
   objective = jax.jit(jax.value_and_grad(chaos(images, labels, 6, 0)))
   loss, derivative = objective(jnp.float64(0.7))
 
@@ -193,10 +193,10 @@ def test_the_chaos_sweep_trains_as_numpy_does(load, x64):
 def test_a_short_training_file_leaves_the_rest_to_the_test_file(
   load, monkeypatch
 ):
-  shared = load("maclaurin_shared")
+  common = load("maclaurin.common")
   label = np.arange(100, dtype=np.int32)
   image = lambda labels: np.ones((1, 2, 2), np.float32) * labels[:, None, None]
-  data = shared.datasets.Data(
+  data = common.image_data.Data(
     image(label[:50]),
     label[:50],
     image(label[50:60]),
@@ -204,14 +204,14 @@ def test_a_short_training_file_leaves_the_rest_to_the_test_file(
     image(label[60:]),
     label[60:],
   )
-  monkeypatch.setattr(shared.datasets, "load", lambda *_: data)
-  config = shared.Config(dataset="mnist")
-  enough, notes = shared.split(config, (30, 20, 10))
+  monkeypatch.setattr(common.image_data, "load", lambda *_: data)
+  config = common.Config(dataset="mnist")
+  enough, notes = common.split(config, (30, 20, 10))
   assert notes == []
   np.testing.assert_array_equal(enough.train_labels, label[:30])
   np.testing.assert_array_equal(enough.validation_labels, label[30:50])
   np.testing.assert_array_equal(enough.test_labels, label[50:60])
-  short, notes = shared.split(config, (60, 60, 10))
+  short, notes = common.split(config, (60, 60, 10))
   assert "30 validation and 10 test images come from the test file" in notes[0]
   np.testing.assert_array_equal(short.train_labels, label[:60])
   held_out = np.concatenate([short.validation_labels, short.test_labels])
@@ -220,15 +220,15 @@ def test_a_short_training_file_leaves_the_rest_to_the_test_file(
 
 
 def test_figures_stop_at_what_is_not_finite(load):
-  check = load("maclaurin_shared").check_finite
+  check = load("shared.runs").check_finite
   check("a loss", {"a": jnp.ones(2)}, "")
   with pytest.raises(FloatingPointError, match="a loss is not finite: lower"):
     check("a loss", {"a": jnp.ones(2), "b": jnp.array([0.0, np.nan])}, "lower")
 
 
 def test_padding_and_sharing_of_tasks(load):
-  sharing = load("maclaurin_sharing")
-  drawings = load("omniglot").Drawings
+  sharing = load("maclaurin.sharing")
+  drawings = load("maclaurin.omniglot").Drawings
   rng = np.random.default_rng(0)
   images = rng.random((2, 3, 4, 5))
   images[1, 2] = 0  # the second task has two characters only
@@ -255,8 +255,8 @@ def test_padding_and_sharing_of_tasks(load):
 
 
 def test_partitions_deal_every_drawing_once(load):
-  sharing = load("maclaurin_sharing")
-  drawings = load("omniglot").Drawings
+  sharing = load("maclaurin.sharing")
+  drawings = load("maclaurin.omniglot").Drawings
   images = np.arange(2 * 3 * 15.0).reshape(2, 3, 15, 1) * np.ones(4)
   dealt = sharing.partition(
     np.random.default_rng(0), drawings(images, np.array([3, 3])), [12, 3]
@@ -286,7 +286,7 @@ def write_alphabets(path, names, characters=3, drawings=16):
 
 
 def test_omniglot_is_read(load, tmp_path):
-  omniglot = load("omniglot")
+  omniglot = load("maclaurin.omniglot")
   names = ["A", "B", "C", "D", "E", "F"]
   write_alphabets(tmp_path / "images_background.zip", names)
   found, drawings = omniglot.load(str(tmp_path))
@@ -306,7 +306,7 @@ def test_omniglot_is_read(load, tmp_path):
 
 
 def test_omniglot_that_is_incomplete(load, tmp_path):
-  omniglot = load("omniglot")
+  omniglot = load("maclaurin.omniglot")
   with pytest.raises(FileNotFoundError, match="holds no zip file"):
     omniglot.load(str(tmp_path))
   write_alphabets(tmp_path / "few.zip", "ABCDE", 1, 3)
@@ -316,7 +316,10 @@ def test_omniglot_that_is_incomplete(load, tmp_path):
 
 def test_a_damaged_zip_file_is_named(load, tmp_path):
   """Cut short, or with one bit changed: right, or an error of one line."""
-  omniglot, path = load("omniglot"), tmp_path / "images_background.zip"
+  omniglot, path = (
+    load("maclaurin.omniglot"),
+    tmp_path / "images_background.zip",
+  )
   write_alphabets(path, "ABCDE", 1, 15)
   whole, rng = path.read_bytes(), np.random.default_rng(0)
   _, expected = omniglot.load(str(tmp_path))

@@ -14,7 +14,7 @@ SMALL = "--hidden_sizes=2,3", "--batch_size=20", "--steps=20"
 
 @pytest.fixture(scope="module")
 def model(load):
-  return load("mdlstm_classifier")
+  return load("digits.classifier")
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_a_training_that_explodes_stops(script, tmp_path):
   [
     (["--hidden-sizes=3,4"], "Did you mean: hidden_sizes"),
     (["--hidden_sizes=8"], "--hidden_sizes=8; expected two numbers"),
-    (["--hidden_sizes=8,0"], "must be positive"),
+    (["--hidden_sizes=8,0"], "expected integers between commas"),
     (["--dataset=mnist"], "needs --data_dir"),
   ],
 )

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 INIT = """
@@ -125,14 +126,14 @@ PARTITIONED = REGULARISED.replace(
 
 def test_the_loss_a_partition_and_a_warm_up(load, tmp_path):
   """The first hypergradient, against differences of losses in float64."""
-  values, training = load("tuning_values"), load("tuning_training")
+  values, training = load("tuning.values"), load("tuning.runs")
   (tmp_path / "mine.py").write_text(PARTITIONED)
-  posed = load("problem_file").pose(tmp_path / "mine.py")
-  names = ["l2", "all.learning_rate"]
+  posed = load("tuning.problem_file").pose(tmp_path / "mine.py")
+  names = "l2", "all.learning_rate"
   config = values.Config(tune=names, per_step=True, steps=10)
   tuned = values.start(posed, config)
   step = training.meta_iteration(posed, config)
-  start = load("meta_training").start(tuned, 0.1)
+  start = load("shared.meta_training").start(tuned, optax.adam(0.1))
   with jax.numpy_dtype_promotion("standard"):  # for optax
     after, _, figures = step(tuned, start.meta_state, np.int32(0))
 
@@ -174,11 +175,11 @@ def test_the_loss_a_partition_and_a_warm_up(load, tmp_path):
   ],
 )
 def test_what_can_not_be_tuned(load, tmp_path, text, name, message):
-  values = load("tuning_values")
+  values = load("tuning.values")
   (tmp_path / "mine.py").write_text(text)
-  posed = load("problem_file").pose(tmp_path / "mine.py")
+  posed = load("tuning.problem_file").pose(tmp_path / "mine.py")
   with pytest.raises(ValueError, match=message):
-    values.start(posed, values.Config(tune=[name]))
+    values.start(posed, values.Config(tune=(name,)))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def clips(load):
-  return load("audio_clips")
+  return load("audio.recordings")
 
 
 def write_digits(folder, rate=8000, dtype=np.int16):
@@ -41,7 +41,7 @@ def test_a_damaged_file_is_named(clips, tmp_path):
   for content in [whole[:size] for size in range(len(whole))] + other:
     path.write_bytes(content)
     try:
-      sound = clips._read(path)
+      sound = clips.read(path)
     except ValueError as error:
       assert path.name in str(error) and "\n" not in str(error)
     else:  # the size of all, or bytes a second, which nobody needs
@@ -50,7 +50,7 @@ def test_a_damaged_file_is_named(clips, tmp_path):
   assert accepted < 10
   wavfile.write(path, 8000, np.zeros(0, np.int16))
   with pytest.raises(ValueError, match="7_ann_0.wav has no sound"):
-    clips._read(path)
+    clips.read(path)
 
 
 def test_windows_have_their_context(clips):
@@ -165,8 +165,8 @@ def test_files_are_checked(clips, tmp_path):
   ("flags", "message"),
   [
     (["--dilation=3"], "Did you mean: dilations"),
-    (["--dilations=1,two"], "--dilations=1,two; expected integers"),
-    (["--dilations=1,0"], "each 1 or more"),
+    (["--dilations=1,two"], "--dilations=1,two: expected integers between"),
+    (["--dilations=1,0"], "--dilations=1,0: expected integers between"),
     (["--conditional=gaussian"], "should be one of"),
   ],
 )

@@ -1,0 +1,1 @@
+"""Parts of scripts/gradient_flow_lstm.py."""

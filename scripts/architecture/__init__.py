@@ -1,0 +1,1 @@
+"""Parts of scripts/architecture_costs.py."""

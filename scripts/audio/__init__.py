@@ -1,0 +1,1 @@
+"""Parts of scripts/wavenet_audio.py."""

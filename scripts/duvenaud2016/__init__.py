@@ -1,0 +1,1 @@
+"""Parts of scripts/early_stopping.py: Duvenaud, Maclaurin & Adams (2016)."""

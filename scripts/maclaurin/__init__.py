@@ -1,0 +1,1 @@
+"""Parts of scripts/maclaurin2015.py: Maclaurin, Duvenaud & Adams (2015)."""

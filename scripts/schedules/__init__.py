@@ -1,0 +1,1 @@
+"""Learned schedules, of scripts/learn_schedule.py and maclaurin2015.py."""

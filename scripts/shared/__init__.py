@@ -1,0 +1,1 @@
+"""What several programs use: settings, files, checkpoints, data, training."""
