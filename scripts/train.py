@@ -117,7 +117,13 @@ def pose(config: Config) -> Problem:
     return jax.random.randint(key, (config.batch_size,), 0, len(labels))
 
   params = jax.jit(model.init)(weights_key, images[:1])
-  clip = optax.clip_by_global_norm(config.clip) if config.clip else None
+  optimizer = revmom.sgd(
+    config.learning_rate,
+    config.momentum,
+    weight_decay=config.weight_decay or None,
+  )
+  if config.clip:
+    optimizer = revmom.clipped(optimizer, config.clip)
   return Problem(
     params=jax.tree.map(lambda weights: weights.astype(dtype), params),
     loss_fn=loss_fn,
@@ -125,17 +131,15 @@ def pose(config: Config) -> Problem:
     args=(images, labels),
     test=to_device(data.test_images, data.test_labels),
     logits=logits,
-    optimizer=revmom.sgd(
-      config.learning_rate,
-      config.momentum,
-      weight_decay=config.weight_decay or None,
-      preprocess=clip,
-    ),
+    optimizer=optimizer,
   )
 
 
 def reversible_training(problem: Problem, config: Config) -> Wrapped:
   """(params, images, labels) -> Run."""
+  plan = revmom.plans.keep()
+  if config.memory_budget is not None:
+    plan = revmom.plans.recompute(config.memory_budget)
 
   def run(params, *args):
     return revmom.train(
@@ -145,7 +149,7 @@ def reversible_training(problem: Problem, config: Config) -> Wrapped:
       problem.batches,
       *args,
       num_steps=config.steps,
-      memory_budget=config.memory_budget,
+      plan=plan,
     )
 
   return jax.jit(run)

@@ -1,7 +1,7 @@
 """Different optimizers for different parameters."""
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 
@@ -37,6 +37,21 @@ class Partition(ReversibleOptimizer, kw_only=True):
         for part, leaves in within
       ]
     return parts, {} if self.clip is None else {"clip": self.clip}
+
+  @property
+  def floors(self) -> dict[str, float]:
+    """The lowest floor of each role, among all optimizers."""
+    found: dict[str, float] = {}
+    for optimizer in self.optimizers.values():
+      for name, floor in optimizer.floors.items():
+        found[name] = min(floor, found.get(name, 1.0))
+    return found
+
+  def with_floors(self, floors: Mapping[str, float]) -> Self:
+    parts = self.optimizers.items()
+    return self.replace(
+      optimizers={label: own.with_floors(floors) for label, own in parts}
+    )
 
   def _labels(self, params: Any) -> list[Hashable]:
     """Of each parameter array."""

@@ -14,8 +14,8 @@ An optimizer states phi, u and the factors; all else is derived here.
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -277,6 +277,27 @@ class ReversibleOptimizer(Equations, kw_only=True):
       ValueError: naming the parameter array, its shape and the remedy.
     """
     check_in_range(state, self.resolve_for(state))
+
+  @property
+  def floors(self) -> dict[str, float]:
+    """The smallest factor of each role that buffers have room for if traced."""
+    return {r.name: r.floor for r in self.roles if r.floor is not None}
+
+  def with_floors(self, floors: Mapping[str, float]) -> Self:
+    """The optimizer, with room for smaller factors; none is raised.
+
+    >>> import revmom
+    >>> revmom.sgd(0.1, 0.9).with_floors({"velocity": 0.5}).floors
+    {'velocity': 0.5}
+    """
+
+    def lower(role: Role) -> Role:
+      if role.floor is None:
+        return role
+      lowest = min(role.floor, floors.get(role.name, role.floor))
+      return role._replace(floor=lowest)
+
+    return self.replace(roles=tuple(map(lower, self.roles)))
 
   # Machinery shared with the drivers of whole runs.
 

@@ -91,14 +91,13 @@ def _overflow_message(equations, name, flags, state) -> str:
     for role in equations.roles
     if flags[role.name].any()
   ]
-  floors = {r.name: r.floor for r in equations.roles if r.floor is not None}
   return (
     f"{outside.sum()} of {outside.size} elements of the parameter array "
     f"{name}, shape {outside.shape}, left the grid of {' and '.join(guilty)} "
     "within the run: a value or gradient was NaN or too large, more than "
     f"the {state.steps} steps of `init` were taken, more were undone than "
-    f"taken, or the factors were smaller than the floors {floors}.  Lower the "
-    "learning rate, clip the gradients (revmom.clipped), give a role fewer "
-    "fraction bits (grid=revmom.Grid({role: bits})), or set num_steps or the "
-    "floors of the grid."
+    "taken, or the factors were smaller than the floors "
+    f"{equations.floors}.  Lower the learning rate, clip the gradients "
+    "(revmom.clipped), give a role fewer fraction bits "
+    "(grid=revmom.Grid({role: bits})), or set num_steps or the grid's floors."
   )

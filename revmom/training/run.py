@@ -305,8 +305,12 @@ def _undo(
     bars, gradients_bar, totals = dynamics.pull_back(
       between, before, gradients, bars, totals, t, schedules
     )
-    consume = lambda *inputs: problem.consume(*inputs, t)
-    _, pull_back = jax.vjp(consume, raw, views, thresholds)
+    _, pull_back = jax.vjp(
+      lambda raw, views, thresholds: problem.consume(raw, views, thresholds, t),
+      raw,
+      views,
+      thresholds,
+    )
     raw_bar, views_bar, thresholds_bar = pull_back(gradients_bar)
     losses_bar = reference.losses_bar
     more_bar, item_bar = problem.pull_back(

@@ -237,10 +237,11 @@ def _beside(problem: Problem, shared_dot: list, stacked_dot: list) -> Problem:
     _, (value_dot, grads_dot) = jax.jvp(of, (own, inputs), (along, inputs_dot))
     return jnp.stack([value, value_dot]), _stack(grads, grads_dot)
 
-  def consume(*both_and_t):
-    *both, t = both_and_t
-    own, along = zip(*map(_rows, both), strict=True)
-    of = lambda *args: problem.consume(*args, t)
+  def consume(gradients, views, thresholds, t):
+    own, along = zip(*map(_rows, (gradients, views, thresholds)), strict=True)
+    of = lambda gradients, views, thresholds: problem.consume(
+      gradients, views, thresholds, t
+    )
     return _stack(of(*own), jax.jvp(of, own, along)[1])
 
   def pull_back(views, data, t, gradient_bar, value_bar, wanted):

@@ -165,15 +165,15 @@ def validation(params, problem: Problem, config: Config) -> jax.Array:
 
 def optimizer_of(problem: Problem, config: Config) -> Any:
   """AdamW with a learning rate for each step."""
-  return revmom.adamw(
+  optimizer = revmom.adamw(
     problem.rates,
     b1=B1,
     b2=B2,
     eps=EPS,
     eps_root=config.eps_root,
     weight_decay=config.weight_decay,
-    clip=config.clip,
   )
+  return revmom.clipped(optimizer, config.clip)
 
 
 def train(problem: Problem, config: Config, weights: jax.Array) -> revmom.Run:

@@ -68,7 +68,7 @@ def chaos_objective(
       (1 - 0.9) * jnp.exp(log_rate),
       math.floor(0.9 * DENOMINATOR + 1) / DENOMINATOR,
       form="trace",
-      integer="int64",
+      grid=revmom.Grid(integer="int64"),
     )
     run = revmom.train(batch_loss, optimizer, params, starts, *data)
     return elementary.mean_loss(run.params, *data)

@@ -60,7 +60,7 @@ def toy_optimizer(hypers: ToyHypers) -> Any:
     jnp.exp(hypers.log_rate),
     momentum + lax.stop_gradient(fraction - momentum),
     form="trace",
-    fraction_bits={"velocity": 20},
+    grid=revmom.Grid({"velocity": 20}),
   )
 
 

@@ -109,7 +109,7 @@ def optimizer_of(hypers: Hypers) -> Any:
     learning_rate=columns(jnp.exp(hypers.log_rate)),
     momentum=columns(jax.nn.sigmoid(hypers.logit_momentum)),
     form="ema",
-    floors={"velocity": _MOMENTUM_FLOOR},
+    grid=revmom.Grid(floors={"velocity": _MOMENTUM_FLOOR}),
   )
 
 

@@ -19,7 +19,6 @@ from tuning.values import (
   Tuned,
   columns,
   loss_arguments,
-  lowest_floors,
   optimizer_of,
 )
 
@@ -52,7 +51,7 @@ def floors_for(optimizer: Any, factors: dict[str, float]) -> tuple:
   step.  Values that move on so need few compilations, and a resumed run needs
   the same ones, because nothing but the values decides.
   """
-  floors = lowest_floors(optimizer)
+  floors = dict(optimizer.floors)
   for role, factor in factors.items():
     if 0 < factor < floors.get(role, 1.0):
       bits = -math.log2(factor) * 1.001  # for the rounding of float32

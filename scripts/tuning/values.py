@@ -242,31 +242,7 @@ def optimizer_of(
     rows = [row if config.per_step else row[0] for row in table]
     rows = [values_of(name, row) for row in rows]
     chosen[name] = structure.unflatten(rows) if config.per_array else rows[0]
-  return lowered(replaced(problem.optimizer, chosen), dict(floors))
-
-
-def lowered(optimizer: Any, floors: dict[str, float]) -> Any:
-  """The optimizer, or all of a partition, with room for smaller factors."""
-  own = {
-    role: min(floor, floors.get(role, floor))
-    for role, floor in optimizer.floors
-  }
-  changed = optimizer.replace(floors=tuple(own.items()))
-  if parts := optimizer.hyperparameters().get("optimizers"):
-    changed = changed.replace(
-      optimizers={label: lowered(part, floors) for label, part in parts.items()}
-    )
-  return changed
-
-
-def lowest_floors(optimizer: Any) -> dict[str, float]:
-  """The lowest floor of each role, among the optimizers of a partition."""
-  found = dict(optimizer.floors)
-  parts = optimizer.hyperparameters().get("optimizers", {})
-  for own in map(lowest_floors, parts.values()):
-    for role, floor in own.items():
-      found[role] = min(floor, found.get(role, 1.0))
-  return found
+  return replaced(problem.optimizer, chosen).with_floors(dict(floors))
 
 
 def loss_arguments(
