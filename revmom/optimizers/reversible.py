@@ -25,7 +25,7 @@ from jax import lax
 from revmom.exact import compensated
 from revmom.exact.pytree import is_static, static
 from revmom.exact.refusal import refuse_derivative
-from revmom.optimizers import hyperparameters, packing
+from revmom.optimizers import hyperparameters
 from revmom.optimizers.checks import (
   check_factors,
   check_like,
@@ -33,8 +33,9 @@ from revmom.optimizers.checks import (
   check_slots,
 )
 from revmom.optimizers.dynamics import Dynamics
-from revmom.optimizers.gradients import compute_dtype, consumed
+from revmom.optimizers.gradients import consumed
 from revmom.optimizers.packing import Packing
+from revmom.optimizers.resolve import resolve
 from revmom.optimizers.slot import AVERAGE, PARAMS, Slot
 from revmom.optimizers.state import State, check_in_range
 from revmom.steps.equations import Equations
@@ -326,37 +327,7 @@ class ReversibleOptimizer(Equations, kw_only=True):
     self, params: Any, steps: int, packing: Packing | None = None
   ) -> Dynamics:
     """The dynamics of a run; hyperparameters differentiate through it."""
-    parts, shared = self.parts(params)
-    hypers = [optimizer.hyperparameters() for optimizer, _ in parts]
-    equations = [
-      optimizer.replace(**dict.fromkeys(own))
-      for (optimizer, _), own in zip(parts, hypers, strict=True)
-    ]
-    with jax.ensure_compile_time_eval():  # what is known stays known
-      values = tuple(
-        {
-          name: hyperparameters.per_leaf(name, value, params, steps)
-          for name, value in own.items()
-        }
-        for own in [*hypers, shared]
-      )
-    part = [0] * len(jax.tree.leaves(params))
-    for number, (_, leaves) in enumerate(parts):
-      for leaf in leaves:
-        part[leaf] = number
-    if packing is None:
-      packing = _packing(params, equations, values, part)
-    dtypes = [
-      compute_dtype(jnp.result_type(a)) for a in jax.tree.leaves(params)
-    ]
-    return Dynamics(
-      values,
-      tuple(equations),
-      tuple(packing.first(part)),
-      packing,
-      tuple(packing.first(dtypes)),
-      steps,
-    )
+    return resolve(self, params, steps, packing)
 
   def parts(self, params: Any) -> tuple[list[tuple[Any, list[int]]], dict]:
     """(optimizer, its leaves) of each part, and what concerns all leaves."""
@@ -410,25 +381,6 @@ class ReversibleOptimizer(Equations, kw_only=True):
       "Take one by state = optimizer.forward(state, grad_fn), or use "
       "revmom.as_optax(optimizer), which has optax's init and update."
     )
-
-
-def _packing(
-  params: Any, equations: list, values: tuple, part: list
-) -> Packing:
-  """Of arrays whose elements all obey the same equations."""
-  uniform = all(
-    hyperparameters.is_uniform(value)
-    for own in values
-    for value in own.values()
-  )
-  arrays = jax.tree.leaves(params)
-  kinds = [
-    (number, compute_dtype(jnp.result_type(array)))
-    if uniform and equations[number].elementwise
-    else None
-    for array, number in zip(arrays, part, strict=True)
-  ]
-  return packing.make(arrays, kinds)
 
 
 def check_optimizer(where: str, optimizer: Any) -> None:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from revmom.exact import bit_buffer, fixed_point
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.dynamics import Bars, Dynamics, add_bars
+from revmom.optimizers.dynamics import Bars, Dynamics
+from revmom.optimizers.resolved import add_bars
 from revmom.optimizers.reversible import ReversibleOptimizer
 from revmom.optimizers.slot import PARAMS
 from revmom.optimizers.spills import Spills
@@ -189,7 +190,7 @@ def tangent(
     hypers,
     tuple(parts),
     dynamics.part,
-    dynamics.packing,
     dynamics.dtypes,
     dynamics.steps,
+    dynamics.packing,
   )

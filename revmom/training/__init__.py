@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from revmom.training import plans
 from revmom.training.microbatches import accumulated
 from revmom.training.receipt import Fingerprint, Receipt, explain, fingerprint
+from revmom.training.rewind import Rewound, rewind
 from revmom.training.stepper import Stepper
 from revmom.training.tangent import Outcome, train_jvp
-from revmom.training.train import Rewound, Run, RunState, rewind, train
+from revmom.training.train import Run, RunState, train
 
 if TYPE_CHECKING:
   from revmom.training import ledger

@@ -23,6 +23,7 @@ from revmom.steps.leaf import Leaf
 from revmom.training import receipt
 from revmom.training.plans import Plan
 from revmom.training.problem import Data, Problem
+from revmom.training.rounding import restored, rounded
 
 
 class Adjoint(NamedTuple):
@@ -63,34 +64,6 @@ class Reference(NamedTuple):
   losses_bar: jax.Array | None
   checksums: jax.Array
   residues: list[Residues]
-
-
-def _round(problem: Problem, gradients: list) -> tuple[list, list[Residues]]:
-  """Gradients that another computation restores, if residues are kept."""
-  if not problem.residue_bits:
-    return gradients, []
-  pairs = [
-    residue.keep(gradient, problem.residue_bits, digits)
-    for gradient, digits in zip(gradients, problem.digits, strict=True)
-  ]
-  return [rounded for rounded, _ in pairs], [kept for _, kept in pairs]
-
-
-def _restore(problem: Problem, gradients: list, residues: list, t: Any) -> list:
-  """What `_round` gave at a step, from gradients that are close to it."""
-  if not problem.residue_bits:
-    return gradients
-  return [
-    residue.restore(
-      gradient,
-      jax.tree.map(lambda a: a[t], kept),
-      problem.residue_bits,
-      digits,
-    )
-    for gradient, kept, digits in zip(
-      gradients, residues, problem.digits, strict=True
-    )
-  ]
 
 
 def first_step(leaves: list[Leaf]) -> jax.Array:
@@ -150,7 +123,7 @@ def forward_steps(
     views = dynamics.views(leaves)
     value, gradients = problem.gradient(views, data.at(t), t)
     gradients = problem.consume(gradients, views, dynamics.thresholds(t), t)
-    gradients, residues = _round(problem, gradients)
+    gradients, residues = rounded(problem, gradients)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
     # Of the new integers, which nothing overwrites in this step: a compiler
     # would copy the old ones for it.
@@ -292,7 +265,7 @@ def _undo(
   thresholds = dynamics.thresholds(t)
   value, raw = problem.gradient(views, item, t)
   gradients = problem.consume(raw, views, thresholds, t)
-  gradients = _restore(problem, gradients, reference.residues, t)
+  gradients = restored(problem, gradients, reference.residues, t)
   t = keep_alive(t, jnp.sum(value))
   before = dynamics.undo_increments(between, gradients, t, schedules)
   adjoint = state.adjoint

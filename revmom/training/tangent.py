@@ -13,10 +13,7 @@ from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.reversible import ReversibleOptimizer, check_optimizer
 from revmom.optimizers.slot import AVERAGE, PARAMS
 from revmom.optimizers.tangent import tangent
-from revmom.steps.equations import value_after
-from revmom.steps.leaf import Role, tangent_of
 from revmom.training import plans
-from revmom.training import run as runs
 from revmom.training.differentiable import differentiable
 from revmom.training.plans import Policy
 from revmom.training.problem import (
@@ -27,10 +24,7 @@ from revmom.training.problem import (
   run_length,
   selected,
 )
-from revmom.training.run import Inputs
-
-# Bits of an integer that the largest tangent of a run leaves unused.
-_UNUSED = 3
+from revmom.training.tangent_scales import rows, scales, stack
 
 
 class Outcome(NamedTuple):
@@ -116,9 +110,9 @@ def train_jvp(
       arrays, _dots("params", params, params_dot), strict=True
     )
   ]
-  packed = _stack(dynamics.pack(arrays), dynamics.pack(params_dot))
-  scales = _scales(*lax.stop_gradient((dynamics, along, data, packed)), problem)
-  dynamics = tangent(dynamics, along, scales)
+  packed = stack(dynamics.pack(arrays), dynamics.pack(params_dot))
+  held_in = scales(*lax.stop_gradient((dynamics, along, data, packed)), problem)
+  dynamics = tangent(dynamics, along, held_in)
   spills = dynamics.spills()
   sizes = [both[0].size for both in packed]
   cost = plans.Costs(spills.state_bytes(sizes), spills.bytes_per_step(sizes))
@@ -205,14 +199,6 @@ def _dots(name: str, primal: Any, along: Any) -> list:
   return found
 
 
-def _stack(own: Sequence[Any], along: Sequence[Any]) -> list[jax.Array]:
-  return [jnp.stack(pair) for pair in zip(own, along, strict=True)]
-
-
-def _rows(both: Sequence[Any]) -> tuple[list, list]:
-  return [a[0] for a in both], [a[1] for a in both]
-
-
 def _beside(problem: Problem, shared_dot: list, stacked_dot: list) -> Problem:
   """The problem of a run and its tangent, of stacked arrays [2, ...].
 
@@ -229,20 +215,20 @@ def _beside(problem: Problem, shared_dot: list, stacked_dot: list) -> Problem:
   def gradient(views, data, t):
     pairs = split(data.shared, shared_dot), split(data.stacked, stacked_dot)
     inputs, inputs_dot = (Data(*both) for both in zip(*pairs, strict=True))
-    own, along = _rows(views)
+    own, along = rows(views)
     of = lambda views, data: problem.gradient(views, data, t)
     # The run itself is computed as it is without a tangent: rounding it
     # otherwise would make it another one.
     value, grads = of(own, inputs)
     _, (value_dot, grads_dot) = jax.jvp(of, (own, inputs), (along, inputs_dot))
-    return jnp.stack([value, value_dot]), _stack(grads, grads_dot)
+    return jnp.stack([value, value_dot]), stack(grads, grads_dot)
 
   def consume(gradients, views, thresholds, t):
-    own, along = zip(*map(_rows, (gradients, views, thresholds)), strict=True)
+    own, along = zip(*map(rows, (gradients, views, thresholds)), strict=True)
     of = lambda gradients, views, thresholds: problem.consume(
       gradients, views, thresholds, t
     )
-    return _stack(of(*own), jax.jvp(of, own, along)[1])
+    return stack(of(*own), jax.jvp(of, own, along)[1])
 
   def pull_back(views, data, t, gradient_bar, value_bar, wanted):
     chosen = selected(data, wanted)
@@ -265,93 +251,3 @@ def _zero(array: jax.Array) -> Any:
   if jnp.issubdtype(array.dtype, jnp.inexact):
     return jnp.zeros_like(array)
   return np.zeros(jnp.shape(array), jax.dtypes.float0)
-
-
-def _scales(
-  dynamics: Dynamics, along: tuple, data: Data, packed: list, problem: Any
-) -> list[dict[str, jax.Array]]:
-  """Of each part, role -> power of two that makes the most of its integers.
-
-  The run is made once, with its tangent in floats.
-  """
-  spills = dynamics.spills()
-  probe = tangent(
-    dynamics,
-    along,
-    [dict.fromkeys(own.names, jnp.ones(())) for own in dynamics.equations],
-  )
-  start, start_dot = _rows(packed)
-  leaves = dynamics.begin(start, spills, 0)
-  rows = [
-    {r: min(1, n) for r, n in own.items()}
-    for own in spills.rows(dynamics.steps)
-  ]
-  leaves = runs.with_rows(leaves, rows)  # written, and never read
-  dots = [
-    {name: jnp.zeros_like(dot) for name in leaf.integers} | {PARAMS: dot}
-    for leaf, dot in zip(leaves, start_dot, strict=True)
-  ]
-  inputs = Inputs(dynamics, spills, data)
-
-  def step(carry, t):
-    leaves, dots, peaks = carry
-    after, dots = _float_step(problem, inputs, probe, leaves, dots, t)
-    peaks = jax.tree.map(jnp.maximum, peaks, jax.tree.map(_peak, dots))
-    return (after, dots, peaks), None
-
-  carry = leaves, dots, jax.tree.map(_peak, dots)
-  steps = runs.first_step(leaves) + jnp.arange(dynamics.steps, dtype=jnp.int32)
-  if dynamics.steps:
-    carry, _ = lax.scan(step, carry, steps)
-  peaks = carry[2]
-  scales = []
-  for number, equations in enumerate(dynamics.equations):
-    own = [
-      p for p, part in zip(peaks, dynamics.part, strict=True) if part == number
-    ]
-    scales.append(
-      {
-        role.name: _power(jnp.stack([p[role.name] for p in own]), role)
-        if own
-        else jnp.ones(())
-        for role in equations.roles
-      }
-    )
-  return scales
-
-
-def _peak(values: jax.Array) -> jax.Array:
-  return jnp.max(jnp.abs(values), initial=0)
-
-
-def _power(peaks: jax.Array, role: Role) -> jax.Array:
-  peak = jnp.max(peaks)
-  known = jnp.isfinite(peak) & (peak > 0)
-  _, exponent = jnp.frexp(jnp.where(known, peak, 1))
-  most = jnp.finfo(peak.dtype).maxexp - 2
-  room = jnp.iinfo(role.integer).bits - _UNUSED - role.bits
-  return jnp.ldexp(jnp.ones_like(peak), jnp.clip(room - exponent, -most, most))
-
-
-def _float_step(problem, inputs, probe, leaves, dots, t):
-  """One step of a run, and of its tangent in floats."""
-  dynamics, spills, data = inputs
-  views = _stack(dynamics.views(leaves), [dot[PARAMS] for dot in dots])
-  _, gradients = problem.gradient(views, data.at(t), t)
-  gradients = problem.consume(gradients, views, probe.thresholds(t), t)
-  after = dynamics.forward(leaves, _rows(gradients)[0], t, spills.schedules)
-  moved = []
-  for i, (leaf, gradient) in enumerate(zip(after, gradients, strict=True)):
-    equations = probe.at(i, t)
-    own, now = equations.own, dynamics.now(spills.schedules, i, t)
-    values: dict[str, jax.Array] = {}
-    new: dict[str, jax.Array] = {}
-    for role in own.roles:
-      name, along = role.name, tangent_of(role.name)
-      given = gradient if role in own.early else None
-      values[name] = value_after(own, role, leaf, now, gradient.dtype)
-      forgotten = own.forgetting(t).get(name, 0)
-      change = equations.increment(along, given, values, t)
-      new[name] = values[along] = (1 - forgotten) * dots[i][name] + change
-    moved.append(new)
-  return after, moved

@@ -149,8 +149,10 @@ def test_a_gradient_whose_reversal_fails_is_nan(
   honest = runs.backward
 
   def backward(problem, inputs, *args):
-    stacked = [array.at[50].add(0.1) for array in inputs.stacked]
-    return honest(problem, inputs._replace(stacked=stacked), *args)
+    data = inputs.data
+    stacked = [array.at[50].add(0.1) for array in data.stacked]
+    data = data._replace(stacked=stacked)
+    return honest(problem, inputs._replace(data=data), *args)
 
   objective = lambda optimizer, start: jnp.sum(train(optimizer, start).params)
   gradient = jax.grad(objective, (0, 1))

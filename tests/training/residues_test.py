@@ -100,5 +100,5 @@ def test_what_is_kept_and_refused():
   assert not run().state.residues
   with pytest.raises(ValueError, match="choose one of"):
     run(residue_bits=3)
-  with pytest.raises(ValueError, match="leave those out"):
+  with pytest.raises(ValueError, match="leave out the plan"):
     run(residue_bits=2, plan=revmom.plans.recompute(10**9))

@@ -123,9 +123,10 @@ def both(hypers, params, data, args=(), *, static=None, loss=loss_fn, **kwargs):
   static = static or {}
 
   def ours(hypers, params, x, args):
-    optimizer = revmom.sgd(
-      **hypers, **static, grid=revmom.Grid(integer="int64")
-    )
+    own = {k: v for k, v in static.items() if k != "preprocess"}
+    optimizer = revmom.sgd(**hypers, **own, grid=revmom.Grid(integer="int64"))
+    if "preprocess" in static:
+      optimizer = revmom.preprocessed(optimizer, static["preprocess"])
     run = revmom.train(
       loss, optimizer, params, {**data, "x": x}, *args, **kwargs
     )
