@@ -14,6 +14,7 @@ from revmom.optimizers.slot import AVERAGE
 from revmom.optimizers.spills import Spills
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
+from revmom.training.model import is_float
 from revmom.training.plans import Plan
 from revmom.training.problem import Data, Problem
 
@@ -24,6 +25,7 @@ class Residuals(Pytree):
   hyperparameters: Any
   timing: tuple
   params: list[jax.Array]
+  state: list[jax.Array]
   data: Data
   extra: dict[str, Any]
   wanted: tuple = static()  # whether each array of the data is differentiated
@@ -32,12 +34,11 @@ class Residuals(Pytree):
 def differentiable(
   problem: Problem, plan: Plan, dynamics: Dynamics, spills: Spills
 ) -> Callable:
-  """(hyperparameters, timing, params, data) -> results.
+  """(hyperparameters, timing, params, model's state, data) -> results.
 
   `timing` is the traced part of the spills: a custom derivative must not
-  close over it.  The results are floats of the final parameters, raw averages
-  of the parameters (none if the optimizer keeps none), losses, and a dict of
-  leaves, checksums and what the plan keeps.
+  close over it.  The results are a dict of what is differentiated, see
+  `_forward`, and one of leaves, checksums and what the plan keeps.
   """
 
   def inputs_of(hypers, timing, data):
@@ -49,28 +50,29 @@ def differentiable(
     )
 
   @jax.custom_vjp
-  def run(hypers, timing, params, data):
-    return _forward(problem, plan, inputs_of(hypers, timing, data), params)
+  def run(hypers, timing, params, state, data):
+    inputs = inputs_of(hypers, timing, data)
+    return _forward(problem, plan, inputs, params, state)
 
-  def forward(hypers, timing, params, data):
+  def forward(hypers, timing, params, state, data):
     wanted = tuple(
       leaf.perturbed and jnp.issubdtype(leaf.value.dtype, jnp.inexact)
       for leaf in [*data.shared, *data.stacked]
     )
     timing, *inputs = jax.tree.map(
-      lambda leaf: leaf.value, (timing, hypers, params, data)
+      lambda leaf: leaf.value, (timing, hypers, params, state, data)
     )
-    hypers, params, data = refuse_derivative(inputs, _TWICE)
-    out = run(hypers, timing, params, data)
-    return out, Residuals(hypers, timing, params, data, out[3], wanted)
+    hypers, params, state, data = refuse_derivative(inputs, _TWICE)
+    out = run(hypers, timing, params, state, data)
+    return out, Residuals(hypers, timing, params, state, data, out[1], wanted)
 
   def backward(residuals, bars):
     inputs = inputs_of(
       residuals.hyperparameters, residuals.timing, residuals.data
     )
-    final = _backward(problem, plan, inputs, residuals, bars)
+    final = _backward(problem, plan, inputs, residuals, bars[0])
     params_bar = [dynamics.view_bar(own) for own in final.leaves]
-    return final.hyperparameters, None, params_bar, final.data
+    return final.hyperparameters, None, params_bar, final.state, final.data
 
   run.defvjp(forward, backward, symbolic_zeros=True)
   return run
@@ -87,15 +89,19 @@ _TWICE = (
 )
 
 
-def _forward(problem, plan, inputs, params):
+def _forward(problem, plan, inputs, params, state):
+  """What is differentiated of a run, and what its reversal needs."""
   leaves = inputs.dynamics.begin(params, inputs.spills, 0)
   first = receipts.checksum(leaves)
-  leaves, logs, kept = runs.forward(
-    problem, inputs, leaves, plan, runs.first_step(leaves)
+  (leaves, state), logs, kept = runs.forward(
+    problem,
+    inputs,
+    runs.Moving(leaves, state),
+    plan,
+    runs.first_step(leaves),
   )
-  losses, checksums, residues = jax.tree.map(
-    lambda *parts: jnp.concatenate(parts), *logs
-  )
+  log = jax.tree.map(lambda *parts: jnp.concatenate(parts), *logs)
+  checksums = log.checksums
   every = problem.checksum_every
   checksums = jnp.concatenate([first[None], checksums[every - 1 :: every]])
   if plan.steps % every:  # that of the last step is kept in any case
@@ -118,22 +124,32 @@ def _forward(problem, plan, inputs, params):
     "leaves": leaves,
     "checksums": checksums,
     "kept": kept,
-    "residues": residues,
+    "residues": log.residues,
+    "model_states": log.states,
   }
-  return views, averages, losses, extra
+  results = {
+    "views": views,
+    "averages": averages,
+    "losses": log.losses,
+    "aux": log.aux,
+    "state": state,
+  }
+  return results, extra
 
 
 def _backward(problem, plan, inputs, residuals, bars):
   """The final adjoint; NaN unless the reversal was exact."""
   extra = residuals.extra
-  views_bar, averages_bar, losses_bar, _ = bars
-  if isinstance(losses_bar, SymbolicZero):
-    losses_bar = None
+  known = lambda bar: None if isinstance(bar, SymbolicZero) else bar
   adjoint = _first_adjoint(
     inputs,
     extra["leaves"],
-    [_instantiate(bar) for bar in views_bar],
-    [_instantiate(bar) for bar in averages_bar],
+    [_instantiate(bar) for bar in bars["views"]],
+    [_instantiate(bar) for bar in bars["averages"]],
+    [
+      _instantiate(bar) if is_float(leaf) else None
+      for bar, leaf in zip(bars["state"], residuals.state, strict=True)
+    ],
     residuals.wanted,
   )
   back = runs.backward(
@@ -147,7 +163,16 @@ def _backward(problem, plan, inputs, residuals, bars):
     plan,
     extra["kept"],
     runs.first_step(extra["leaves"]),
-    runs.Reference(losses_bar, extra["checksums"], extra["residues"]),
+    runs.Reference(
+      known(bars["losses"]),
+      [
+        known(bar) if is_float(leaf) else None
+        for bar, leaf in zip(bars["aux"], problem.outputs.aux, strict=True)
+      ],
+      extra["checksums"],
+      extra["residues"],
+      extra["model_states"],
+    ),
   )
   initial = inputs.dynamics.begin(residuals.params, inputs.spills, 0)
   receipt = receipts.of_reversal(
@@ -166,6 +191,7 @@ def _first_adjoint(
   leaves: list,
   views_bar: list,
   averages_bar: list,
+  state_bar: list,
   wanted: tuple,
 ) -> runs.Adjoint:
   dynamics, _, data = inputs
@@ -186,6 +212,7 @@ def _first_adjoint(
   count = len(data.shared)
   return runs.Adjoint(
     leaves=bars,
+    state=state_bar,
     hyperparameters=jax.tree.map(jnp.zeros_like, dynamics.hyperparameters),
     data=Data(zeros[:count], zeros[count:]),
   )

@@ -25,6 +25,7 @@ class Costs(NamedTuple):
 
   state: int  # integers and numbers
   words_per_step: float  # spilled
+  kept: int = 0  # on the device, whatever the plan: states of the model
 
 
 class Plan(NamedTuple):
@@ -51,7 +52,7 @@ class Plan(NamedTuple):
 
   def size(self, costs: Costs) -> int:
     """Bytes of integers, numbers and words on the device, at most."""
-    return math.ceil(costs.state + self._extra(costs))
+    return math.ceil(costs.state + costs.kept + self._extra(costs))
 
   def _extra(self, costs: Costs) -> float:
     if not self.segments:

@@ -15,6 +15,7 @@ from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import ReversibleOptimizer
 from revmom.training import second_order
 from revmom.training.closure import hoist
+from revmom.training.model import Model, Outputs, is_float, shaped
 
 _STACK = (
   "A list of batches is stacked by jax.tree.map(lambda *a: jnp.stack(a), "
@@ -47,15 +48,16 @@ class Data(NamedTuple):
 class Problem(NamedTuple):
   """The static side of a run: what is computed, and how it is kept."""
 
-  # (views, data of a step, step) -> (loss, gradients), of packed arrays;
-  # isolated
-  gradient: Callable[[list, Data, jax.Array], tuple[jax.Array, list]]
+  # (views, the model's state, data of a step, step) -> (outputs, gradients), of
+  # packed arrays; isolated
+  gradient: Callable[[list, list, Data, jax.Array], tuple[Outputs, list]]
   # (gradients, views, thresholds, step) -> what a step consumes; isolated
   consume: Callable[[list, list, list, jax.Array], list]
-  # (views, data of a step, step, cotangents of the gradients, of the loss,
-  # what is not None for data that is differentiated) -> cotangents of views and
-  # of data
-  pull_back: Callable[..., tuple[list, Data]]
+  # (views, state, data of a step, step, cotangents of the gradients and of the
+  # outputs, what is not None for data that is differentiated) -> cotangents of
+  # views, of the state and of data
+  pull_back: Callable[..., tuple[list, list, Data]]
+  outputs: Outputs  # shapes and dtypes
   digits: tuple  # that gradients of leaves are rounded to, see `residue`
   checksum_every: int
   residue_bits: int = 0  # kept of each rounded gradient; 0: of none
@@ -112,7 +114,7 @@ def _items(stacked: list[jax.Array]) -> list[jax.ShapeDtypeStruct]:
 
 
 def pose(
-  loss_fn: Callable[..., jax.Array],
+  model: Model,
   params: Any,
   batches: Any,
   args: tuple,
@@ -125,10 +127,9 @@ def pose(
   second_order.check_mode(mode)
   check_arrays("args", args)
   source = _source(batches)
-  pure_loss, loss_constants = hoist(
-    loss_fn, _shaped(params), source.example, *args
-  )
-  _check_scalar(loss_fn, _shaped(params), source.example, args)
+  examples = shaped(params), shaped(model.state), source.example, *args
+  example = model.check(*examples)
+  pure_loss, loss_constants = hoist(model, *examples)
   structure: Any
   shared_structure: Any
   arrays, structure = jax.tree.flatten(params)
@@ -138,41 +139,75 @@ def pose(
   shared = [jnp.asarray(array) for array in shared]
   dtypes = tuple(jnp.result_type(array) for array in arrays)
 
-  def loss(views, data, t):
+  def outputs(views, state, data, t):
     args, loss_constants, batch_constants = shared_structure.unflatten(
       data.shared
     )
     batch = source.make(batch_constants, data.stacked, t)
     casts = [view.astype(d) for view, d in zip(views, dtypes, strict=True)]
-    return pure_loss(loss_constants, structure.unflatten(casts), batch, *args)
+    value, *beside = pure_loss(
+      loss_constants, structure.unflatten(casts), state, batch, *args
+    )
+    return Outputs(value, *beside)
 
-  def gradient(views, data, t):
-    def own(views, data, t, offsets):
+  def value_of(*inputs):
+    out = outputs(*inputs)
+    return out.value, out
+
+  def gradient(views, state, data, t):
+    def own(views, state, data, t, offsets):
       arrays = packing.unpack(views, offsets)
-      value, gradients = jax.value_and_grad(loss)(arrays, data, t)
-      return value, packing.pack(gradients)
+      gradients, out = jax.grad(value_of, has_aux=True)(arrays, state, data, t)
+      return out, packing.pack(gradients)
 
-    return isolate(own, t, views, data, t, packing.offsets)
+    return isolate(own, t, views, state, data, t, packing.offsets)
 
   def consume(gradients, views, thresholds, t):
     return consumed(
       optimizer.preprocess, structure, packing, gradients, views, thresholds, t
     )
 
-  def pull_back(views, data, t, gradient_bar, value_bar, wanted):
-    arrays, bars = packing.unpack(views), packing.unpack(gradient_bar)
-    first = lambda arrays, data: loss(arrays, data, jnp.zeros((), jnp.int32))
-    choice = second_order.choose(mode, first, arrays, data)
-    own = lambda arrays, chosen: loss(arrays, merged(data, wanted, chosen), t)
-    arrays_bar, chosen_bar = choice(
-      own, arrays, selected(data, wanted), bars, value_bar
+  def pull_back(views, state, data, t, gradient_bar, bars, wanted):
+    arrays, arrays_bar = packing.unpack(views), packing.unpack(gradient_bar)
+    zero = jnp.zeros((), jnp.int32)
+    first = lambda arrays, others: outputs(arrays, others[0], others[1], zero)[
+      0
+    ]
+    choice = second_order.choose(mode, first, arrays, (state, data))
+    floats = [is_float(leaf) for leaf in state]
+    beside_bar = [*bars.state, *bars.aux]
+
+    def own(arrays, others):
+      chosen, moving = others[0], iter(others[1])
+      again = [
+        next(moving) if is_own else leaf
+        for is_own, leaf in zip(floats, state, strict=True)
+      ]
+      out = outputs(arrays, again, merged(data, wanted, chosen), t)
+      beside = zip([*out.state, *out.aux], beside_bar, strict=True)
+      return out.value, [leaf for leaf, bar in beside if bar is not None]
+
+    others = selected(data, wanted), [s for s in state if is_float(s)]
+    own_bar, (chosen_bar, state_bar) = choice(
+      own,
+      arrays,
+      others,
+      arrays_bar,
+      bars.value,
+      [bar for bar in beside_bar if bar is not None],
     )
-    return packing.pack(arrays_bar), merged(wanted, wanted, chosen_bar)
+    found = iter(state_bar)
+    return (
+      packing.pack(own_bar),
+      [next(found) if is_own else None for is_own in floats],
+      merged(wanted, wanted, chosen_bar),
+    )
 
   problem = Problem(
     gradient=gradient,
     consume=consume,
     pull_back=pull_back,
+    outputs=example,
     digits=tuple(
       min(residue.digits_of(dtypes[i]) for i in group.members)
       for group in packing.groups
@@ -200,22 +235,6 @@ def merged(data: Data, wanted: Data, chosen: list) -> Data:
 
 def _flat(data: Data) -> list:
   return [*data.shared, *data.stacked]
-
-
-def _shaped(tree: Any) -> Any:
-  return jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree
-  )
-
-
-def _check_scalar(loss_fn, params, batch, args) -> None:
-  out = jax.eval_shape(loss_fn, params, batch, *args)
-  shape = getattr(out, "shape", None)
-  if shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
-    raise ValueError(
-      f"loss_fn returned {out}; it must return one floating-point scalar "
-      "(take a mean or a sum, and return nothing beside it)."
-    )
 
 
 def run_length(

@@ -17,6 +17,7 @@ from revmom.optimizers.reversible import (
 from revmom.optimizers.state import State
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
+from revmom.training.model import Model
 from revmom.training.problem import pose, run_length
 from revmom.training.receipt import Receipt
 from revmom.training.train import RunState
@@ -28,6 +29,7 @@ class Rewound(NamedTuple):
   params: Any  # the initial parameters, as snapped to the grid
   state: State  # the initial state
   receipt: Receipt
+  model_state: Any = None  # the initial one
 
 
 def rewind(
@@ -36,11 +38,14 @@ def rewind(
   state: RunState,
   batches: Any,
   *args: Any,
+  has_aux: bool = False,
+  model_state: Any = None,
 ) -> Rewound:
   """Runs a training backward to its start, bit for bit, with a receipt.
 
   The arguments are those of `train`, with the state it returned in the
-  parameters' place.  Reverse as the run went forward: jitted if it was, with
+  parameters' place; `model_state` is any of the same structure, such as
+  `run.model_state`.  Reverse as the run went forward: jitted if it was, with
   the same batching, devices and threads.
 
   Raises:
@@ -73,8 +78,10 @@ def rewind(
       "their last bits: " + "; ".join(changed)
     )
   run_length(optimizer, batches, state.steps)
+  model = Model(loss_fn, has_aux, model_state)
+  _check_model_state(state, model)
   problem, data = pose(
-    loss_fn,
+    model,
     state.like_params(),
     batches,
     args,
@@ -105,7 +112,13 @@ def rewind(
     state.plan,
     state.kept,
     runs.first_step(state.leaves),
-    runs.Reference(None, state.checksums, state.residues),
+    runs.Reference(
+      None,
+      [None] * len(problem.outputs.aux),
+      state.checksums,
+      state.residues,
+      state.model_states,
+    ),
   )
   receipt = receipts.of_reversal(back, state.leaves, state.checksums)
   if hyperparameters.concrete(receipt.ok) is not None:
@@ -119,4 +132,18 @@ def rewind(
     dtypes=state.dtypes,
     packing=state.packing,
   )
-  return Rewound(optimizer.params(start), start, receipt)
+  first = model_state
+  if state.steps:
+    first = model.as_state([leaf[0] for leaf in state.model_states])
+  return Rewound(optimizer.params(start), start, receipt, first)
+
+
+def _check_model_state(state: RunState, model: Model) -> None:
+  kept = [(leaf.shape[1:], leaf.dtype) for leaf in state.model_states]
+  given = [(leaf.shape, leaf.dtype) for leaf in model.state]
+  if kept != given:
+    raise ValueError(
+      f"the run kept {len(kept)} arrays of a model_state, but rewind got "
+      f"{len(given)}, or others; pass model_state=run.model_state, as it came "
+      "back from revmom.train."
+    )

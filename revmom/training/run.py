@@ -21,6 +21,7 @@ from revmom.optimizers.slot import PARAMS
 from revmom.optimizers.spills import Spills
 from revmom.steps.leaf import Leaf
 from revmom.training import receipt
+from revmom.training.model import Outputs
 from revmom.training.plans import Plan
 from revmom.training.problem import Data, Problem
 from revmom.training.rounding import restored, rounded
@@ -30,6 +31,7 @@ class Adjoint(NamedTuple):
   """The cotangents of everything, between two steps of the reverse pass."""
 
   leaves: list[Bars]
+  state: list[Any]  # of the model; None for what is no float
   hyperparameters: tuple[dict[str, tuple], ...]
   data: Data  # None for what is not differentiated
 
@@ -54,16 +56,26 @@ class Log(NamedTuple):
   """What each step of a run leaves, [steps, ...]."""
 
   losses: jax.Array
+  aux: list[jax.Array]
   checksums: jax.Array  # uint32 [steps, 2], of the integers after the step
   residues: list[Residues]  # of the gradients of leaves, if any are kept
+  states: list[jax.Array]  # of the model, before the step
 
 
 class Reference(NamedTuple):
   """What the reverse pass is told about the steps of the run."""
 
   losses_bar: jax.Array | None
+  aux_bar: list[jax.Array | None]
   checksums: jax.Array
   residues: list[Residues]
+  states: list[jax.Array]
+
+  def at(self, step: jax.Array) -> tuple[Outputs, list[jax.Array]]:
+    """The cotangents of a step's outputs, and the model's state before it."""
+    item = lambda array: None if array is None else array[step]
+    bars = Outputs(item(self.losses_bar), [], [*map(item, self.aux_bar)])
+    return bars, [state[step] for state in self.states]
 
 
 def first_step(leaves: list[Leaf]) -> jax.Array:
@@ -100,28 +112,39 @@ def _rebased(schedules: list[dict[str, Schedule]], start: Any) -> list:
   ]
 
 
+class Moving(NamedTuple):
+  """What a run changes from step to step."""
+
+  leaves: list[Leaf]
+  state: list[jax.Array]  # of the model
+
+
+def _empty_log(problem: Problem, now: Moving) -> Log:
+  """That of no steps."""
+  residues = []
+  if problem.residue_bits:
+    residues = [
+      residue.nothing(leaf.integers[PARAMS].size, problem.residue_bits)
+      for leaf in now.leaves
+    ]
+  out = problem.outputs
+  log = Log(out.value, out.aux, jnp.zeros(2, jnp.uint32), residues, now.state)
+  return jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), log)
+
+
 def forward_steps(
-  problem: Problem, inputs: Inputs, leaves: list, start: Any, length: int
-) -> tuple[list[Leaf], Log]:
+  problem: Problem, inputs: Inputs, now: Moving, start: Any, length: int
+) -> tuple[Moving, Log]:
   """Steps start, ..., start + length - 1."""
   if not length:
-    residues = []
-    if problem.residue_bits:
-      empty = lambda a: jnp.zeros((0, *a.shape), a.dtype)
-      residues = [
-        jax.tree.map(
-          empty,
-          residue.nothing(leaf.integers[PARAMS].size, problem.residue_bits),
-        )
-        for leaf in leaves
-      ]
-    return leaves, Log(jnp.zeros(0), jnp.zeros((0, 2), jnp.uint32), residues)
+    return now, _empty_log(problem, now)
   dynamics, spills, data = inputs
   schedules = _rebased(spills.schedules, start)
 
-  def step(leaves, t):
+  def step(now, t):
+    leaves, state = now
     views = dynamics.views(leaves)
-    value, gradients = problem.gradient(views, data.at(t), t)
+    out, gradients = problem.gradient(views, state, data.at(t), t)
     gradients = problem.consume(gradients, views, dynamics.thresholds(t), t)
     gradients, residues = rounded(problem, gradients)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
@@ -132,40 +155,43 @@ def forward_steps(
       lambda: receipt.checksum(leaves),
       lambda: jnp.zeros(2, jnp.uint32),
     )
-    return leaves, Log(value, checked, residues)
+    log = Log(out.value, out.aux, checked, residues, state)
+    return Moving(leaves, out.state), log
 
-  return lax.scan(step, leaves, start + jnp.arange(length, dtype=jnp.int32))
+  return lax.scan(step, now, start + jnp.arange(length, dtype=jnp.int32))
 
 
 def forward(
-  problem: Problem, inputs: Inputs, leaves: list, plan: Plan, start: Any
-) -> tuple[list[Leaf], list, list]:
-  """A run or segment by its plan: leaves, [Log], kept."""
+  problem: Problem, inputs: Inputs, now: Moving, plan: Plan, start: Any
+) -> tuple[Moving, list, list]:
+  """A run or segment by its plan: what it changed, [Log], kept."""
   if not plan.segments:
-    leaves = with_rows(leaves, inputs.spills.rows(plan.steps))
-    leaves, logs = forward_steps(problem, inputs, leaves, start, plan.steps)
-    return leaves, [logs], []
+    leaves = with_rows(now.leaves, inputs.spills.rows(plan.steps))
+    now = now._replace(leaves=leaves)
+    now, logs = forward_steps(problem, inputs, now, start, plan.steps)
+    return now, [logs], []
   streams = plan.words == "host"
 
-  def segment(leaves, first):
-    before = leaves
+  def segment(now, first):
+    before = leaves = now.leaves
     rows = inputs.spills.rows(plan.length)
     if not streams:  # one row for all, which nothing reads
       rows = [{role: min(1, n) for role, n in own.items()} for own in rows]
-    leaves = with_rows(leaves, rows)
-    leaves, logs = forward_steps(problem, inputs, leaves, first, plan.length)
+    now = now._replace(leaves=with_rows(leaves, rows))
+    now, logs = forward_steps(problem, inputs, now, first, plan.length)
     kept = before
     if streams:
-      kept = jax.device_put(_words(leaves), jax.memory.Space.Host)
-    return _bare(leaves), (logs, kept)
+      kept = jax.device_put(_words(now.leaves), jax.memory.Space.Host)
+    return now._replace(leaves=_bare(now.leaves)), (logs, kept)
 
   firsts = start + plan.length * jnp.arange(plan.segments, dtype=jnp.int32)
-  leaves, (logs, kept) = lax.scan(segment, _bare(leaves), firsts)
+  now = now._replace(leaves=_bare(now.leaves))
+  now, (logs, kept) = lax.scan(segment, now, firsts)
   logs = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), logs)
-  leaves, final_logs, final_kept = forward(
-    problem, inputs, leaves, plan.final, start + plan.final_start
+  now, final_logs, final_kept = forward(
+    problem, inputs, now, plan.final, start + plan.final_start
   )
-  return leaves, [logs, *final_logs], [kept, *final_kept]
+  return now, [logs, *final_logs], [kept, *final_kept]
 
 
 def backward(
@@ -201,9 +227,10 @@ def backward(
       own = jax.device_put(own, jax.memory.Space.Device)
       leaves = put_words(leaves, own)
     else:
-      again, _, inner = forward(problem, inputs, own, plan.leading, first)
+      before = Moving(own, reference.at(first)[1])
+      again, _, inner = forward(problem, inputs, before, plan.leading, first)
       # Only words are taken from the second pass: integers must agree anyway.
-      leaves = put_words(leaves, _words(again))
+      leaves = put_words(leaves, _words(again.leaves))
     state = backward(
       problem,
       inputs,
@@ -263,20 +290,21 @@ def _undo(
   between = dynamics.undo_update(after, t, schedules)
   views, item = dynamics.views(between), data.at(t)
   thresholds = dynamics.thresholds(t)
-  value, raw = problem.gradient(views, item, t)
+  bars, model_state = reference.at(t)
+  out, raw = problem.gradient(views, model_state, item, t)
   gradients = problem.consume(raw, views, thresholds, t)
   gradients = restored(problem, gradients, reference.residues, t)
-  t = keep_alive(t, jnp.sum(value))
+  t = keep_alive(t, out.witness)
   before = dynamics.undo_increments(between, gradients, t, schedules)
   adjoint = state.adjoint
   if adjoint is not None:
-    bars, totals = adjoint.leaves, adjoint.hyperparameters
+    own, totals = adjoint.leaves, adjoint.hyperparameters
     nothing = [None] * len(after)
-    bars, _, totals = dynamics.pull_back(
-      after, between, nothing, bars, totals, t, schedules
+    own, _, totals = dynamics.pull_back(
+      after, between, nothing, own, totals, t, schedules
     )
-    bars, gradients_bar, totals = dynamics.pull_back(
-      between, before, gradients, bars, totals, t, schedules
+    own, gradients_bar, totals = dynamics.pull_back(
+      between, before, gradients, own, totals, t, schedules
     )
     _, pull_back = jax.vjp(
       lambda raw, views, thresholds: problem.consume(raw, views, thresholds, t),
@@ -285,20 +313,21 @@ def _undo(
       thresholds,
     )
     raw_bar, views_bar, thresholds_bar = pull_back(gradients_bar)
-    losses_bar = reference.losses_bar
-    more_bar, item_bar = problem.pull_back(
+    more_bar, state_bar, item_bar = problem.pull_back(
       views,
+      model_state,
       item,
       t,
       raw_bar,
-      None if losses_bar is None else losses_bar[t],
+      bars._replace(state=adjoint.state),
       adjoint.data,
     )
     adjoint = Adjoint(
       leaves=[
-        _plus(own, dynamics.bars_of(a + b))
-        for own, a, b in zip(bars, views_bar, more_bar, strict=True)
+        _plus(leaf, dynamics.bars_of(a + b))
+        for leaf, a, b in zip(own, views_bar, more_bar, strict=True)
       ],
+      state=state_bar,
       hyperparameters=dynamics.add_thresholds_bar(totals, thresholds_bar, t),
       data=adjoint.data.plus(item_bar, t),
     )

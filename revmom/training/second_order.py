@@ -12,11 +12,17 @@ import jax.numpy as jnp
 
 MODES = ("auto", "forward_over_reverse", "reverse_over_reverse")
 
-Loss = Callable[[Any, Any], jax.Array]  # (params, others) -> []
+# (params, others) -> (loss [], [arrays beside it])
+Loss = Callable[[Any, Any], tuple[jax.Array, list]]
 
 
 def forward_over_reverse(
-  loss: Loss, params: Any, others: Any, gradient_bar: Any, value_bar: Any
+  loss: Loss,
+  params: Any,
+  others: Any,
+  gradient_bar: Any,
+  value_bar: Any,
+  beside_bar: list,
 ) -> tuple[Any, Any]:
   """Cotangents of (params, others), by a derivative along `gradient_bar`.
 
@@ -25,19 +31,35 @@ def forward_over_reverse(
   Nothing is kept in between, so that a model that recomputes its activations
   (`jax.checkpoint`) still does.
   """
-  gradients = lambda params: jax.grad(loss, (0, 1))(params, others)
+  value = lambda params, others: loss(params, others)[0]
+  gradients = lambda params: jax.grad(value, (0, 1))(params, others)
   grads, bars = jax.jvp(gradients, (params,), (gradient_bar,))
-  return _plus(bars, grads, value_bar)
+  if not beside_bar:
+    return _plus(bars, grads, value_bar)
+  (out, _), vjp = jax.vjp(loss, params, others)
+  more = vjp((_instantiated(value_bar, out), beside_bar))
+  return jax.tree.map(jnp.add, bars, more)
 
 
 def reverse_over_reverse(
-  loss: Loss, params: Any, others: Any, gradient_bar: Any, value_bar: Any
+  loss: Loss,
+  params: Any,
+  others: Any,
+  gradient_bar: Any,
+  value_bar: Any,
+  beside_bar: list,
 ) -> tuple[Any, Any]:
   """The same by reverse mode through the gradient."""
-  (value, _), vjp = jax.vjp(jax.value_and_grad(loss), params, others)
+  with_gradient = jax.value_and_grad(loss, has_aux=True)
+  ((value, _), _), vjp = jax.vjp(with_gradient, params, others)
+  outputs_bar = _instantiated(value_bar, value), beside_bar
+  return vjp((outputs_bar, gradient_bar))
+
+
+def _instantiated(value_bar: Any, value: jax.Array) -> jax.Array:
   if value_bar is None:
-    value_bar = jnp.zeros_like(value)
-  return vjp((value_bar.astype(value.dtype), gradient_bar))
+    return jnp.zeros_like(value)
+  return value_bar.astype(value.dtype)
 
 
 def _plus(bars: Any, grads: Any, value_bar: jax.Array | None) -> Any:
@@ -55,7 +77,9 @@ def check_mode(mode: str) -> None:
     raise ValueError(f"second_order_mode={mode!r}; choose one of {MODES}.")
 
 
-def choose(mode: str, loss: Loss, params: Any, others: Any) -> Callable:
+def choose(
+  mode: str, loss: Callable[..., jax.Array], params: Any, others: Any
+) -> Callable:
   """The pullback of a mode; "auto" asks whether the model has forward mode.
 
   Forward over reverse stores no second tape, which makes it the cheaper one

@@ -15,6 +15,7 @@ from revmom.optimizers.slot import AVERAGE, PARAMS
 from revmom.optimizers.tangent import tangent
 from revmom.training import plans
 from revmom.training.differentiable import differentiable
+from revmom.training.model import Model
 from revmom.training.plans import Policy
 from revmom.training.problem import (
   Data,
@@ -82,7 +83,7 @@ def train_jvp(
   steps = run_length(optimizer, batches, num_steps)
   dynamics, along = _resolve(optimizer, optimizer_dot, params, steps)
   problem, own = pose(
-    loss_fn,
+    Model(loss_fn, False, None),
     params,
     batches,
     tuple(args),
@@ -117,13 +118,14 @@ def train_jvp(
   sizes = [both[0].size for both in packed]
   cost = plans.Costs(spills.state_bytes(sizes), spills.bytes_per_step(sizes))
   made = (plan or plans.keep()).make(steps, cost)
-  views, _, losses, _ = differentiable(problem, made, dynamics, spills)(
+  results, _ = differentiable(problem, made, dynamics, spills)(
     dynamics.hyperparameters,
     (spills.schedules, spills.valid),
     packed,
+    [],
     data,
   )
-  losses = losses.reshape(steps, 2)
+  views, losses = results["views"], results["losses"]
 
   def outcome(row: int) -> Outcome:
     unpacked = dynamics.packing.unpack([view[row] for view in views])
@@ -212,16 +214,17 @@ def _beside(problem: Problem, shared_dot: list, stacked_dot: list) -> Problem:
       for array, dot in zip(own, dots, strict=True)
     ]
 
-  def gradient(views, data, t):
+  def gradient(views, state, data, t):
     pairs = split(data.shared, shared_dot), split(data.stacked, stacked_dot)
     inputs, inputs_dot = (Data(*both) for both in zip(*pairs, strict=True))
     own, along = rows(views)
-    of = lambda views, data: problem.gradient(views, data, t)
+    of = lambda views, data: problem.gradient(views, state, data, t)
     # The run itself is computed as it is without a tangent: rounding it
     # otherwise would make it another one.
-    value, grads = of(own, inputs)
-    _, (value_dot, grads_dot) = jax.jvp(of, (own, inputs), (along, inputs_dot))
-    return jnp.stack([value, value_dot]), stack(grads, grads_dot)
+    out, grads = of(own, inputs)
+    _, (out_dot, grads_dot) = jax.jvp(of, (own, inputs), (along, inputs_dot))
+    values = jnp.stack([out.value, out_dot.value])
+    return out._replace(value=values), stack(grads, grads_dot)
 
   def consume(gradients, views, thresholds, t):
     own, along = zip(*map(rows, (gradients, views, thresholds)), strict=True)
@@ -230,20 +233,27 @@ def _beside(problem: Problem, shared_dot: list, stacked_dot: list) -> Problem:
     )
     return stack(of(*own), jax.jvp(of, own, along)[1])
 
-  def pull_back(views, data, t, gradient_bar, value_bar, wanted):
+  def pull_back(views, state, data, t, gradient_bar, bars, wanted):
     chosen = selected(data, wanted)
-    (value, _), vjp = jax.vjp(
-      lambda views, chosen: gradient(views, merged(data, wanted, chosen), t),
-      views,
-      chosen,
-    )
+
+    def own(views, chosen):
+      out, grads = gradient(views, state, merged(data, wanted, chosen), t)
+      return out.value, grads
+
+    (value, _), vjp = jax.vjp(own, views, chosen)
+    value_bar = bars.value
     if value_bar is None:
       value_bar = jnp.zeros_like(value)
     views_bar, chosen_bar = vjp((value_bar.astype(value.dtype), gradient_bar))
-    return views_bar, merged(wanted, wanted, chosen_bar)
+    return views_bar, [], merged(wanted, wanted, chosen_bar)
 
+  value = problem.outputs.value
+  both = jax.ShapeDtypeStruct((2, *value.shape), value.dtype)
   return problem._replace(
-    gradient=gradient, consume=consume, pull_back=pull_back
+    gradient=gradient,
+    consume=consume,
+    pull_back=pull_back,
+    outputs=problem.outputs._replace(value=both),
   )
 
 

@@ -100,7 +100,7 @@ def _float_step(problem, inputs, probe, leaves, dots, t):
   """One step of a run, and of its tangent in floats."""
   dynamics, spills, data = inputs
   views = stack(dynamics.views(leaves), [dot[PARAMS] for dot in dots])
-  _, gradients = problem.gradient(views, data.at(t), t)
+  _, gradients = problem.gradient(views, [], data.at(t), t)
   gradients = problem.consume(gradients, views, probe.thresholds(t), t)
   after = dynamics.forward(leaves, rows(gradients)[0], t, spills.schedules)
   moved = []

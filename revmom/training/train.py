@@ -19,6 +19,7 @@ from revmom.optimizers.state import State
 from revmom.training import plans
 from revmom.training import receipt as receipts
 from revmom.training.differentiable import differentiable
+from revmom.training.model import Model
 from revmom.training.plans import Plan, Policy
 from revmom.training.problem import pose, run_length
 from revmom.training.receipt import Fingerprint
@@ -30,6 +31,7 @@ class RunState(State):
   checksums: jax.Array  # uint32 [1 + ceil(steps / checksum_every), 2]
   kept: list[Any]  # checkpoints or words of the plan's leading segments
   residues: list[Any]  # of the gradients, if they were asked for
+  model_states: list[Any]  # before each step
   zero: jax.Array  # float []: 0, with the tangents that integers can't have
   plan: Plan = static()
   checksum_every: int = static()
@@ -50,6 +52,8 @@ class Run(Pytree):
   state: RunState  # the integers
   initial_params: Any  # as snapped to the grid: where a reversal ends
   average: Any = None  # of the parameters, see `revmom.averaged`
+  aux: Any = None  # what the loss returned beside it, [steps, ...]
+  model_state: Any = None  # after the run
 
 
 def train(
@@ -59,6 +63,8 @@ def train(
   batches: Any,
   *args: Any,
   num_steps: int | None = None,
+  has_aux: bool = False,
+  model_state: Any = None,
   plan: Policy | None = None,
   checksum_every: int = 16,
   second_order_mode: str = "auto",
@@ -75,7 +81,7 @@ def train(
   `revmom.explain(gradients)` names the step.
 
   Args:
-    loss_fn: (params, batch, *args) -> scalar.
+    loss_fn: (params, batch, *args) -> scalar; see `has_aux` and `model_state`.
     optimizer: such as `revmom.adamw`.
     params: a pytree of floating-point arrays.
     batches: a pytree of arrays with a leading step axis, or a function of the
@@ -83,6 +89,15 @@ def train(
       in the batch or from `jax.random.fold_in(key, step)`: they are replayed.
     *args: further arguments of the loss, the same at every step.
     num_steps: length of the run, if `batches` is a function.
+    has_aux: whether `loss_fn` returns (loss, aux), aux being a pytree of
+      arrays; they come back as `run.aux`, [steps, ...], and differentiate.
+    model_state: a pytree of arrays that the loss changes beside the
+      parameters, such as the statistics of batch normalisation: then it is
+      called as
+      loss_fn(params, model_state, batch, *args) and returns (loss,
+      model_state), or (loss, (model_state, aux)).  `run.model_state` is the
+      last one.  The state before each step is kept for the reverse pass;
+      gradients go through it.
     plan: how the run is kept: `revmom.plans.keep()`, the default,
       `revmom.plans.recompute(budget)` or `revmom.plans.offload()`;
       `run.state.plan.describe()` says what was chosen.
@@ -126,8 +141,9 @@ def train(
   check_params(optimizer.role(PARAMS), params)
   steps = run_length(optimizer, batches, num_steps)
   dynamics = optimizer.resolve(params, steps)
+  model = Model(loss_fn, has_aux, model_state)
   problem, data = pose(
-    loss_fn,
+    model,
     params,
     batches,
     args,
@@ -142,15 +158,15 @@ def train(
   arrays, structure = jax.tree.flatten(params)
   dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
   packed = dynamics.pack(arrays)
-  made = policy.make(steps, _costs(packed, spills))
-  views, averages, losses, extra = differentiable(
-    problem, made, dynamics, spills
-  )(
+  made = policy.make(steps, _costs(packed, spills, steps, model.state))
+  results, extra = differentiable(problem, made, dynamics, spills)(
     dynamics.hyperparameters,
     (spills.schedules, spills.valid),
     packed,
+    model.state,
     data,
   )
+  averages, losses = results["averages"], results["losses"]
   state = RunState(
     count=jnp.asarray(steps, jnp.int32),
     schedules=spills.schedules,
@@ -173,13 +189,15 @@ def train(
     )
   snapped = dynamics.snapped(arrays)
   run = Run(
-    params=state.as_params(views),
+    params=state.as_params(results["views"]),
     losses=losses,
     state=state,
     initial_params=structure.unflatten(
       [a.astype(dtype) for a, dtype in zip(snapped, dtypes, strict=True)]
     ),
     average=average,
+    aux=model.as_aux(results["aux"]),
+    model_state=model.as_state(results["state"]),
   )
   if hyperparameters.concrete(run.losses) is not None:
     optimizer.check(state)
@@ -196,6 +214,12 @@ def _check_residues(bits: int, policy: Policy) -> None:
     )
 
 
-def _costs(arrays, spills) -> plans.Costs:
+def _costs(
+  arrays: list, spills: Any, steps: int, model_state: list
+) -> plans.Costs:
   sizes = [jnp.size(array) for array in arrays]
-  return plans.Costs(spills.state_bytes(sizes), spills.bytes_per_step(sizes))
+  return plans.Costs(
+    spills.state_bytes(sizes),
+    spills.bytes_per_step(sizes),
+    steps * sum(leaf.size * leaf.dtype.itemsize for leaf in model_state),
+  )

@@ -1,0 +1,160 @@
+"""A user's loss in one form, whatever it takes and returns."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Outputs(NamedTuple):
+  """What a loss gives, or the cotangents of that; None has none."""
+
+  value: Any
+  state: list[Any]  # the model's, after the step
+  aux: list[Any]
+
+  @property
+  def witness(self) -> jax.Array:
+    """A float [] that needs all of them."""
+    total = jnp.sum(self.value)
+    for leaf in [*self.state, *self.aux]:
+      total = total + jnp.sum(leaf.astype(total.dtype))
+    return total
+
+
+class Model:
+  """(params, state, batch, *args) -> `Outputs`, of a loss of any form.
+
+  The state and what is returned beside the loss are lists of arrays here.
+  """
+
+  def __init__(
+    self, loss_fn: Callable[..., Any], has_aux: bool, model_state: Any
+  ):
+    """A model of `revmom.train`'s arguments of these names."""
+    structure: Any
+    self.loss_fn, self.has_aux = loss_fn, has_aux
+    self.has_state = model_state is not None
+    leaves, structure = jax.tree.flatten(model_state)
+    self._keys = [_key_type(leaf) for leaf in leaves]
+    self.structure = structure
+    self.state = [_without_key(leaf) for leaf in leaves]
+    self.aux_structure: Any = None  # known after the first call
+    self._aux_keys: list = []
+
+  def __call__(self, params: Any, state: list, batch: Any, *args: Any) -> Any:
+    value, state_after, aux = self._parts(
+      self._called(params, state, batch, *args)
+    )
+    aux_leaves, self.aux_structure = jax.tree.flatten(aux)
+    self._aux_keys = [_key_type(leaf) for leaf in aux_leaves]
+    return Outputs(
+      value,
+      [_without_key(leaf) for leaf in jax.tree.leaves(state_after)],
+      [_without_key(leaf) for leaf in aux_leaves],
+    )
+
+  def _called(self, params: Any, state: list, batch: Any, *args: Any) -> Any:
+    own = [self.as_state(state)] if self.has_state else []
+    return self.loss_fn(params, *own, batch, *args)
+
+  def _parts(self, out: Any) -> tuple[Any, Any, Any]:
+    if not self.has_aux and not self.has_state:
+      return out, None, None
+    wants = "(loss, aux)"
+    if self.has_state:
+      wants = "(loss, model_state)"
+      if self.has_aux:
+        wants = "(loss, (model_state, aux))"
+    if not (isinstance(out, tuple) and len(out) == 2):
+      raise ValueError(f"loss_fn returned {out!r}; it must return {wants}.")
+    value, beside = out
+    if not self.has_state:
+      return value, None, beside
+    if not self.has_aux:
+      return value, beside, None
+    if not (isinstance(beside, tuple) and len(beside) == 2):
+      raise ValueError(f"loss_fn returned {out!r}; it must return {wants}.")
+    return value, *beside
+
+  def check(self, params: Any, state: Any, batch: Any, *args: Any) -> Outputs:
+    """Shapes and dtypes of what the loss gives.
+
+    Raises:
+      ValueError: the loss is no scalar, or the state after a step is not like
+        the state before it.
+    """
+    out = jax.eval_shape(self._called, params, state, batch, *args)
+    value, after, _ = self._parts(out)
+    shape = getattr(value, "shape", None)
+    if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+      raise ValueError(
+        f"loss_fn returned {value} as its loss, which must be one "
+        "floating-point scalar: take a mean or a sum.  What is returned beside "
+        "it needs has_aux=True or model_state=."
+      )
+    if self.has_state:
+      self._check_state(jax.eval_shape(self.as_state, state), after)
+    return jax.eval_shape(self, params, state, batch, *args)
+
+  def _check_state(self, before: Any, after: Any) -> None:
+    expected: Any = jax.tree.structure(before)
+    got: Any = jax.tree.structure(after)
+    if got != expected:
+      raise ValueError(
+        f"loss_fn returned the model_state {got}, but it was given {expected}; "
+        "return a state of the same structure."
+      )
+    for (path, old), new in zip(
+      jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True
+    ):
+      if (old.shape, old.dtype) != (new.shape, new.dtype):
+        raise ValueError(
+          f"model_state{jax.tree_util.keystr(path)} is {old.dtype}"
+          f"{list(old.shape)} before a step, but {new.dtype}{list(new.shape)} "
+          "after it; a state keeps its shapes and types."
+        )
+
+  def as_state(self, leaves: list) -> Any:
+    """The model's state of the user's form."""
+    return self.structure.unflatten(_with_keys(leaves, self._keys))
+
+  def as_aux(self, leaves: list) -> Any:
+    """What the loss returned beside, of the user's form."""
+    return self.aux_structure.unflatten(_with_keys(leaves, self._aux_keys))
+
+
+def is_float(leaf: Any) -> bool:
+  """Whether a leaf has a derivative."""
+  return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def shaped(tree: Any) -> Any:
+  """The shapes and dtypes of a pytree of arrays."""
+  return jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree
+  )
+
+
+def _key_type(leaf: Any) -> Any:
+  """The kind of random key that a leaf holds, if it does."""
+  dtype = getattr(leaf, "dtype", None)
+  if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    return None
+  return jax.random.key_impl(leaf)
+
+
+def _without_key(leaf: Any) -> jax.Array:
+  """Arrays of numbers instead of random keys, which no branch can select."""
+  if _key_type(leaf) is None:
+    return jnp.asarray(leaf)
+  return jax.random.key_data(leaf)
+
+
+def _with_keys(leaves: list, kinds: list) -> list:
+  wrap = lambda leaf, kind: jax.random.wrap_key_data(leaf, impl=kind)
+  return [
+    leaf if kind is None else wrap(leaf, kind)
+    for leaf, kind in zip(leaves, kinds, strict=True)
+  ]
