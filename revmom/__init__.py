@@ -36,7 +36,7 @@ from revmom.training import (
 
 # What takes long to import is so when it is first used.
 if TYPE_CHECKING:
-  from revmom import analysis, cells, jacobian, models
+  from revmom import analysis, cells, depth, jacobian, models
   from revmom.jacobian import (
     LogDet,
     NotInvertible,
@@ -69,6 +69,7 @@ __all__ = [
   "as_optax",
   "averaged",
   "clipped",
+  "depth",
   "cells",
   "check_bijection",
   "custom_inverse",
@@ -93,7 +94,7 @@ __all__ = [
   "train_jvp",
 ]
 
-_ROOMS = ("analysis", "cells", "jacobian", "models")
+_ROOMS = ("analysis", "cells", "depth", "jacobian", "models")
 # Optimizers without an inverse, which say so when they are called.
 _IRREVERSIBLE = ("adamax", "amsgrad", "lamb", "lars", "lion", "nesterov")
 

@@ -10,7 +10,7 @@ import revmom
 from revmom import training
 
 SLOW = ("flax", "matplotlib", "scipy", "sklearn", "jax.extend")
-ROOMS = ("analysis", "cells", "jacobian", "models")
+ROOMS = ("analysis", "cells", "depth", "jacobian", "models")
 
 
 def test_importing_loads_nothing_slow():

@@ -138,6 +138,23 @@ def rows_needed(
   return max(0, math.ceil(most + 2.0**-16)) if length != 0 else 0
 
 
+def check_invertible(
+  role: str, forgetting: np.ndarray, integer: DTypeLike
+) -> None:
+  """Raises ValueError for a factor that has no inverse on the grid."""
+  factors = 1 - forgetting
+  smallest = layout(integer).smallest_factor
+  if np.all(forgetting >= 0) and np.all(factors >= smallest):
+    return
+  bad = factors[~((forgetting >= 0) & (factors >= smallest))].flat[0]
+  raise ValueError(
+    f"{role!r} would be multiplied by {bad} in a step; a factor must lie in "
+    f"[{smallest}, 1].  A step that multiplies by 0 forgets the value, so it "
+    "has no inverse; a factor below the bound spills more than one word a "
+    "step; one above 1 would need bits that were never stored."
+  )
+
+
 def schedule(forgetting: jax.Array, dtype: DTypeLike = jnp.int32) -> Schedule:
   """Capacities, ratios and spills of a run, from the betas alone.
 

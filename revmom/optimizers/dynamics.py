@@ -77,7 +77,12 @@ class Dynamics(Resolved):
     """One step: z' = rho z + phi for all roles in turn, of all leaves."""
     return [
       steps.forward(
-        self.at(i, step), leaf, gradient, step, self.now(schedules, i, step)
+        self.at(i, step),
+        leaf,
+        gradient,
+        step,
+        self.now(schedules, i, step),
+        self.dtypes[i],
       )
       for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True))
     ]

@@ -16,7 +16,7 @@ from revmom.exact.pytree import Pytree, static
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep
 from revmom.optimizers.slot import AVERAGE, PARAMS
-from revmom.optimizers.spills import Spills, check_invertible
+from revmom.optimizers.spills import Spills
 from revmom.steps.leaf import base
 
 
@@ -136,7 +136,7 @@ class Resolved(Pytree):
           largest = 1 - equations.role(role).floor
           known = np.full(forgetting.shape, largest)
           valid &= jnp.all((forgetting >= 0) & (forgetting <= largest))
-        check_invertible(role, known, self.integer)
+        bit_buffer.check_invertible(role, known, self.integer)
         bounds[-1][role] = known
     groups = [self._group(leaf) for leaf in range(len(self.part))]
     roles = [len(self.equations[part].roles) for part in self.part]

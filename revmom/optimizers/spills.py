@@ -50,18 +50,3 @@ class Spills(NamedTuple):
       for roles, (part, _) in zip(self.roles, self.groups, strict=True)
     ]
     return jnp.dtype(self.integer).itemsize * int(np.dot(sizes, arrays))
-
-
-def check_invertible(role: str, forgetting: np.ndarray, integer: Any) -> None:
-  """Raises ValueError for a factor that has no inverse on the grid."""
-  factors = 1 - forgetting
-  smallest = bit_buffer.layout(integer).smallest_factor
-  if np.all(forgetting >= 0) and np.all(factors >= smallest):
-    return
-  bad = factors[~((forgetting >= 0) & (factors >= smallest))].flat[0]
-  raise ValueError(
-    f"{role!r} would be multiplied by {bad} in a step; a factor must lie in "
-    f"[{smallest}, 1].  A step that multiplies by 0 forgets the value, so it "
-    "has no inverse; a factor below the bound spills more than one word a "
-    "step; one above 1 would need bits that were never stored."
-  )

@@ -75,6 +75,13 @@ class Equations(Pytree, kw_only=True):
     """A role by its name."""
     return self.roles[self.names.index(name)]
 
+  def seen_by(self, role: Role) -> tuple[Role, ...]:
+    """Roles whose values its increment is computed from: not its own.
+
+    Those before it have changed already, those after it have not.
+    """
+    return self.before(role.name)
+
   def before(self, name: str) -> tuple[Role, ...]:
     """The roles that change before another one."""
     return self.roles[: self.names.index(name)]
@@ -97,11 +104,16 @@ def value_before(
 
 
 def forward(
-  equations: Equations, leaf: Leaf, given: jax.Array, step: Any, now: Now
+  equations: Equations,
+  leaf: Leaf,
+  given: Any,
+  step: Any,
+  now: Now,
+  dtype: DTypeLike,
 ) -> Leaf:
   """Equation (1) for all roles in turn."""
   for role in equations.roles:
-    increment = _increment(equations, role, leaf, given, step, now, given.dtype)
+    increment = _increment(equations, role, leaf, given, step, now, dtype)
     leaf = leaves.advance(role, leaf, increment, now.get(role.name))
   return leaf
 
@@ -122,11 +134,26 @@ def undo(
   return leaf
 
 
+def _values(equations, role, changed, rest, now, dtype) -> dict[str, jax.Array]:
+  """What the increment of a role is computed from, when it is its turn.
+
+  Args:
+    changed: the integers of the roles that change before it.
+    rest: those of the others.
+  """
+  values = {}
+  for other in equations.seen_by(role):
+    is_new = other in equations.before(role.name)
+    value, leaf = (value_after, changed) if is_new else (value_before, rest)
+    values[other.name] = value(equations, other, leaf, now, dtype)
+  return values
+
+
 def _increment(equations, role, leaf, given, step, now, dtype) -> jax.Array:
   """phi of a role, behind fences: its bits are the same both ways."""
   values = {
-    earlier.name: fence(value_after(equations, earlier, leaf, now, dtype), step)
-    for earlier in equations.before(role.name)
+    name: fence(value, step)
+    for name, value in _values(equations, role, leaf, leaf, now, dtype).items()
   }
   if role not in equations.early:
     given = None
@@ -175,10 +202,7 @@ def pull_back(
   given_bar = None
   equations_bars = []
   for role in reversed(roles):
-    values = {
-      earlier.name: value_after(equations, earlier, after, now, dtype)
-      for earlier in equations.before(role.name)
-    }
+    values = _values(equations, role, after, before, now, dtype)
     old = value_before(equations, role, before, now, dtype)
 
     def change(equations, given, values, old, name=role.name):

@@ -12,6 +12,7 @@ from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.slot import AVERAGE
 from revmom.optimizers.spills import Spills
+from revmom.steps.checksum import checksum
 from revmom.training import receipt as receipts
 from revmom.training import run as runs
 from revmom.training.model import is_float
@@ -92,7 +93,7 @@ _TWICE = (
 def _forward(problem, plan, inputs, params, state):
   """What is differentiated of a run, and what its reversal needs."""
   leaves = inputs.dynamics.begin(params, inputs.spills, 0)
-  first = receipts.checksum(leaves)
+  first = checksum(leaves)
   (leaves, state), logs, kept = runs.forward(
     problem,
     inputs,
@@ -105,7 +106,7 @@ def _forward(problem, plan, inputs, params, state):
   every = problem.checksum_every
   checksums = jnp.concatenate([first[None], checksums[every - 1 :: every]])
   if plan.steps % every:  # that of the last step is kept in any case
-    last = receipts.checksum(leaves)
+    last = checksum(leaves)
     checksums = jnp.concatenate([checksums, last[None]])
   dynamics = inputs.dynamics
   finish = lambda views: [

@@ -13,8 +13,8 @@ from revmom.exact.fence import isolate
 from revmom.optimizers.gradients import consumed
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.steps.closure import hoist
 from revmom.training import second_order
-from revmom.training.closure import hoist
 from revmom.training.model import Model, Outputs, is_float, shaped
 
 _STACK = (

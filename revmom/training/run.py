@@ -19,8 +19,8 @@ from revmom.exact.residue import Residues
 from revmom.optimizers.dynamics import Bars, Dynamics
 from revmom.optimizers.slot import PARAMS
 from revmom.optimizers.spills import Spills
+from revmom.steps.checksum import checksum
 from revmom.steps.leaf import Leaf
-from revmom.training import receipt
 from revmom.training.model import Outputs
 from revmom.training.plans import Plan
 from revmom.training.problem import Data, Problem
@@ -152,7 +152,7 @@ def forward_steps(
     # would copy the old ones for it.
     checked = lax.cond(
       (t + 1) % problem.checksum_every == 0,
-      lambda: receipt.checksum(leaves),
+      lambda: checksum(leaves),
       lambda: jnp.zeros(2, jnp.uint32),
     )
     log = Log(out.value, out.aux, checked, residues, state)
@@ -334,9 +334,7 @@ def _undo(
   every = problem.checksum_every
   diverged = lax.cond(
     t % every == 0,
-    lambda: jnp.any(
-      receipt.checksum(before) != reference.checksums[t // every]
-    ),
+    lambda: jnp.any(checksum(before) != reference.checksums[t // every]),
     lambda: jnp.zeros((), bool),
   )
   diverged_at = jnp.where(

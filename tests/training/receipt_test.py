@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import revmom
 from revmom.exact.bit_buffer import BitBuffer
+from revmom.steps.checksum import checksum
 from revmom.steps.leaf import Leaf
 from revmom.training import receipt as receipts
 
@@ -215,14 +216,14 @@ def test_hypergradients_are_found_in_a_persistent_cache(tmp_path):
 def test_checksum_depends_on_every_integer_and_its_array(run):
   leaf = run.state.leaves[0]
   twice = [leaf, leaf]
-  seen = {tuple(np.asarray(receipts.checksum(twice)))}
+  seen = {tuple(np.asarray(checksum(twice)))}
   for i, position in np.ndindex(2, 3):
     changed = list(twice)
     changed[i] = moved(leaf, position)
-    seen.add(tuple(np.asarray(receipts.checksum(changed))))
+    seen.add(tuple(np.asarray(checksum(changed))))
   assert len(seen) == 7
   first = moved(leaf, 0)
-  a, b = (receipts.checksum(x) for x in ([first, leaf], [leaf, first]))
+  a, b = (checksum(x) for x in ([first, leaf], [leaf, first]))
   assert (a != b).all()
 
 
@@ -237,7 +238,7 @@ def test_checksum_of_two_top_bits():
   leaf = lambda number: Leaf(
     {"params": zeros, "velocity": zeros}, buffer(number)
   )
-  checksums = jax.jit(jax.vmap(lambda n: receipts.checksum([leaf(n)])))
+  checksums = jax.jit(jax.vmap(lambda n: checksum([leaf(n)])))
   assert (checksums(number) != checksums(changed)).any(axis=1).all()
 
 
@@ -253,9 +254,7 @@ def test_checksum_of_changes_that_undo_each_other():
   leaf = lambda a, b, c: Leaf(
     {"params": a, "velocity": b}, {"velocity": BitBuffer(c, c[None])}
   )
-  checksums = jax.jit(
-    jax.vmap(lambda *integers: receipts.checksum([leaf(*integers)]))
-  )
+  checksums = jax.jit(jax.vmap(lambda *integers: checksum([leaf(*integers)])))
   one = lambda arrays: checksums(*arrays[:, :, None])
   high, low = np.uint32(1 << 31), np.uint32(1 << 15)
   for changes in (
@@ -272,9 +271,7 @@ def test_checksum_of_64_bits(x64):
   bits = np.array([0, *(2**i for i in range(64))], np.uint64)
   masks = np.unique(bits[:, None] ^ bits).view(np.int64)
   assert len(masks) == 1 + 64 + 64 * 63 // 2
-  one = lambda mask: receipts.checksum(
-    [Leaf({"params": -(2**40) ^ mask[None]}, {})]
-  )
+  one = lambda mask: checksum([Leaf({"params": -(2**40) ^ mask[None]}, {})])
   checksums = jax.jit(jax.vmap(one))(jnp.asarray(masks))
   unchanged = (checksums == checksums[masks == 0]).all(axis=1)
   np.testing.assert_array_equal(unchanged, masks == 0)
@@ -286,10 +283,7 @@ def test_checksum_does_not_depend_on_sharding():
   whole = jnp.arange(64 * 3, dtype=jnp.int32).reshape(64, 3)
   spread = jax.device_put(whole, NamedSharding(mesh, P("x")))
   assert len(spread.sharding.device_set) == 8
-  a, b = (
-    jax.jit(receipts.checksum)([Leaf({"params": x}, {})])
-    for x in (whole, spread)
-  )
+  a, b = (jax.jit(checksum)([Leaf({"params": x}, {})]) for x in (whole, spread))
   np.testing.assert_array_equal(a, b)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.training.closure import hoist
+from revmom.steps.closure import hoist
 
 
 def test_a_function_without_closure_is_itself():

@@ -1,0 +1,6 @@
+"""Reversible layers and recurrences, restored bit for bit."""
+
+from revmom.depth.members import leapfrog, momentum, revnet
+from revmom.depth.scan import Updates, reversible_scan
+
+__all__ = ["Updates", "leapfrog", "momentum", "reversible_scan", "revnet"]

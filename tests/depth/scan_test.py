@@ -1,0 +1,194 @@
+"""Layers restored bit for bit, with the gradients of a scan that keeps all."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from revmom import depth
+from revmom.depth import scan as scans
+
+WIDTH, BATCH = 5, 3
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def dense(name):
+  return lambda layer, x: jnp.tanh(x @ layer[name] + layer["b"][None]) * 0.5
+
+
+def layers(number):
+  return {
+    "f": normal(0, number, WIDTH, WIDTH) / 3,
+    "g": normal(1, number, WIDTH, WIDTH) / 3,
+    "b": 0.1 * normal(2, number, WIDTH),
+    "rate": jnp.linspace(0.2, 1.5, number),
+    "place": jnp.arange(number),
+  }
+
+
+MEMBERS = {
+  "revnet": depth.revnet(dense("f"), dense("g")),
+  "momentum .9": depth.momentum(dense("f"), 0.9),
+  "momentum .1": depth.momentum(dense("f"), 0.1),
+  "learned": depth.momentum(
+    dense("f"), lambda layer: jax.nn.sigmoid(layer["rate"])
+  ),
+  "leapfrog": depth.leapfrog(lambda layer, x: -jnp.sin(x), 0.1),
+}
+
+
+def kept(updates, carry, layers):
+  """The same in floats, which autodiff stores."""
+
+  def step(carry, layer):
+    carry = list(carry)
+    for k, (function, decay) in enumerate(zip(*updates, strict=True)):
+      rho = 1 if decay is None else decay
+      rho = rho(layer) if callable(rho) else rho
+      seen = (*carry[:k], None, *carry[k + 1 :])
+      carry[k] = rho * carry[k] + function(layer, seen)
+    return tuple(carry), None
+
+  return lax.scan(step, tuple(carry), layers)[0]
+
+
+def start(dtype):
+  carry = 0.3 * normal(3, BATCH, WIDTH), normal(4, BATCH, WIDTH)
+  return tuple(a.astype(dtype) for a in carry)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_values_and_gradients_are_those_of_a_scan_that_keeps_all(name, x64):
+  updates, count = MEMBERS[name], 9
+  parameters = layers(count)
+
+  def both(carry, parameters):
+    def of(scan):
+      def objective(carry, floats):
+        own = {**parameters, **floats}
+        out = scan(updates, carry, own)
+        return sum(jnp.sum(jnp.sin(z + i)) for i, z in enumerate(out)), out
+
+      floats = {k: v for k, v in parameters.items() if k != "place"}
+      return jax.value_and_grad(objective, (0, 1), has_aux=True)(carry, floats)
+
+    ours = lambda *args: depth.reversible_scan(*args, integer="int64")
+    return of(ours), of(kept)
+
+  ((_, out), got), ((_, expected_out), expected) = jax.jit(both)(
+    start("float64"), parameters
+  )
+  chex.assert_trees_all_close(out, expected_out, atol=1e-7)
+  chex.assert_trees_all_close(got, expected, rtol=1e-6, atol=1e-7)
+  assert any(float(jnp.max(jnp.abs(bar))) > 0.1 for bar in got[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["revnet", "momentum .9", "momentum .1"])
+def test_a_thousand_layers_come_back(name, dtype):
+  """A gradient is finite only if every integer was restored."""
+  cast = lambda a: a.astype(dtype) if a.dtype != jnp.int32 else a
+  parameters = jax.tree.map(cast, layers(1000))
+
+  @jax.jit
+  def gradients(carry, parameters):
+    def objective(carry):
+      # Mixed, lest two streams grow without bound.
+      out = depth.reversible_scan(
+        MEMBERS[name], carry, parameters, fraction_bits=18
+      )
+      return sum(jnp.mean(z.astype(jnp.float32) ** 2) for z in out)
+
+    return jax.grad(objective)(carry)
+
+  for bar in gradients(start(dtype), parameters):
+    assert bar.dtype == dtype and bool(jnp.isfinite(bar).all())
+
+
+def test_seeds_closed_over_arrays_and_jit():
+  scale = jnp.linspace(0.5, 1.0, WIDTH)
+
+  def objective(scale, carry):
+    updates = depth.revnet(
+      lambda layer, x: jnp.tanh(x * scale[None] @ layer["f"]),
+      lambda layer, x: jnp.sin(x) * scale[None],
+    )
+    return jnp.sum(depth.reversible_scan(updates, carry, layers32)[0])
+
+  layers32 = jax.tree.map(
+    lambda a: a.astype("float32") if a.dtype != jnp.int32 else a, layers(6)
+  )
+  carry = start("float32")
+  one = jax.grad(objective)(scale, carry)
+  many = jax.jit(jax.vmap(jax.grad(objective), (0, None)))(
+    jnp.stack([scale, 2 * scale]), carry
+  )
+  np.testing.assert_allclose(many[0], one, rtol=1e-4)
+  assert float(jnp.max(jnp.abs(one))) > 0.01
+
+
+def test_memory_does_not_depend_on_depth():
+  """Beyond the buffer's words, where a factor forgets: .15 bits a layer."""
+
+  def bytes_of(scan, name, number):
+    parameters = jax.tree.map(
+      lambda a: a.astype("float32") if a.dtype != jnp.int32 else a,
+      layers(number),
+    )
+    carry = tuple(jnp.ones((400, WIDTH)) for _ in range(2))
+    objective = lambda c: jnp.sum(scan(MEMBERS[name], c, parameters)[1])
+    compiled = jax.jit(jax.grad(objective)).lower(carry).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  for name, bits in (("revnet", 0), ("momentum .9", 0.152)):
+    growth = lambda scan: bytes_of(scan, name, 240) - bytes_of(scan, name, 40)
+    ours, stored = growth(depth.reversible_scan), growth(kept)
+    elements = 200 * 400 * WIDTH
+    assert stored > 4 * elements
+    # Parameters' cotangents, and the words.
+    assert ours < 1.1 * elements * bits / 8 + 2 * 4 * 200 * WIDTH * 12
+
+
+def test_a_reversal_that_fails_gives_no_number(monkeypatch):
+  parameters = jax.tree.map(
+    lambda a: a.astype("float32") if a.dtype != jnp.int32 else a, layers(4)
+  )
+  carry = start("float32")
+  objective = lambda x: jnp.sum(
+    depth.reversible_scan(MEMBERS["revnet"], (x, carry[1]), parameters)[0]
+  )
+  honest = scans.steps.undo
+
+  def faulty(*args):
+    leaf = honest(*args)
+    return leaf.put("z1", leaf.integers["z1"] + 1, None)
+
+  assert bool(jnp.isfinite(jax.grad(objective)(carry[0])).all())
+  monkeypatch.setattr(scans.steps, "undo", faulty)
+  assert bool(jnp.isnan(jax.grad(objective)(carry[0])).all())
+
+
+def test_errors():
+  updates, carry = MEMBERS["revnet"], start("float32")
+  cases = [
+    ("2 updates; give one array for each", (carry[0],), layers(3)),
+    ("one shape and one floating", (carry[0], carry[1][0]), layers(3)),
+    ("same leading axis", carry, {"f": jnp.ones(3), "g": jnp.ones(4)}),
+    ("shape", carry, {**layers(3), "b": jnp.ones((3, 1, 2, WIDTH))}),
+  ]
+  for message, arrays, parameters in cases:
+    parameters = jax.tree.map(lambda a: jnp.asarray(a, "float32"), parameters)
+    with pytest.raises(ValueError, match=message):
+      depth.reversible_scan(updates, arrays, parameters)
+  zero = depth.momentum(dense("f"), 0.0)
+  floats = jax.tree.map(lambda a: jnp.asarray(a, "float32"), layers(3))
+  with pytest.raises(ValueError, match="forgets the value"):
+    depth.reversible_scan(zero, carry, floats)
+  scan = lambda x: jnp.sum(depth.reversible_scan(updates, (x, x), floats)[0])
+  with pytest.raises(ValueError, match="can't be differentiated twice"):
+    jax.grad(lambda x: jnp.sum(jax.grad(scan)(x)))(carry[0])
