@@ -326,8 +326,8 @@ def _scanned(layer_of: Callable, roles: tuple, rows: dict, depth: int):
     zero = origin([leaf.integers[roles[0].name]])
     words = leaf.words()
 
-    def step(state, _):
-      leaf, bars, shared, t = state
+    def step(state, t):
+      leaf, bars, shared = state
       layer = layer_of(*rest, t)
       own = now(schedules, t)
       after = leaf.with_words(words)
@@ -338,19 +338,19 @@ def _scanned(layer_of: Callable, roles: tuple, rows: dict, depth: int):
       total: Any = jax.tree.map(_sum, *layer_bars)
       shared = jax.tree.map(jnp.add, shared, _floats(total.constants))
       stacked = _floats(total.params), total.decays
-      return (before.bare(), bars, shared, t - 1), stacked
+      return (before.bare(), bars, shared), stacked
 
     bars = {r.name: bar for r, bar in zip(roles, views_bar, strict=True)}
     shared = jax.tree.map(
       lambda a: jnp.zeros_like(a) if _is_float(a) else None, rest[1]
     )
-    state = leaf.bare(), bars, shared, zero + depth - 1
-    (back, bars, shared, _), stacked = lax.scan(step, state, length=depth)
+    state = leaf.bare(), bars, shared
+    places = zero + jnp.arange(depth, dtype=jnp.int32)
+    (back, bars, shared), stacked = lax.scan(step, state, places, reverse=True)
     restored = jnp.all(checksum([back]) == first) & ~jnp.any(leaf.overflowed)
     # A reversal that failed must not return a plausible number.
     check = lambda bar: jnp.where(restored, bar, jnp.nan)
-    # Layers come back last first.
-    params_bar, decays_bar = jax.tree.map(lambda a: check(a[::-1]), stacked)
+    params_bar, decays_bar = jax.tree.map(check, stacked)
     shared = jax.tree.map(check, shared)
     carry_bar = [check(bars[role.name]) for role in roles]
     return (carry_bar, params_bar, shared, decays_bar), None

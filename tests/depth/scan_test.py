@@ -146,10 +146,12 @@ def test_memory_does_not_depend_on_depth():
     return compiled.memory_analysis().temp_size_in_bytes
 
   for name, bits in (("revnet", 0), ("momentum .9", 0.152)):
-    growth = lambda scan: bytes_of(scan, name, 240) - bytes_of(scan, name, 40)
-    ours, stored = growth(depth.reversible_scan), growth(kept)
+    ours, stored = (
+      bytes_of(scan, name, 240) - bytes_of(scan, name, 40)
+      for scan in (depth.reversible_scan, kept)
+    )
     elements = 200 * 400 * WIDTH
-    assert stored > 4 * elements
+    assert stored >= 4 * elements
     # Parameters' cotangents, and the words.
     assert ours < 1.1 * elements * bits / 8 + 2 * 4 * 200 * WIDTH * 12
 
