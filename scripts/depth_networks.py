@@ -15,6 +15,7 @@ from jax import lax
 from jax.nn import initializers
 
 from revmom.models import (
+  Affine,
   Layer,
   batch_norm,
   convolution,
@@ -25,7 +26,6 @@ from revmom.models import (
   squared_losses,
   ugcnn,
 )
-from revmom.models.conditioner import Affine
 
 CLASSES = 10
 BLOCK = 2  # side of the blocks of pixels that become one position

@@ -38,8 +38,7 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from revmom.cells import elman, lstm
-from revmom.cells.cell import Cell
+from revmom.cells import Cell, elman, lstm
 
 _STEPS = flags.DEFINE_integer(
   "steps", 1000, "T, of the sequence.", lower_bound=2

@@ -8,7 +8,12 @@ import jax
 
 from revmom.cells import lstm
 from revmom.models import Autoregressive, language_model, tokens
-from revmom.models.language_model import Params, init, initial, log_probs
+from revmom.models.autoregressive.language_model import (
+  Params,
+  init,
+  initial,
+  log_probs,
+)
 
 __all__ = ["Params", "init", "initial", "losses", "sample"]
 
