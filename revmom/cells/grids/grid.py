@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.cells.sequences.affine import product
+from revmom.numerics import product
 
 SCHEDULES = ("rows", "wavefront")
 PIPELINED = "pipelined"  # of several layers: see `pipeline`

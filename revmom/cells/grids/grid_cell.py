@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells.grids import grid, grid_weights, pipeline
-from revmom.cells.sequences.affine import accumulator, broadcasting
+from revmom.numerics import accumulator, broadcasting
 
 
 class Equations(NamedTuple):

@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 
 from revmom.cells.grids import grid
-from revmom.cells.sequences.affine import accumulator, product
-from revmom.cells.sequences.cell import check_sizes
+from revmom.cells.initialisation import check_sizes
+from revmom.numerics import accumulator, product
 
 # Rows of the factors of one partial sum of the gradients of the weights.  They
 # stay in a CPU's cache, and are enough for a product to be efficient.

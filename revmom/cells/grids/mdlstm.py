@@ -43,8 +43,8 @@ from jax.typing import DTypeLike
 from revmom.cells.grids import grid, grid_cell, grid_weights
 from revmom.cells.grids.grid_cell import Gradients
 from revmom.cells.grids.memory_cells import GRAVES, LEAKY, STABLE, Equations
-from revmom.cells.sequences.affine import accumulator, product
 from revmom.exact.pytree import Pytree, static
+from revmom.numerics import accumulator, product
 
 
 class Params(NamedTuple):

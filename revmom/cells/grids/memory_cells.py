@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.cells.sequences.affine import sigmoid
+from revmom.numerics import sigmoid
 
 Arrays = tuple[jax.Array, ...]
 

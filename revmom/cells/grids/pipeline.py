@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells.grids import grid, grid_weights
-from revmom.cells.sequences.affine import accumulator
+from revmom.numerics import accumulator
 
 OfLayer = Callable[[Any], grid.Recurrence]
 

@@ -10,9 +10,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from revmom.cells.sequences import masks, sweep
-from revmom.cells.sequences.affine import accumulator, broadcasting, total
+from revmom.cells.sequences.drive import driven
 from revmom.cells.sequences.equations import Equations
-from revmom.cells.sequences.sweep import Gradients, Options, Residuals
+from revmom.cells.sequences.residuals import Options, Residuals
+from revmom.cells.sequences.sweep_adjoint import Gradients, backward
+from revmom.numerics import accumulator, broadcasting, total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +53,8 @@ class Cell:
       ValueError: if the carry does not fit.
     """
     self._check_carry(params, carry, inputs.shape[:-1])
-    drive = sweep.driven(self.equations, params, inputs)
-    new, _ = self.equations.step(params, drive, carry, 1.0)
+    drive = driven(self.equations, params, inputs)
+    new, _ = self.equations.advance(params, drive, carry, 1.0)
     return new, jax.tree.leaves(new)[0].astype(inputs.dtype)
 
   def initial_carry(self, params: Any, batch: int) -> Any:
@@ -153,7 +155,7 @@ class Cell:
     if carry_bar is None:
       carry_bar = jax.tree.map(jnp.zeros_like, residuals.initial_carry)
     batch_major = residuals.batch_major
-    gradients = sweep.backward(
+    gradients = backward(
       self.equations,
       params,
       residuals,
@@ -302,18 +304,3 @@ def _check_lengths(lengths: jax.Array | None, steps: int, batch: int) -> None:
       f"lengths must be between 0 and {steps}, the number of steps; got "
       f"{wrong.tolist()}."
     )
-
-
-def check_sizes(**sizes: int) -> None:
-  """Raises ValueError for sizes of arrays that are not positive integers."""
-  for name, size in sizes.items():
-    if not isinstance(size, int | np.integer) or size < 1:
-      raise ValueError(f"{name}={size!r}; give at least 1, an integer.")
-
-
-def uniform(
-  key: jax.Array, shape: tuple[int, ...], fan: int, dtype: Any
-) -> jax.Array:
-  """Weights uniform within 1 / sqrt(fan), as PyTorch initialises its cells."""
-  bound = 1 / max(1, fan) ** 0.5
-  return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -8,15 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.cells.sequences.affine import (
-  Normalised,
-  gain_adjoint,
-  gained_product,
-  normalised_product,
-  product_adjoint,
-  weights_adjoint,
-)
-from revmom.cells.sequences.cell import Cell, check_sizes, uniform
+from revmom.cells.initialisation import check_sizes, uniform
+from revmom.cells.sequences.cell import Cell
 from revmom.cells.sequences.equations import Equations, Parts
 
 
@@ -35,16 +28,6 @@ class ElmanAdjoints(NamedTuple):
   """dL/dh_t of every step [T, B, H]."""
 
   hidden: jax.Array
-
-
-class _Factors(NamedTuple):
-  slope: jax.Array  # 1 - h^2
-  product: Normalised | None  # norm(h R)
-
-
-class _Bars(NamedTuple):
-  drive: jax.Array  # of x W + b, which is that of norm(h R) gain as well
-  product: jax.Array | None  # of h R, if it is normalised
 
 
 def init(
@@ -89,63 +72,43 @@ def init(
   )
 
 
-def _sizes(params: ElmanParams) -> int:
-  return params.recurrent_weights.shape[0]
-
-
 def _step(
   params: ElmanParams,
   drive: Parts,
+  product: jax.Array,
   hidden: jax.Array,
   kept: Any,
 ) -> tuple[jax.Array, jax.Array]:
   """Equation (1)."""
-  del kept  # there is no candidate
-  new = jnp.tanh(
-    drive[0]
-    + gained_product(hidden, params.recurrent_weights, params.recurrent_gain)
-  )
+  del params, hidden, kept  # it sees h in the product; there is no candidate
+  new = jnp.tanh(drive[0] + product)
   return new, new
 
 
 def _derivatives(
   params: ElmanParams, new: jax.Array, hidden: jax.Array, kept: Any
-) -> tuple[_Factors, Normalised | None]:
-  del kept
-  normalised = normalised_product(
-    hidden, params.recurrent_weights, params.recurrent_gain
-  )
-  return _Factors(1 - new * new, normalised), normalised
+) -> tuple[jax.Array, None]:
+  """The slope 1 - h^2."""
+  del params, hidden, kept
+  return 1 - new * new, None
 
 
 def _step_adjoint(
-  params: ElmanParams, factors: _Factors, hidden_bar: jax.Array
-) -> tuple[jax.Array, _Bars, ElmanAdjoints]:
-  drive_bar = hidden_bar * factors.slope
-  product_bar, old_bar = product_adjoint(
-    params.recurrent_weights, params.recurrent_gain, factors.product, drive_bar
-  )
-  bars = _Bars(drive_bar, None if factors.product is None else product_bar)
-  return old_bar, bars, ElmanAdjoints(hidden_bar)
+  params: ElmanParams, slope: jax.Array, hidden_bar: jax.Array
+) -> tuple[None, jax.Array, jax.Array, ElmanAdjoints]:
+  del params
+  drive_bar = hidden_bar * slope
+  return None, drive_bar, drive_bar, ElmanAdjoints(hidden_bar)
 
 
 def _weights_adjoint(
-  params: ElmanParams,
-  normalised: Normalised | None,
-  hidden: jax.Array,
-  bars: _Bars,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  product_bars = bars.drive if bars.product is None else bars.product
-  dtype = params.recurrent_weights.dtype
-  gradients = {
-    "recurrent_weights": weights_adjoint(hidden, product_bars, dtype)
-  }
-  if normalised is not None:
-    gradients["recurrent_gain"] = gain_adjoint(normalised, bars.drive)
-  return bars.drive, gradients
+  params: ElmanParams, local: None, hidden: jax.Array, drive_bars: jax.Array
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+  del params, local, hidden
+  return drive_bars, drive_bars, {}
 
 
-def _gate_adjoints(local: Any, states_bar: ElmanAdjoints) -> ElmanAdjoints:
+def _gate_adjoints(local: None, states_bar: ElmanAdjoints) -> ElmanAdjoints:
   del local
   return states_bar
 
@@ -154,12 +117,7 @@ cell = Cell(
   "elman",
   init,
   Equations(
-    _sizes,
-    _step,
-    _derivatives,
-    _step_adjoint,
-    _weights_adjoint,
-    _gate_adjoints,
+    _step, _derivatives, _step_adjoint, _weights_adjoint, _gate_adjoints
   ),
   has_candidate=False,
 )

@@ -4,9 +4,9 @@
     R = tanh(F (h_{t-1} U_R + b'_R) + (1 - F) (x_t W_R + b_R)),         (2)
     h_t = G h_{t-1} + (1 - G) R.                                        (3)
 
-It is the update-gate network with a second gate F, which chooses between what
-the state and what the input say.  Biases that are subtracted elsewhere are
-added here.
+It is the update-gate network, `ugrnn`, with a second gate F, which chooses
+between what the state and what the input say.  Biases that are subtracted
+elsewhere are added here.
 """
 
 from typing import Any, NamedTuple
@@ -14,18 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.cells.sequences.affine import (
-  Normalised,
-  gain_adjoint,
-  gained_product,
-  normalised_product,
-  product_adjoint,
-  sigmoid,
-  total,
-  weights_adjoint,
-)
-from revmom.cells.sequences.cell import Cell, check_sizes, uniform
+from revmom.cells.initialisation import check_sizes, uniform
+from revmom.cells.sequences import ugrnn
+from revmom.cells.sequences.cell import Cell
 from revmom.cells.sequences.equations import Equations, Parts
+from revmom.numerics import sigmoid, total
 
 
 class GatedInputParams(NamedTuple):
@@ -50,31 +43,24 @@ class GatedInputAdjoints(NamedTuple):
 
 
 class _Gates(NamedTuple):
-  update: jax.Array  # G
+  ugrnn: ugrnn.Gates  # G and R
   mixing: jax.Array  # F
-  candidate: jax.Array  # R
   difference: jax.Array  # of what F mixes: the state's part minus the input's
 
 
 class _Factors(NamedTuple):
-  """Of the adjoint of the new state."""
+  """What the adjoint of the new state is multiplied by."""
 
-  update: jax.Array  # of what goes into G
-  mixing: jax.Array  # of what goes into F
-  candidate: jax.Array  # of what goes into R
+  update: jax.Array  # for what goes into G
+  mixing: jax.Array  # for what goes into F
+  candidate: jax.Array  # for what goes into R
   gates: _Gates
-  product: Normalised | None  # norm(h U)
 
 
 class _Local(NamedTuple):
   kept: Any
   hidden: jax.Array  # h_{t-1}
   factors: _Factors
-
-
-class _Bars(NamedTuple):
-  hidden: jax.Array  # of h_t
-  product: jax.Array | None  # of h U, if it is normalised
 
 
 def init(
@@ -125,94 +111,80 @@ def init(
   )
 
 
-def _sizes(params: GatedInputParams) -> int:
-  return params.recurrent_weights.shape[0]
-
-
 def _step(
   params: GatedInputParams,
   drive: Parts,
+  product: jax.Array,
   hidden: jax.Array,
   kept: Any,
 ) -> tuple[jax.Array, _Gates]:
   """Equations (1) to (3)."""
-  size = hidden.shape[-1]
-  recurrent = gained_product(
-    hidden, params.recurrent_weights, params.recurrent_gain
-  )
-  of_update, of_mixing, of_input = drive
-  update = sigmoid(of_update + recurrent[..., :size])
-  mixing = sigmoid(of_mixing + recurrent[..., size : 2 * size])
-  of_state = recurrent[..., 2 * size :]
+  into_update, into_mixing, of_input = drive
+  by_update, by_mixing, of_state = jnp.split(product, 3, -1)
   if params.recurrent_bias is not None:
     of_state = of_state + params.recurrent_bias.astype(of_state.dtype)
-  candidate = jnp.tanh(mixing * of_state + (1 - mixing) * of_input)
-  new = update * hidden + (1 - update) * candidate * kept
-  return new, _Gates(update, mixing, candidate, of_state - of_input)
+  mixing = sigmoid(into_mixing + by_mixing)
+  new, gates = ugrnn.update(
+    into_update + by_update,
+    mixing * of_state + (1 - mixing) * of_input,
+    hidden,
+    kept,
+  )
+  return new, _Gates(gates, mixing, of_state - of_input)
 
 
 def _derivatives(
   params: GatedInputParams, gates: _Gates, hidden: jax.Array, kept: Any
 ) -> tuple[_Factors, _Local]:
-  update, mixing, candidate, difference = gates
-  of_candidate = (1 - update) * kept * (1 - candidate * candidate)
-  factors = _Factors(
-    (hidden - candidate * kept) * update * (1 - update),
-    of_candidate * difference * mixing * (1 - mixing),
-    of_candidate,
-    gates,
-    normalised_product(hidden, params.recurrent_weights, params.recurrent_gain),
-  )
+  del params
+  of_update, of_candidate = ugrnn.slopes(gates.ugrnn, hidden, kept)
+  slope = gates.mixing * (1 - gates.mixing)
+  of_mixing = of_candidate * gates.difference * slope
+  factors = _Factors(of_update, of_mixing, of_candidate, gates)
   return factors, _Local(kept, hidden, factors)
 
 
 def _bars_of(
   factors: _Factors, share: jax.Array, hidden_bar: jax.Array
 ) -> jax.Array:
-  """Of what goes into G, F and R, when `share` of R's goes there."""
+  """Adjoints of terms of G, F and R, of which R's is multiplied by `share`."""
   of_gates = [factors.update, factors.mixing, factors.candidate * share]
   return jnp.concatenate(of_gates, -1) * jnp.concatenate([hidden_bar] * 3, -1)
 
 
 def _step_adjoint(
   params: GatedInputParams, factors: _Factors, hidden_bar: jax.Array
-) -> tuple[jax.Array, _Bars, jax.Array]:
-  product_bar, through = product_adjoint(
-    params.recurrent_weights,
-    params.recurrent_gain,
-    factors.product,
-    _bars_of(factors, factors.gates.mixing, hidden_bar),
-  )
-  normalised = factors.product is not None
-  bars = _Bars(hidden_bar, product_bar if normalised else None)
-  return hidden_bar * factors.gates.update + through, bars, hidden_bar
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  del params
+  gates = factors.gates
+  product_bar = _bars_of(factors, gates.mixing, hidden_bar)
+  old_bar = hidden_bar * gates.ugrnn.update
+  return old_bar, product_bar, hidden_bar, hidden_bar
 
 
 def _weights_adjoint(
-  params: GatedInputParams, local: _Local, hidden: jax.Array, bars: _Bars
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  factors, dtype = local.factors, params.recurrent_weights.dtype
-  mixing = factors.gates.mixing
-  recurrent_bars = _bars_of(factors, mixing, bars.hidden)
-  product_bars = recurrent_bars if bars.product is None else bars.product
-  gradients = {
-    "recurrent_weights": weights_adjoint(hidden, product_bars, dtype)
-  }
+  params: GatedInputParams,
+  local: _Local,
+  hidden: jax.Array,
+  hidden_bars: jax.Array,
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+  factors, mixing = local.factors, local.factors.gates.mixing
+  product_bars = _bars_of(factors, mixing, hidden_bars)
+  gradients = {}
   if params.recurrent_bias is not None:
-    of_state = recurrent_bars[..., 2 * hidden.shape[-1] :]
+    of_state = product_bars[..., 2 * hidden.shape[-1] :]
     gradients["recurrent_bias"] = total(of_state)
-  if params.recurrent_gain is not None:
-    gradients["recurrent_gain"] = gain_adjoint(factors.product, recurrent_bars)
-  return _bars_of(factors, 1 - mixing, bars.hidden), gradients
+  return _bars_of(factors, 1 - mixing, hidden_bars), product_bars, gradients
 
 
 def _gate_adjoints(local: _Local, hidden_bar: jax.Array) -> GatedInputAdjoints:
   factors, gates = local.factors, local.factors.gates
+  of_ugrnn = ugrnn.adjoints(gates.ugrnn, local.hidden, local.kept, hidden_bar)
   return GatedInputAdjoints(
     hidden=hidden_bar,
-    update_gate=hidden_bar * (local.hidden - gates.candidate * local.kept),
+    update_gate=of_ugrnn.update_gate,
     input_gate=hidden_bar * factors.candidate * gates.difference,
-    candidate=hidden_bar * (1 - gates.update) * local.kept,
+    candidate=of_ugrnn.candidate,
   )
 
 
@@ -220,7 +192,6 @@ cell = Cell(
   "gated_input",
   init,
   Equations(
-    _sizes,
     _step,
     _derivatives,
     _step_adjoint,

@@ -15,18 +15,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from revmom.cells.initialisation import check_sizes, uniform
 from revmom.cells.sequences.affine import (
-  Normalised,
   gain_adjoint,
   gained_product,
   normalised_product,
   product_adjoint,
-  sigmoid,
-  total,
-  weights_adjoint,
 )
-from revmom.cells.sequences.cell import Cell, check_sizes, uniform
+from revmom.cells.sequences.cell import Cell
 from revmom.cells.sequences.equations import Equations, Parts
+from revmom.numerics import Normalised, outer_products, sigmoid, total
 
 
 class GRUParams(NamedTuple):
@@ -60,13 +58,16 @@ class _Gates(NamedTuple):
 
 
 class _Factors(NamedTuple):
-  """Of the adjoint h̄ of the new state; in (2) of that of r h for the reset."""
+  """What the adjoint of the new state is multiplied by.
 
-  reset: jax.Array  # of what goes into r
-  update: jax.Array  # of what goes into z
-  candidate: jax.Array  # of what goes into n
+  In (2) it is the adjoint of r h_{t-1} that is multiplied for the reset gate.
+  """
+
+  reset: jax.Array  # for what goes into r
+  update: jax.Array  # for what goes into z
+  candidate: jax.Array  # for what goes into n
   gates: _Gates
-  products: tuple[Normalised | None, Normalised | None]
+  reset_product: Normalised | None  # norm((r h_{t-1}) R_n), in (2)
 
 
 class _Local(NamedTuple):
@@ -78,7 +79,7 @@ class _Local(NamedTuple):
 class _Bars(NamedTuple):
   hidden: jax.Array  # of h_t
   reset_hidden: jax.Array | None  # of r h_{t-1}, in (2)
-  products: tuple[Any, Any]  # of h R and (r h) R_n, where normalised
+  reset_product: jax.Array | None  # of (r h_{t-1}) R_n, if it is normalised
 
 
 def init(
@@ -136,24 +137,21 @@ def init(
   )
 
 
-def _sizes(params: GRUParams) -> int:
-  return params.recurrent_weights.shape[0]
-
-
 def _step(
-  params: GRUParams, drive: Parts, hidden: jax.Array, kept: Any
+  params: GRUParams,
+  drive: Parts,
+  product: jax.Array,
+  hidden: jax.Array,
+  kept: Any,
 ) -> tuple[jax.Array, _Gates]:
   """Equations (1) to (4)."""
   size = hidden.shape[-1]
-  recurrent = gained_product(
-    hidden, params.recurrent_weights, params.recurrent_gain
-  )
   of_reset, of_update, of_candidate = drive
-  r = sigmoid(of_reset + recurrent[..., :size])
-  z = sigmoid(of_update + recurrent[..., size : 2 * size])
+  r = sigmoid(of_reset + product[..., :size])
+  z = sigmoid(of_update + product[..., size : 2 * size])
   resettable = None
   if params.candidate_weights is None:
-    resettable = recurrent[..., 2 * size :]
+    resettable = product[..., 2 * size :]
     if params.candidate_bias is not None:
       resettable = resettable + params.candidate_bias.astype(r.dtype)
     inner = r * resettable
@@ -174,16 +172,13 @@ def _derivatives(
     of_reset = hidden * r * (1 - r)
   else:
     of_reset = of_candidate * resettable * r * (1 - r)
-  products = (
-    normalised_product(hidden, params.recurrent_weights, params.recurrent_gain),
-    None
-    if params.candidate_weights is None
-    else normalised_product(
+  reset_product = None
+  if params.candidate_weights is not None:
+    reset_product = normalised_product(
       r * hidden, params.candidate_weights, params.candidate_gain
-    ),
-  )
+    )
   of_update = (n * kept - hidden) * z * (1 - z)
-  factors = _Factors(of_reset, of_update, of_candidate, gates, products)
+  factors = _Factors(of_reset, of_update, of_candidate, gates, reset_product)
   return factors, _Local(kept, hidden, factors)
 
 
@@ -201,60 +196,46 @@ def _product_bars(
 
 def _step_adjoint(
   params: GRUParams, factors: _Factors, hidden_bar: jax.Array
-) -> tuple[jax.Array, _Bars, tuple[jax.Array, Any]]:
-  of_hidden, of_candidate = factors.products
+) -> tuple[jax.Array, jax.Array, _Bars, tuple[jax.Array, Any]]:
   old_bar = hidden_bar * (1 - factors.gates.update)
-  candidate_bar, reset_hidden_bar = None, None
+  reset_hidden_bar, reset_product_bar = None, None
   if params.candidate_weights is not None:
-    candidate_bar, reset_hidden_bar = product_adjoint(
+    reset_product_bar, reset_hidden_bar = product_adjoint(
       params.candidate_weights,
       params.candidate_gain,
-      of_candidate,
+      factors.reset_product,
       hidden_bar * factors.candidate,
     )
     old_bar = old_bar + reset_hidden_bar * factors.gates.reset
-  product_bar, through = product_adjoint(
-    params.recurrent_weights,
-    params.recurrent_gain,
-    of_hidden,
-    _product_bars(factors, hidden_bar, reset_hidden_bar),
-  )
-  normalised = of_hidden is not None
-  products = (product_bar, candidate_bar) if normalised else (None, None)
-  bars = _Bars(hidden_bar, reset_hidden_bar, products)
-  return old_bar + through, bars, (hidden_bar, reset_hidden_bar)
+  product_bar = _product_bars(factors, hidden_bar, reset_hidden_bar)
+  if factors.reset_product is None:
+    reset_product_bar = None
+  bars = _Bars(hidden_bar, reset_hidden_bar, reset_product_bar)
+  return old_bar, product_bar, bars, (hidden_bar, reset_hidden_bar)
 
 
 def _weights_adjoint(
   params: GRUParams, local: _Local, hidden: jax.Array, bars: _Bars
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  factors, dtype = local.factors, params.recurrent_weights.dtype
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+  factors = local.factors
   product_bars = _product_bars(factors, bars.hidden, bars.reset_hidden)
   candidate_bars = bars.hidden * factors.candidate
-  of_hidden, of_candidate = bars.products
-  gradients = {
-    "recurrent_weights": weights_adjoint(
-      hidden, product_bars if of_hidden is None else of_hidden, dtype
-    )
-  }
+  gradients = {}
   if params.candidate_weights is not None:
-    gradients["candidate_weights"] = weights_adjoint(
+    gradients["candidate_weights"] = outer_products(
       factors.gates.reset * hidden,
-      candidate_bars if of_candidate is None else of_candidate,
-      dtype,
+      candidate_bars if bars.reset_product is None else bars.reset_product,
+      params.candidate_weights.dtype,
     )
   if params.candidate_bias is not None:
     gradients["candidate_bias"] = total(candidate_bars * factors.gates.reset)
-  if params.recurrent_gain is not None:
-    gradients["recurrent_gain"] = gain_adjoint(
-      factors.products[0], product_bars
-    )
   if params.candidate_gain is not None:
     gradients["candidate_gain"] = gain_adjoint(
-      factors.products[1], candidate_bars
+      factors.reset_product, candidate_bars
     )
   gate_bars = product_bars[..., : 2 * hidden.shape[-1]]
-  return jnp.concatenate([gate_bars, candidate_bars], -1), gradients
+  drive_bars = jnp.concatenate([gate_bars, candidate_bars], -1)
+  return drive_bars, product_bars, gradients
 
 
 def _gate_adjoints(
@@ -278,7 +259,6 @@ cell = Cell(
   "gru",
   init,
   Equations(
-    _sizes,
     _step,
     _derivatives,
     _step_adjoint,

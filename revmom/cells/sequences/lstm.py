@@ -4,10 +4,7 @@
     c_t = f c_{t-1} + i g,                                              (2)
     h_t = o tanh(c_t).                                                  (3)
 
-With peepholes (Gers, Schraudolph & Schmidhuber 2002) i and f see c_{t-1} and o
-sees c_t; a projection (Sak, Senior & Beaufays 2014) makes h_t = o tanh(c_t) P;
-layer normalisation (Ba, Kiros & Hinton 2016, equations 20-22) acts on x W, on
-h R and inside the tanh of (3).  The adjoint of a step is
+The adjoint of a step is
 
     c̄_t += h̄_t o (1 - tanh^2 c_t),                                     (4)
     ō = h̄_t tanh c_t,  f̄ = c̄_t c_{t-1},  ī = c̄_t g,  ḡ = c̄_t i,      (5)
@@ -15,6 +12,7 @@ h R and inside the tanh of (3).  The adjoint of a step is
 
 where ā are the adjoints (5) times the slopes s (1 - s) and 1 - g^2.  All
 factors come from the forward pass, so that (4) to (6) are linear in h̄ and c̄.
+Peepholes, a projection and layer normalisation are in `lstm_variants`.
 """
 
 from typing import Any, NamedTuple
@@ -23,20 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.cells.sequences.affine import (
-  Normalised,
-  gain_adjoint,
-  gained_product,
-  normalise,
-  normalise_adjoint,
-  normalised_product,
-  product,
-  product_adjoint,
-  sigmoid,
-  total,
-  weights_adjoint,
-)
-from revmom.cells.sequences.cell import Cell, check_sizes, uniform
+from revmom.cells.initialisation import check_sizes, uniform
+from revmom.cells.sequences import lstm_variants as variants
+from revmom.cells.sequences.cell import Cell
 from revmom.cells.sequences.equations import Equations, Parts
 
 
@@ -77,7 +64,6 @@ class _Factors(NamedTuple):
   gates: jax.Array  # of (5), times the slopes of the gates [..., 4H]
   cell: jax.Array  # o (1 - tanh^2), of (4)
   forget: jax.Array  # f
-  product: Normalised | None  # norm(h R)
   normalised_cell: Any  # norm(c_t)
 
 
@@ -92,7 +78,6 @@ class _Local(NamedTuple):
 
 class _Bars(NamedTuple):
   gates: jax.Array  # of what goes into the gates [..., 4H]
-  product: Any  # of h R, if it is normalised
   exposed: Any  # of o tanh(c_t), if the cell is normalised
   hidden: Any  # of h_t, if it is projected
 
@@ -182,52 +167,33 @@ def _activate(gates: jax.Array) -> jax.Array:
   return jnp.tanh(gates * half) * half + (1 - half)
 
 
-def _squashed(
-  params: LSTMParams, cell: jax.Array
-) -> tuple[jax.Array, Normalised | None]:
-  """tanh(c_t), or tanh(norm(c_t) gain + bias)."""
-  if params.cell_gain is None or params.cell_bias is None:
-    return jnp.tanh(cell), None
-  normalised = normalise(cell)
-  return jnp.tanh(
-    normalised.values * params.cell_gain.astype(cell.dtype)
-    + params.cell_bias.astype(cell.dtype)
-  ), normalised
-
-
 def _step(
-  params: LSTMParams, drive: Parts, carry: LSTMCarry, kept: Any
+  params: LSTMParams,
+  drive: Parts,
+  product: jax.Array,
+  carry: LSTMCarry,
+  kept: Any,
 ) -> tuple[LSTMCarry, jax.Array]:
   """Equations (1) to (3)."""
-  hidden, cell = carry
-  before = drive[0] + gained_product(
-    hidden, params.recurrent_weights, params.recurrent_gain
-  )
-  if params.peephole is not None:
-    of_input, of_forget, of_output = params.peephole.astype(cell.dtype)
-    nothing = jnp.zeros_like(cell)
-    seen = [of_input * cell, of_forget * cell, nothing, nothing]
-    before = before + jnp.concatenate(seen, -1)
+  before = variants.see_old_cell(params, drive[0] + product, carry.cell)
   gates = _activate(before)
   i, f, o, g = jnp.split(gates, 4, -1)
-  cell = f * cell + i * g * kept
+  cell = f * carry.cell + i * g * kept
   if params.peephole is not None:
-    o = sigmoid(jnp.split(before, 4, -1)[2] + of_output * cell)
+    o = variants.see_new_cell(params, before, cell)
     gates = jnp.concatenate([i, f, o, g], -1)
-  hidden = o * _squashed(params, cell)[0]
-  if params.projection is not None:
-    hidden = product(hidden, params.projection)
-  return LSTMCarry(hidden, cell), gates
+  squashed, _ = variants.squash(params, cell)
+  return LSTMCarry(variants.project(params, o * squashed), cell), gates
 
 
 def _derivatives(
   params: LSTMParams, gates: jax.Array, carry: LSTMCarry, kept: Any
 ) -> tuple[_Factors, _Local]:
   """The factors of (4) to (6)."""
-  hidden, old = carry
   i, f, o, g = jnp.split(gates, 4, -1)
+  old = carry.cell
   cell = f * old + i * g * kept
-  squashed, normalised_cell = _squashed(params, cell)
+  squashed, normalised_cell = variants.squash(params, cell)
   of_gates = jnp.concatenate(
     [
       g * kept * i * (1 - i),
@@ -237,82 +203,55 @@ def _derivatives(
     ],
     -1,
   )
-  of_product = normalised_product(
-    hidden, params.recurrent_weights, params.recurrent_gain
-  )
-  factors = _Factors(
-    of_gates, o * (1 - squashed * squashed), f, of_product, normalised_cell
-  )
+  of_cell = o * (1 - squashed * squashed)
+  factors = _Factors(of_gates, of_cell, f, normalised_cell)
   return factors, _Local(gates, kept, old, cell, squashed, factors)
 
 
 def _step_adjoint(
   params: LSTMParams, factors: _Factors, carry_bar: LSTMCarry
-) -> tuple[LSTMCarry, _Bars, _StatesBar]:
+) -> tuple[LSTMCarry, jax.Array, _Bars, _StatesBar]:
   """Equations (4) to (6)."""
   hidden_bar, cell_bar = carry_bar
-  exposed_bar = hidden_bar  # of o tanh(c_t)
-  if params.projection is not None:
-    exposed_bar = product(hidden_bar, params.projection)
-  through = exposed_bar * factors.cell
-  if params.cell_gain is not None:
-    through = normalise_adjoint(
-      factors.normalised_cell, through * params.cell_gain.astype(through.dtype)
-    )
-  if params.peephole is not None:
-    of_input, of_forget, of_output = params.peephole.astype(through.dtype)
-    output_factor = jnp.split(factors.gates, 4, -1)[2]
-    through = through + exposed_bar * output_factor * of_output
+  exposed_bar = variants.project_adjoint(params, hidden_bar)
+  through = variants.squash_adjoint(
+    params, factors.normalised_cell, exposed_bar * factors.cell
+  )
+  through = variants.see_new_cell_adjoint(
+    params, through, exposed_bar, factors.gates
+  )
   cell_bar = cell_bar + through
   gate_bars = factors.gates * jnp.concatenate(
     [cell_bar, cell_bar, exposed_bar, cell_bar], -1
   )
-  old_cell_bar = cell_bar * factors.forget
-  if params.peephole is not None:
-    input_bar, forget_bar, _, _ = jnp.split(gate_bars, 4, -1)
-    old_cell_bar += input_bar * of_input + forget_bar * of_forget
-  product_bar, old_hidden_bar = product_adjoint(
-    params.recurrent_weights, params.recurrent_gain, factors.product, gate_bars
+  old_cell_bar = variants.see_old_cell_adjoint(
+    params, cell_bar * factors.forget, gate_bars
   )
-  normalised = factors.product is not None
   bars = _Bars(
     gate_bars,
-    product_bar if normalised else None,
-    exposed_bar if normalised else None,
-    hidden_bar if params.projection is not None else None,
+    None if params.cell_gain is None else exposed_bar,
+    None if params.projection is None else hidden_bar,
   )
   states_bar = _StatesBar(hidden_bar, exposed_bar, cell_bar)
-  return LSTMCarry(old_hidden_bar, old_cell_bar), bars, states_bar
+  return LSTMCarry(None, old_cell_bar), gate_bars, bars, states_bar
 
 
 def _weights_adjoint(
   params: LSTMParams, local: _Local, carry: LSTMCarry, bars: _Bars
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  factors, dtype = local.factors, params.recurrent_weights.dtype
-  product_bars = bars.gates if bars.product is None else bars.product
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+  del carry
+  o = jnp.split(local.gates, 4, -1)[2]
   gradients = {
-    "recurrent_weights": weights_adjoint(carry.hidden, product_bars, dtype)
+    **variants.peephole_gradient(
+      params, bars.gates, local.old_cell, local.cell
+    ),
+    **variants.projection_gradient(params, o * local.squashed, bars.hidden),
   }
-  if params.peephole is not None:
-    of_input, of_forget, of_output, _ = jnp.split(bars.gates, 4, -1)
-    gradients["peephole"] = jnp.stack(
-      [
-        total(of_input * local.old_cell),
-        total(of_forget * local.old_cell),
-        total(of_output * local.cell),
-      ]
-    )
-  if params.projection is not None:
-    o = jnp.split(local.gates, 4, -1)[2]
-    gradients["projection"] = weights_adjoint(
-      o * local.squashed, bars.hidden, dtype
-    )
-  if params.recurrent_gain is not None:
+  if params.cell_gain is not None:
+    factors = local.factors
     through = bars.exposed * factors.cell
-    gradients["recurrent_gain"] = gain_adjoint(factors.product, bars.gates)
-    gradients["cell_gain"] = gain_adjoint(factors.normalised_cell, through)
-    gradients["cell_bias"] = total(through)
-  return bars.gates, gradients
+    gradients |= variants.squash_gradients(factors.normalised_cell, through)
+  return bars.gates, bars.gates, gradients
 
 
 def _gate_adjoints(local: _Local, states_bar: _StatesBar) -> LSTMAdjoints:
@@ -333,12 +272,12 @@ cell = Cell(
   "lstm",
   init,
   Equations(
-    _sizes,
     _step,
     _derivatives,
     _step_adjoint,
     _weights_adjoint,
     _gate_adjoints,
+    _sizes,
     transposed=("recurrent_weights", "projection"),
     alone=1,
   ),

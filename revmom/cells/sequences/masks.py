@@ -24,6 +24,17 @@ class Masks(NamedTuple):
   held: tuple[jax.Array, ...] | None  # of each array of the carry [..., B, H]
   kept: jax.Array | None  # 0 or 1 / (1 - rate), of the candidate [..., B, H]
 
+  @property
+  def factor(self) -> Any:
+    """What the candidate is multiplied by."""
+    return 1.0 if self.kept is None else self.kept
+
+  def clear(self, values: jax.Array) -> jax.Array:
+    """The values, zero beyond the ends of the sequences."""
+    if self.valid is None:
+      return values
+    return jnp.where(self.valid, values, 0)
+
 
 def rates(zoneout: Any, dropout: float, arrays: int) -> Rates:
   """Checks the rates that a user gave."""

@@ -12,17 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.cells.sequences.affine import (
-  Normalised,
-  gain_adjoint,
-  gained_product,
-  normalised_product,
-  product_adjoint,
-  sigmoid,
-  weights_adjoint,
-)
-from revmom.cells.sequences.cell import Cell, check_sizes, uniform
+from revmom.cells.initialisation import check_sizes, uniform
+from revmom.cells.sequences.cell import Cell
 from revmom.cells.sequences.equations import Equations, Parts
+from revmom.numerics import sigmoid
 
 
 class UGRNNParams(NamedTuple):
@@ -44,29 +37,25 @@ class UGRNNAdjoints(NamedTuple):
   candidate: jax.Array  # dL/dR
 
 
-class _Gates(NamedTuple):
+class Gates(NamedTuple):
+  """What the cell keeps of a step."""
+
   update: jax.Array  # G
   candidate: jax.Array  # R
 
 
 class _Factors(NamedTuple):
-  """Of the adjoint of the new state."""
+  """What the adjoint of the new state is multiplied by."""
 
-  gates: jax.Array  # of what goes into G and R [..., 2H]
-  update: jax.Array  # G
-  product: Normalised | None  # norm(h U)
+  gates: jax.Array  # for what goes into G and R [..., 2H]
+  update: jax.Array  # G, for the state before
 
 
 class _Local(NamedTuple):
-  gates: _Gates
+  gates: Gates
   kept: Any
   hidden: jax.Array  # h_{t-1}
   factors: _Factors
-
-
-class _Bars(NamedTuple):
-  hidden: jax.Array  # of h_t
-  product: jax.Array | None  # of h U, if it is normalised
 
 
 def init(
@@ -115,38 +104,55 @@ def init(
   )
 
 
-def _sizes(params: UGRNNParams) -> int:
-  return params.recurrent_weights.shape[0]
+def update(
+  of_update: jax.Array, of_candidate: jax.Array, hidden: jax.Array, kept: Any
+) -> tuple[jax.Array, Gates]:
+  """Equations (1) to (3), from what goes into R and G."""
+  gates = Gates(sigmoid(of_update), jnp.tanh(of_candidate))
+  candidate = gates.candidate * kept
+  return gates.update * hidden + (1 - gates.update) * candidate, gates
+
+
+def slopes(
+  gates: Gates, hidden: jax.Array, kept: Any
+) -> tuple[jax.Array, jax.Array]:
+  """Derivatives of the new state by what goes into G and R."""
+  update, candidate = gates
+  return (
+    (hidden - candidate * kept) * update * (1 - update),
+    (1 - update) * kept * (1 - candidate * candidate),
+  )
+
+
+def adjoints(
+  gates: Gates, hidden: jax.Array, kept: Any, hidden_bar: jax.Array
+) -> UGRNNAdjoints:
+  """Those of the new state, of G and of R."""
+  return UGRNNAdjoints(
+    hidden=hidden_bar,
+    update_gate=hidden_bar * (hidden - gates.candidate * kept),
+    candidate=hidden_bar * (1 - gates.update) * kept,
+  )
 
 
 def _step(
   params: UGRNNParams,
   drive: Parts,
+  product: jax.Array,
   hidden: jax.Array,
   kept: Any,
-) -> tuple[jax.Array, _Gates]:
-  """Equations (1) to (3)."""
-  recurrent = gained_product(
-    hidden, params.recurrent_weights, params.recurrent_gain
-  )
-  of_update, of_candidate = map(jnp.add, drive, jnp.split(recurrent, 2, -1))
-  gates = _Gates(sigmoid(of_update), jnp.tanh(of_candidate))
-  candidate = gates.candidate * kept
-  return gates.update * hidden + (1 - gates.update) * candidate, gates
+) -> tuple[jax.Array, Gates]:
+  del params
+  of_update, of_candidate = map(jnp.add, drive, jnp.split(product, 2, -1))
+  return update(of_update, of_candidate, hidden, kept)
 
 
 def _derivatives(
-  params: UGRNNParams, gates: _Gates, hidden: jax.Array, kept: Any
+  params: UGRNNParams, gates: Gates, hidden: jax.Array, kept: Any
 ) -> tuple[_Factors, _Local]:
-  update, candidate = gates
-  of_gates = [
-    (hidden - candidate * kept) * update * (1 - update),
-    (1 - update) * kept * (1 - candidate * candidate),
-  ]
-  normalised = normalised_product(
-    hidden, params.recurrent_weights, params.recurrent_gain
-  )
-  factors = _Factors(jnp.concatenate(of_gates, -1), update, normalised)
+  del params
+  of_gates = jnp.concatenate(slopes(gates, hidden, kept), -1)
+  factors = _Factors(of_gates, gates.update)
   return factors, _Local(gates, kept, hidden, factors)
 
 
@@ -156,46 +162,28 @@ def _gate_bars(factors: _Factors, hidden_bar: jax.Array) -> jax.Array:
 
 def _step_adjoint(
   params: UGRNNParams, factors: _Factors, hidden_bar: jax.Array
-) -> tuple[jax.Array, _Bars, jax.Array]:
-  product_bar, through = product_adjoint(
-    params.recurrent_weights,
-    params.recurrent_gain,
-    factors.product,
-    _gate_bars(factors, hidden_bar),
-  )
-  normalised = factors.product is not None
-  bars = _Bars(hidden_bar, product_bar if normalised else None)
-  return hidden_bar * factors.update + through, bars, hidden_bar
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  del params
+  gate_bars = _gate_bars(factors, hidden_bar)
+  return hidden_bar * factors.update, gate_bars, hidden_bar, hidden_bar
 
 
 def _weights_adjoint(
-  params: UGRNNParams, local: _Local, hidden: jax.Array, bars: _Bars
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  gate_bars = _gate_bars(local.factors, bars.hidden)
-  product_bars = gate_bars if bars.product is None else bars.product
-  dtype = params.recurrent_weights.dtype
-  gradients = {
-    "recurrent_weights": weights_adjoint(hidden, product_bars, dtype)
-  }
-  if params.recurrent_gain is not None:
-    gradients["recurrent_gain"] = gain_adjoint(local.factors.product, gate_bars)
-  return gate_bars, gradients
+  params: UGRNNParams, local: _Local, hidden: jax.Array, hidden_bars: jax.Array
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+  del params, hidden
+  gate_bars = _gate_bars(local.factors, hidden_bars)
+  return gate_bars, gate_bars, {}
 
 
 def _gate_adjoints(local: _Local, hidden_bar: jax.Array) -> UGRNNAdjoints:
-  update, candidate = local.gates
-  return UGRNNAdjoints(
-    hidden=hidden_bar,
-    update_gate=hidden_bar * (local.hidden - candidate * local.kept),
-    candidate=hidden_bar * (1 - update) * local.kept,
-  )
+  return adjoints(local.gates, local.hidden, local.kept, hidden_bar)
 
 
 cell = Cell(
   "ugrnn",
   init,
   Equations(
-    _sizes,
     _step,
     _derivatives,
     _step_adjoint,

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from revmom.cells.sequences.affine import accumulator, broadcasting
 from revmom.models.autoregressive.conditional import Conditional
 from revmom.models.flows.bijection import batch_shape, event_sum
+from revmom.numerics import accumulator, broadcasting
 
 
 class CausalNetwork(NamedTuple):

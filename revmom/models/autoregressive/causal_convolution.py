@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.cells.sequences.affine import accumulator, product
 from revmom.models.flows.conditioner import Affine
+from revmom.numerics import accumulator, product
 
 Offset = tuple[int, ...]
 

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from revmom.cells.sequences.affine import accumulator, normalise, product
 from revmom.models.autoregressive.autoregressive import (
   CausalNetwork,
   class_embedding,
@@ -30,6 +29,7 @@ from revmom.models.autoregressive.causal_convolution import (
 )
 from revmom.models.autoregressive.language_model import as_tokens
 from revmom.models.flows.conditioner import Affine
+from revmom.numerics import accumulator, normalise, product
 
 
 class Norm(NamedTuple):

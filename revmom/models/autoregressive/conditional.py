@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.cells.sequences.affine import accumulator
+from revmom.numerics import accumulator
 
 
 class Conditional(NamedTuple):

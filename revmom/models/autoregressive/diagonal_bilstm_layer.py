@@ -8,7 +8,6 @@ import numpy as np
 from jax import lax
 
 from revmom.cells.grids import mdlstm
-from revmom.cells.sequences.affine import accumulator
 from revmom.models.autoregressive.causal_convolution import channel_mask, groups
 from revmom.models.autoregressive.pixel_layers import (
   Layer,
@@ -17,6 +16,7 @@ from revmom.models.autoregressive.pixel_layers import (
   put,
   two_rows,
 )
+from revmom.numerics import accumulator
 
 RIGHTWARDS, LEFTWARDS = (1, 1), (1, -1)
 

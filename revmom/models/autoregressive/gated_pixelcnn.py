@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.cells.sequences.affine import accumulator, product, sigmoid
 from revmom.models.autoregressive.autoregressive import (
   CausalNetwork,
   class_embedding,
@@ -47,6 +46,7 @@ from revmom.models.autoregressive.causal_convolution import (
   taps,
 )
 from revmom.models.flows.conditioner import Affine
+from revmom.numerics import accumulator, product, sigmoid
 
 
 class Block(NamedTuple):

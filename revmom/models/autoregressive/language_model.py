@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells.sequences import lstm
-from revmom.cells.sequences.affine import broadcasting, product
 from revmom.cells.sequences.cell import Cell
 from revmom.models.autoregressive.autoregressive import (
   CausalNetwork,
   class_embedding,
 )
 from revmom.models.autoregressive.conditional import Conditional, categorical
+from revmom.numerics import broadcasting, product
 
 _SCALE = 0.3  # of the embeddings at first
 

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells.grids import grid, mdrnn
-from revmom.cells.sequences.affine import accumulator
 from revmom.models.autoregressive.autoregressive import (
   CausalNetwork,
   class_embedding,
@@ -29,6 +28,7 @@ from revmom.models.autoregressive.causal_convolution import (
   pointwise,
 )
 from revmom.models.flows.conditioner import Affine
+from revmom.numerics import accumulator
 
 
 class Params(NamedTuple):

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.cells.sequences.affine import accumulator
 from revmom.models.autoregressive.autoregressive import (
   CausalNetwork,
   class_embedding,
@@ -41,6 +40,7 @@ from revmom.models.autoregressive.causal_convolution import (
   window,
 )
 from revmom.models.flows.conditioner import Affine
+from revmom.numerics import accumulator
 
 
 class Params(NamedTuple):

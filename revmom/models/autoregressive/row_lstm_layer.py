@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.cells.sequences.affine import accumulator, product, sigmoid
 from revmom.cells.sequences.deferred import defer_weights
 from revmom.models.autoregressive.causal_convolution import (
   channel_mask,
@@ -22,6 +21,7 @@ from revmom.models.autoregressive.pixel_layers import (
   two_rows,
 )
 from revmom.models.flows.conditioner import Affine
+from revmom.numerics import accumulator, product, sigmoid
 
 
 class RowParams(NamedTuple):

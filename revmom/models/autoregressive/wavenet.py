@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.cells.sequences.affine import accumulator, sigmoid
 from revmom.models.autoregressive.autoregressive import (
   CausalNetwork,
   class_embedding,
@@ -34,6 +33,7 @@ from revmom.models.autoregressive.causal_convolution import (
   taps,
 )
 from revmom.models.flows.conditioner import Affine
+from revmom.numerics import accumulator, sigmoid
 
 DOUBLING = tuple(2**i for i in range(10))
 

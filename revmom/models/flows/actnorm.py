@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.cells.sequences.affine import accumulator
 from revmom.models.flows.bijection import Bijection, same_everywhere
+from revmom.numerics import accumulator
 
 
 class ActnormParams(NamedTuple):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.cells.sequences.affine import accumulator
+from revmom.numerics import accumulator
 
 # A loop of few layers costs more in copies than it saves in compilation: a
 # gradient of 8 couplings takes 10 % longer.

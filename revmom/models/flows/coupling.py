@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.cells.sequences.affine import accumulator
 from revmom.models.flows.bijection import Bijection, batch_shape, event_sum
 from revmom.models.flows.conditioner import Conditioner
+from revmom.numerics import accumulator
 
 # From a network's output to s, the logarithm of the scale.
 LogScale = Callable[[jax.Array], jax.Array]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from revmom.cells.sequences.affine import accumulator
 from revmom.models.flows.bijection import Bijection, event_sum
+from revmom.numerics import accumulator
 
 
 def dequantise(

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from revmom.cells.sequences.affine import accumulator
 from revmom.models.flows.bijection import Bijection, same_everywhere
+from revmom.numerics import accumulator
 
 
 class LinearParams(NamedTuple):

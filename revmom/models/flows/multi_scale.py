@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from revmom.cells.sequences.affine import accumulator
 from revmom.models.flows.bijection import Bijection, batch_shape
 from revmom.models.flows.coupling import HALVES
+from revmom.numerics import accumulator
 
 
 def squeeze() -> Bijection:

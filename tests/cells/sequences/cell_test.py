@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from revmom.cells import elman, gated_input, gru, lstm, ugrnn
-from revmom.cells.sequences import masks, sweep
+from revmom.cells.sequences import masks, residuals
 
 T, B, D, H = 3, 3, 3, 4
 CELLS = {
@@ -404,7 +404,7 @@ def test_every_parameter_receives_a_gradient(x64, name, structure):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_blocks(x64, name, monkeypatch):
-  monkeypatch.setattr(sweep, "BLOCK_ROWS", 2 * B)  # 2, 2 and 1 steps
+  monkeypatch.setattr(residuals, "BLOCK_ROWS", 2 * B)  # 2, 2 and 1 steps
   lengths = jnp.array([5, 0, 3])
   given = problem(name, steps=5, **FULL[name])
   check(given, **everything(name) | {"lengths": lengths})

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from revmom.cells import elman, gated_input, gru, lstm, ugrnn
-from revmom.cells.sequences import blocks, sweep
+from revmom.cells.sequences import blocks, residuals
 from revmom.jacobian.control_flow import scan_form
 
 
@@ -64,7 +64,7 @@ def check(arguments, bars, **options):
 
 
 def few_rows(monkeypatch, rows=4):
-  monkeypatch.setattr(sweep, "BLOCK_ROWS", rows)
+  monkeypatch.setattr(residuals, "BLOCK_ROWS", rows)
 
 
 SIZES = {
