@@ -13,7 +13,7 @@ from jax import lax
 
 from revmom.cells.grids import grid
 from revmom.cells.initialisation import check_sizes
-from revmom.numerics import accumulator, product
+from revmom.numerics import accumulator, outer_products, product, total
 
 # Rows of the factors of one partial sum of the gradients of the weights.  They
 # stay in a CPU's cache, and are enough for a product to be efficient.
@@ -89,9 +89,7 @@ def drive_adjoint(
   fields = dict(
     input_weights=totals[:, :input_size].T.astype(weights.dtype),
     recurrent_weights=jnp.moveaxis(recurrent, 0, 2).astype(weights.dtype),
-    bias=None
-    if params.bias is None
-    else jnp.sum(bars, range(bars.ndim - 1)).astype(params.bias.dtype),
+    bias=None if params.bias is None else total(bars).astype(params.bias.dtype),
   )
   return fields, input_bars
 
@@ -113,20 +111,22 @@ def _outer_products(
     return values.reshape(length // rows, rows, *values.shape[1:])
 
   def add(carry, part):
-    total, edge = carry  # edge: the last row of the part before
+    totals, edge = carry  # edge: the last row of the part before
     xs, hidden, bars = part
     joined = [edge, hidden[:-1]] if forwards else [hidden[1:], edge]
     factors = [xs, jnp.concatenate(joined)]
     for axis, direction in list(enumerate(plan.direction))[1:]:
       factors.append(grid.previous(hidden, axis, direction))
-    total = total + _contract(bars, jnp.concatenate(factors, -1))
-    return (total, hidden[-1:] if forwards else hidden[:1]), None
+    totals = totals + outer_products(
+      bars, jnp.concatenate(factors, -1), bars.dtype
+    )
+    return (totals, hidden[-1:] if forwards else hidden[:1]), None
 
   width = xs.shape[-1] + len(plan.direction) * hidden.shape[-1]
-  total = jnp.zeros((bars.shape[-1], width), accumulator(bars.dtype))
+  totals = jnp.zeros((bars.shape[-1], width), accumulator(bars.dtype))
   edge = jnp.zeros((1, *hidden.shape[1:]), hidden.dtype)
   operands = parts(xs), parts(hidden), parts(bars)
-  return lax.scan(add, (total, edge), operands, reverse=not forwards)[0][0]
+  return lax.scan(add, (totals, edge), operands, reverse=not forwards)[0][0]
 
 
 def _rows_of_part(xs: jax.Array) -> int:
@@ -135,13 +135,3 @@ def _rows_of_part(xs: jax.Array) -> int:
   wanted = max(1, _PART // max(1, int(np.prod(slab))))
   divisors = (n for n in range(1, min(wanted, length) + 1) if length % n == 0)
   return max(divisors, default=1)
-
-
-def _contract(left: jax.Array, right: jax.Array) -> jax.Array:
-  leading = tuple(range(left.ndim - 1))
-  return lax.dot_general(
-    left,
-    right,
-    ((leading, leading), ((), ())),
-    preferred_element_type=accumulator(left.dtype),
-  )

@@ -21,21 +21,21 @@ class Equations(NamedTuple):
 
   Attributes:
     forward: (pre-activations, previous memories, peephole) -> (h, c, gates).
-    adjoint: (h_bar, c_bar, c, gates, previous memories, peephole) ->
-      `CellAdjoint`; c_bar is what reaches c through the next cells.
+    adjoint: (h_bar, c_bar, c, gates, previous memories, peephole) -> the
+      adjoints of the pre-activations, of the previous memories, and `Adjoints`;
+      c_bar is what reaches c through the next cells.
   """
 
   forward: Callable[..., tuple[jax.Array, jax.Array, Any]]
-  adjoint: Callable[..., "CellAdjoint"]
+  adjoint: Callable[..., tuple[Arrays, Arrays, "Adjoints"]]
 
 
-class CellAdjoint(NamedTuple):
-  """The adjoints in one cell."""
+class Adjoints(NamedTuple):
+  """The adjoints at every position [S_1, ..., S_n, B, H], accumulated."""
 
-  a: Arrays  # of the pre-activations
-  previous: Arrays  # of the neighbours' memories
-  c: jax.Array  # of the memory, from all that it reaches
-  gates: Any
+  h: jax.Array  # of the hidden state, from all that it reaches
+  c: jax.Array  # of the memory, likewise
+  gates: Any  # of the gates' values, in the NamedTuple of the cell's gates
 
 
 class GravesGates(NamedTuple):
@@ -103,7 +103,7 @@ def _graves_adjoint(
   gates: GravesGates,
   previous: Arrays,
   peephole: Any,
-) -> CellAdjoint:
+) -> tuple[Arrays, Arrays, Adjoints]:
   g, i, o, f = gates
   t = jnp.tanh(c)
   o_bar = h_bar * t
@@ -123,7 +123,7 @@ def _graves_adjoint(
       for bar, p, a in zip(previous_bar, p_f, a_f, strict=True)
     )
   bars = GravesGates(g_bar, i_bar, o_bar, f_bar)
-  return CellAdjoint((a_g, a_i, a_o, *a_f), previous_bar, c_bar, bars)
+  return (a_g, a_i, a_o, *a_f), previous_bar, Adjoints(h_bar, c_bar, bars)
 
 
 def _shares(a: Sequence[jax.Array], like: jax.Array) -> Arrays:
@@ -158,7 +158,7 @@ def _stable_adjoint(
   gates: StableGates,
   previous: Arrays,
   peephole: None,
-) -> CellAdjoint:
+) -> tuple[Arrays, Arrays, Adjoints]:
   g, i, o, f, share = gates
   t, s = jnp.tanh(c), _dot(share, previous)
   o_bar = h_bar * t
@@ -173,7 +173,8 @@ def _stable_adjoint(
     _sigmoid_adjoint(f, f_bar),
     *_shares_adjoint(share, share_bar),
   )
-  return CellAdjoint(a_bars, tuple(s_bar * w for w in share), c_bar, bars)
+  previous_bar = tuple(s_bar * w for w in share)
+  return a_bars, previous_bar, Adjoints(h_bar, c_bar, bars)
 
 
 def _leaky(a: Arrays, previous: Arrays, peephole: None) -> Any:
@@ -193,7 +194,7 @@ def _leaky_adjoint(
   gates: LeakyGates,
   previous: Arrays,
   peephole: None,
-) -> CellAdjoint:
+) -> tuple[Arrays, Arrays, Adjoints]:
   g, o, o_old, f, share = gates
   s = _dot(share, previous)
   m_bar = _tanh_adjoint(jnp.tanh(o * c + o_old * s), h_bar)
@@ -210,7 +211,8 @@ def _leaky_adjoint(
     _sigmoid_adjoint(f, f_bar),
     *_shares_adjoint(share, share_bar),
   )
-  return CellAdjoint(a_bars, tuple(s_bar * w for w in share), c_bar, bars)
+  previous_bar = tuple(s_bar * w for w in share)
+  return a_bars, previous_bar, Adjoints(h_bar, c_bar, bars)
 
 
 GRAVES = Equations(_graves, _graves_adjoint)

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells.grids import grid, grid_weights
+from revmom.cells.grids.sweep import Recurrence, sweep
 from revmom.numerics import accumulator
 
-OfLayer = Callable[[Any], grid.Recurrence]
+OfLayer = Callable[[Any], Recurrence]
 
 
 def check(layers: Sequence[Any]) -> None:
@@ -166,7 +167,7 @@ def _sweep(
     return single.memory(state, axis - 1) if axis else None
 
   single = of_layer(layers[0])
-  return grid.sweep(
+  return sweep(
     single._replace(weights=(to_next, *weights), cell=cell, memory=memory),
     jnp.stack(received),
     local,

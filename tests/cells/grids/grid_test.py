@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from revmom.cells import grid
-from revmom.cells.grids import grid_weights
+from revmom.cells.grids import grid_weights, sweep
 from revmom.jacobian.control_flow import scan_form
 
 SHAPES = [(5,), (3, 4), (4, 3), (1, 6), (2, 3, 4), (3, 1, 2), (2, 2, 3, 2)]
@@ -18,7 +18,7 @@ SHAPES = [(5,), (3, 4), (4, 3), (1, 6), (2, 3, 4), (3, 1, 2), (2, 2, 3, 2)]
 def count_paths(shape, direction, schedule, keep=lambda state: state):
   """A state is one more than the sum of its neighbours' states."""
   one = jnp.ones((*shape, 1, 1))
-  recurrence = grid.Recurrence(
+  recurrence = sweep.Recurrence(
     weights=(jnp.eye(1),) * len(shape),
     cell=lambda received, memories, local: received,
     message=lambda state: state,
@@ -26,7 +26,7 @@ def count_paths(shape, direction, schedule, keep=lambda state: state):
     boundary=jnp.zeros((1, 1)),
   )
   plan = grid.plan(len(shape), direction, schedule)
-  return grid.sweep(recurrence, one, None, plan, keep)[..., 0, 0]
+  return sweep.sweep(recurrence, one, None, plan, keep)[..., 0, 0]
 
 
 def count_paths_in_a_loop(shape, direction):
@@ -62,7 +62,7 @@ def test_memories_come_from_the_neighbours():
   shape, direction = (2, 3), (1, -1)
   index = jnp.arange(1.0, 7.0).reshape(*shape, 1, 1)
   for schedule in grid.SCHEDULES:
-    recurrence = grid.Recurrence(
+    recurrence = sweep.Recurrence(
       weights=(jnp.zeros((1, 1)),) * 2,
       cell=lambda received, memories, local: jnp.concatenate(
         [local, *memories], -1
@@ -72,7 +72,7 @@ def test_memories_come_from_the_neighbours():
       boundary=jnp.zeros((1, 3)),
     )
     plan = grid.plan(2, direction, schedule)
-    states = grid.sweep(recurrence, jnp.zeros((*shape, 1, 1)), index, plan)
+    states = sweep.sweep(recurrence, jnp.zeros((*shape, 1, 1)), index, plan)
     own, above, right = jnp.moveaxis(states[..., 0, :], -1, 0)
     np.testing.assert_array_equal(own, [[1, 2, 3], [4, 5, 6]])
     np.testing.assert_array_equal(above, [[0, 0, 0], [1, 2, 3]])
@@ -89,12 +89,12 @@ def test_wavefront_has_one_round_for_each_diagonal():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_skew_and_back(shape):
   values = jnp.arange(1.0, math.prod(shape) * 2 + 1).reshape(*shape, 2)
-  skewed = grid.skew(values, len(shape))
+  skewed = sweep.skew(values, len(shape))
   expected = np.zeros((sum(shape) - len(shape) + 1, *shape[:-1], 2))
   for position in np.ndindex(*shape):
     expected[(sum(position), *position[:-1])] = values[position]
   np.testing.assert_array_equal(skewed, expected)
-  np.testing.assert_array_equal(grid.unskew(skewed, shape), values)
+  np.testing.assert_array_equal(sweep.unskew(skewed, shape), values)
 
 
 def test_plan_has_defaults():
