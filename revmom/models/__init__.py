@@ -3,12 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from revmom.models.affine import Affine
 from revmom.models.autoregressive.audio import mu_law, mu_law_inverse
-from revmom.models.autoregressive.autoregressive import (
-  Autoregressive,
-  CausalNetwork,
-  uncached,
-)
+from revmom.models.autoregressive.autoregressive import Autoregressive
+from revmom.models.autoregressive.causal_network import CausalNetwork, uncached
 from revmom.models.autoregressive.causal_transformer import causal_transformer
 from revmom.models.autoregressive.conditional import (
   Conditional,
@@ -25,7 +23,7 @@ from revmom.models.autoregressive.pixelcnn import pixelcnn
 from revmom.models.autoregressive.wavenet import wavenet
 from revmom.models.flows.actnorm import ActnormParams, actnorm
 from revmom.models.flows.bijection import Bijection, chain, stack
-from revmom.models.flows.conditioner import Affine, Conditioner, convnet, mlp
+from revmom.models.flows.conditioner import Conditioner, convnet, mlp
 from revmom.models.flows.coupling import (
   EVEN_ODD,
   HALVES,

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.models.flows.conditioner import Affine
-from revmom.numerics import accumulator, product
+from revmom.models.affine import Affine
+from revmom.numerics import accumulator, product, sigmoid
 
 Offset = tuple[int, ...]
 
@@ -40,6 +40,18 @@ def pointwise(layer: Affine, x: jax.Array) -> jax.Array:
   """x W + b at every position: [..., D] to [..., G]."""
   result = product(x, layer.weights)
   return result + layer.bias.astype(result.dtype)
+
+
+def gate(drive: jax.Array) -> jax.Array:
+  """tanh(a) sigmoid(b), of the two halves of [..., 2 F]: [..., F]."""
+  filtered, opened = jnp.split(drive, 2, -1)
+  return jnp.tanh(filtered) * sigmoid(opened)
+
+
+def read_out(hidden: Affine, last: Affine, x: jax.Array) -> jax.Array:
+  """Two layers at every position, each after a relu."""
+  x = jax.nn.relu(pointwise(hidden, jax.nn.relu(x)))
+  return pointwise(last, x)
 
 
 def convolve(
@@ -163,9 +175,8 @@ def reach(
   )
 
 
-def check_images(inputs: jax.Array, first: Affine) -> None:
-  """Refuses what is not a batch of images for these weights."""
-  channels = first.weights.shape[-2]
+def check_images(inputs: jax.Array, channels: int) -> None:
+  """Refuses what is not a batch of images with so many channels."""
   if inputs.ndim != 4 or inputs.shape[-1] != channels:
     raise ValueError(
       f"got inputs of shape {inputs.shape}, expected [B, H, W, {channels}], "

@@ -19,16 +19,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from revmom.models.autoregressive.autoregressive import (
-  CausalNetwork,
-  class_embedding,
-)
+from revmom.models.affine import Affine
 from revmom.models.autoregressive.causal_convolution import (
   init_affine,
   pointwise,
 )
+from revmom.models.autoregressive.causal_network import (
+  CausalNetwork,
+  add_class,
+  class_embedding,
+  class_table,
+)
 from revmom.models.autoregressive.language_model import as_tokens
-from revmom.models.flows.conditioner import Affine
 from revmom.numerics import accumulator, normalise, product
 
 
@@ -117,7 +119,7 @@ def causal_transformer(
       normal(keys[0], num_outputs, width),
       normal(keys[1], width),
       normal(keys[2], inputs.shape[1], width),
-      jnp.zeros((num_classes, width), dtype) if num_classes else None,
+      class_table(num_classes, width, dtype),
       jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks),
       _init_norm(width, dtype),
     )
@@ -132,9 +134,7 @@ def causal_transformer(
     x = _at_positions(
       jnp.concatenate([first, embedded], 1), params.positions[:length]
     )
-    classes = class_embedding(params.classes, label)
-    if classes is not None:
-      x = x + classes[:, None].astype(x.dtype)
+    x = add_class(x, class_embedding(params.classes, label))
     seen = jnp.tri(length, dtype=bool)  # u <= t
 
     def block(x: jax.Array, weights: Block) -> tuple[jax.Array, None]:
@@ -160,8 +160,7 @@ def causal_transformer(
     before = as_tokens(inputs[:, jnp.maximum(position - 1, 0)])
     embedded = jnp.where(position > 0, params.embeddings[before], params.start)
     x = _at_positions(embedded, params.positions[position])[:, None]
-    if cache.classes is not None:
-      x = x + cache.classes[:, None].astype(x.dtype)
+    x = add_class(x, cache.classes)
     seen = (jnp.arange(inputs.shape[1]) <= position)[None]
 
     def block(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:

@@ -24,16 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.models.autoregressive.autoregressive import (
-  CausalNetwork,
-  class_embedding,
-)
+from revmom.models.affine import Affine
 from revmom.models.autoregressive.causal_convolution import (
   Offset,
   channel_mask,
   check_images,
   check_kernels,
   convolve,
+  gate,
   groups,
   init_affine,
   init_masked,
@@ -43,10 +41,16 @@ from revmom.models.autoregressive.causal_convolution import (
   output_mask,
   pointwise,
   reach,
+  read_out,
   taps,
 )
-from revmom.models.flows.conditioner import Affine
-from revmom.numerics import accumulator, product, sigmoid
+from revmom.models.autoregressive.causal_network import (
+  CausalNetwork,
+  add_class,
+  class_embedding,
+  class_table,
+)
+from revmom.numerics import accumulator, product
 
 
 class Block(NamedTuple):
@@ -113,7 +117,7 @@ def gated_pixelcnn(
   def forward(
     params: Params, inputs: jax.Array, label: jax.Array | None
   ) -> jax.Array:
-    check_images(inputs, params.blocks[0].horizontal)
+    check_images(inputs, params.blocks[0].horizontal.weights.shape[-2])
     params = _embedded(_masked(params, inputs.shape[-1]), label)
     v = h = inputs
     for number, block in enumerate(params.blocks):
@@ -122,12 +126,12 @@ def gated_pixelcnn(
       # The first block's kernel ends in the row above.
       up, beside = (radius, rows - radius - 1), (radius, radius)
       u = convolve(block.vertical, v, (up, beside))
-      u = _add(u, _at_all(block.vertical_classes))
+      u = add_class(u, block.vertical_classes)
       w = convolve(block.horizontal, h, ((0, 0), (radius, 0)))
       w = w + product(u, block.between)
-      w = _add(w, _at_all(block.horizontal_classes))
-      v, h = _gate(u), _residual(block, h if number else None, w)
-    return _read_out(params, h).reshape(*inputs.shape, -1)
+      w = add_class(w, block.horizontal_classes)
+      v, h = gate(u), _residual(block, h if number else None, w)
+    return read_out(params.hidden, params.last, h).reshape(*inputs.shape, -1)
 
   def start(
     params: Params, shape: tuple[int, ...], label: jax.Array | None
@@ -159,7 +163,7 @@ def gated_pixelcnn(
     left = left - left[-1]  # -r, ..., 0
     seen = neighbours(inputs, row + 0 * left, column + left)
     w = taps(first.horizontal, list(seen)) + cache.between[0][column]
-    w = _add(w, first.horizontal_classes)
+    w = add_class(w, first.horizontal_classes)
     h = _residual(first, None, w)
     columns = []
     for block, kept, of_row in zip(
@@ -169,9 +173,9 @@ def gated_pixelcnn(
       kept = kept.at[column + radius].set(h)
       seen = lax.dynamic_slice_in_dim(kept, column, radius + 1)
       w = taps(block.horizontal, list(seen)) + of_row[column]
-      h = _residual(block, h, _add(w, block.horizontal_classes))
+      h = _residual(block, h, add_class(w, block.horizontal_classes))
       columns.append(kept)
-    outputs = _read_out(cache.params, h)
+    outputs = read_out(cache.params.hidden, cache.params.last, h)
     outputs = outputs.reshape(len(inputs), inputs.shape[-1], -1)
     return outputs, cache._replace(columns=tuple(columns))
 
@@ -210,9 +214,7 @@ def _init(
     radius = kernel_sizes[number] // 2
     rows, seen = (radius + 1, features) if number else (radius, channels)
     shape = rows, kernel_sizes[number], seen, 2 * features
-    table = None
-    if num_classes:
-      table = jnp.zeros((num_classes, 2 * features), dtype)
+    table = class_table(num_classes, 2 * features, dtype)
     return Block(
       init_affine(vertical, shape, dtype),
       init_affine(between, (2 * features, 2 * features), dtype).weights,
@@ -280,28 +282,9 @@ def _embedded(params: Params, label: jax.Array | None) -> Params:
   )
 
 
-def _add(drive: jax.Array, classes: jax.Array | None) -> jax.Array:
-  return drive if classes is None else drive + classes.astype(drive.dtype)
-
-
-def _at_all(classes: jax.Array | None) -> jax.Array | None:
-  """Of classes [B, G], what is added at all positions of images."""
-  return None if classes is None else classes[:, None, None]
-
-
-def _gate(drive: jax.Array) -> jax.Array:
-  filtered, gate = jnp.split(drive, 2, -1)
-  return jnp.tanh(filtered) * sigmoid(gate)
-
-
 def _residual(block: Block, h: jax.Array | None, w: jax.Array) -> jax.Array:
-  out = pointwise(block.out, _gate(w))
+  out = pointwise(block.out, gate(w))
   return out if h is None else h + out
-
-
-def _read_out(params: Params, h: jax.Array) -> jax.Array:
-  hidden = jax.nn.relu(pointwise(params.hidden, jax.nn.relu(h)))
-  return pointwise(params.last, hidden)
 
 
 def _next_row(cache: Cache, inputs: jax.Array, row: jax.Array) -> Cache:
@@ -315,11 +298,11 @@ def _next_row(cache: Cache, inputs: jax.Array, row: jax.Array) -> Cache:
   for number, block in enumerate(cache.params.blocks):
     radius = block.vertical.weights.shape[1] // 2
     u = convolve(block.vertical, seen, ((0, 0), (radius, radius)))
-    u = _add(u, _at_all(block.vertical_classes))
+    u = add_class(u, block.vertical_classes)
     between.append(jnp.moveaxis(product(u[:, 0], block.between), 0, 1))
     if number < len(cache.rows):
       kept = cache.rows[number]
-      kept = kept.at[row % len(kept)].set(_gate(u)[:, 0])
+      kept = kept.at[row % len(kept)].set(gate(u)[:, 0])
       above = row + np.arange(1 - len(kept), 1)
       seen = jnp.moveaxis(kept[above % len(kept)], 0, 1)
       rows.append(kept)

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from revmom.cells.sequences import lstm
 from revmom.cells.sequences.cell import Cell
-from revmom.models.autoregressive.autoregressive import (
+from revmom.models.autoregressive.causal_network import (
   CausalNetwork,
   class_embedding,
+  class_table,
 )
 from revmom.models.autoregressive.conditional import Conditional, categorical
 from revmom.numerics import broadcasting, product
@@ -93,7 +94,7 @@ def init(
     cell.init(
       of_cell, size, hidden_size, learned_carry=True, dtype=dtype, **options
     ),
-    jnp.zeros((num_classes, size), dtype) if num_classes else None,
+    class_table(num_classes, size, dtype),
   )
 
 

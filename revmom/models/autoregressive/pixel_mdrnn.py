@@ -19,15 +19,16 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells.grids import grid, mdrnn
-from revmom.models.autoregressive.autoregressive import (
-  CausalNetwork,
-  class_embedding,
-)
+from revmom.models.affine import Affine
 from revmom.models.autoregressive.causal_convolution import (
+  check_images,
   init_affine,
   pointwise,
 )
-from revmom.models.flows.conditioner import Affine
+from revmom.models.autoregressive.causal_network import (
+  CausalNetwork,
+  class_embedding,
+)
 from revmom.numerics import accumulator
 
 
@@ -98,7 +99,7 @@ def pixel_mdrnn(
     params: Params, inputs: jax.Array, label: jax.Array | None
   ) -> jax.Array:
     classes = _one_hot(params, label, num_classes)
-    _check_inputs(params, inputs, num_classes)
+    check_images(inputs, len(params.layers[0].input_weights) - num_classes)
     dtype = accumulator(params.read_out.bias.dtype)
     h = jnp.moveaxis(inputs, 0, 2).astype(dtype)  # [H, W, B, C]
     if classes is not None:
@@ -167,13 +168,4 @@ def _check(hidden_size: int, num_layers: int, num_classes: int) -> None:
       f"got hidden_size={hidden_size}, num_layers={num_layers} and "
       f"num_classes={num_classes}, expected 1 or more units and layers, and 0 "
       "or more classes."
-    )
-
-
-def _check_inputs(params: Params, inputs: jax.Array, num_classes: int) -> None:
-  channels = len(params.layers[0].input_weights) - num_classes
-  if inputs.ndim != 4 or inputs.shape[-1] != channels:
-    raise ValueError(
-      f"got inputs of shape {inputs.shape}, expected [B, H, W, {channels}], "
-      "which the parameters are for."
     )

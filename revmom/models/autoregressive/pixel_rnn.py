@@ -20,10 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.models.autoregressive.autoregressive import (
-  CausalNetwork,
-  class_embedding,
-)
+from revmom.models.affine import Affine
 from revmom.models.autoregressive.causal_convolution import (
   channel_mask,
   check_images,
@@ -32,16 +29,22 @@ from revmom.models.autoregressive.causal_convolution import (
   init_masked,
   kernel_mask,
   masked,
+  neighbours,
   pointwise,
+  read_out,
   taps,
+  window,
+)
+from revmom.models.autoregressive.causal_network import (
+  CausalNetwork,
+  class_embedding,
+  class_table,
 )
 from revmom.models.autoregressive.diagonal_bilstm_layer import (
   diagonal_bilstm_layer,
 )
 from revmom.models.autoregressive.pixel_layers import Layer, Place
-from revmom.models.autoregressive.pixelcnn import neighbours, window
 from revmom.models.autoregressive.row_lstm_layer import row_lstm_layer
-from revmom.models.flows.conditioner import Affine
 
 
 class Block(NamedTuple):
@@ -148,10 +151,9 @@ def _pixel_rnn(
       )
       for of_layer, of_up in zip(keys[3::2], keys[4::2], strict=True)
     ]
-    table = jnp.zeros((sizes.num_classes, features), dtype)
     return Params(
       init_masked(keys[0], masks.first, dtype),
-      table if sizes.num_classes else None,
+      class_table(sizes.num_classes, features, dtype),
       tuple(blocks),
       init_masked(keys[1], masks.hidden, dtype),
       init_masked(keys[2], masks.last, dtype),
@@ -174,7 +176,7 @@ def _pixel_rnn(
   def forward(
     params: Params, inputs: jax.Array, label: jax.Array | None
   ) -> jax.Array:
-    check_images(inputs, params.first)
+    check_images(inputs, params.first.weights.shape[-2])
     channels = inputs.shape[-1]
     layer = make_layer(sizes.hidden_size, channels)
     params = masked_params(params, channels, layer)
@@ -184,7 +186,7 @@ def _pixel_rnn(
     for block in params.blocks:
       h = layer.forward(block.layer, x, pixels)  # [H, W, B, h]
       x = x + pointwise(block.up, h)
-    outputs = jnp.moveaxis(_read_out(params, x), 2, 0)
+    outputs = jnp.moveaxis(read_out(params.hidden, params.last, x), 2, 0)
     return outputs.reshape(*inputs.shape, -1)
 
   def start(
@@ -215,7 +217,9 @@ def _pixel_rnn(
       h, after = layer.step(block.layer, its_cache, place, x, inputs)
       x = x + pointwise(block.up, h)
       layers.append(after)
-    outputs = _read_out(params, x).reshape(batch, channels, -1)
+    outputs = read_out(params.hidden, params.last, x).reshape(
+      batch, channels, -1
+    )
     return outputs, cache._replace(layers=tuple(layers))
 
   return CausalNetwork(init, forward, start, step, event_ndim=3)
@@ -243,11 +247,6 @@ def _masks(sizes: _Sizes, channels: int, num_outputs: int) -> _Masks:
 
 def _of_class(x: jax.Array, classes: jax.Array | None) -> jax.Array:
   return x if classes is None else x + classes.astype(x.dtype)
-
-
-def _read_out(params: Params, x: jax.Array) -> jax.Array:
-  hidden = jax.nn.relu(pointwise(params.hidden, jax.nn.relu(x)))
-  return pointwise(params.last, hidden)
 
 
 def _check(sizes: _Sizes) -> None:

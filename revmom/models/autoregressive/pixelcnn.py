@@ -19,10 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.models.autoregressive.autoregressive import (
-  CausalNetwork,
-  class_embedding,
-)
+from revmom.models.affine import Affine
 from revmom.models.autoregressive.causal_convolution import (
   Offset,
   check_images,
@@ -39,7 +36,12 @@ from revmom.models.autoregressive.causal_convolution import (
   taps,
   window,
 )
-from revmom.models.flows.conditioner import Affine
+from revmom.models.autoregressive.causal_network import (
+  CausalNetwork,
+  add_class,
+  class_embedding,
+  class_table,
+)
 from revmom.numerics import accumulator
 
 
@@ -94,7 +96,7 @@ def pixelcnn(
     channels, dtype = inputs.shape[-1], inputs.dtype
     last, *keys = jax.random.split(key, 1 + len(kernel_sizes))
     masks = _masks(kernel_sizes, features, channels)
-    table = jnp.zeros((num_classes, features), dtype) if num_classes else None
+    table = class_table(num_classes, features, dtype)
     return Params(
       tuple(
         init_masked(key, mask, dtype)
@@ -116,16 +118,13 @@ def pixelcnn(
   def forward(
     params: Params, inputs: jax.Array, label: jax.Array | None
   ) -> jax.Array:
-    check_images(inputs, params.layers[0])
+    check_images(inputs, params.layers[0].weights.shape[-2])
     layers, last = masked_layers(params, inputs.shape[-1])
     h = inputs
     for layer, table in zip(layers, params.classes, strict=True):
       radius = layer.weights.shape[1] // 2
-      classes = class_embedding(table, label)
-      if classes is not None:
-        classes = classes[:, None, None]  # [B, 1, 1, F]
       drive = convolve(layer, h, ((radius, 0), (radius, radius)))
-      h = _unit(drive, classes)
+      h = jax.nn.relu(add_class(drive, class_embedding(table, label)))
     return pointwise(last, h).reshape(*inputs.shape, -1)
 
   def start(
@@ -149,13 +148,14 @@ def pixelcnn(
     row, column = jnp.divmod(position, inputs.shape[2])
     above, beside = window(kernel_sizes[0] // 2)
     seen = neighbours(inputs, row + above, column + beside)
-    h = _unit(taps(cache.layers[0], list(seen)), cache.classes[0])
+    drive = taps(cache.layers[0], list(seen))
+    h = jax.nn.relu(add_class(drive, cache.classes[0]))
     rows = []
     for kept, layer, classes in zip(
       cache.rows, cache.layers[1:], cache.classes[1:], strict=True
     ):
       kept, seen = _push(kept, h, row, column)
-      h = _unit(taps(layer, list(seen)), classes)
+      h = jax.nn.relu(add_class(taps(layer, list(seen)), classes))
       rows.append(kept)
     outputs = pointwise(cache.last, h)
     outputs = outputs.reshape(len(inputs), inputs.shape[-1], -1)
@@ -181,12 +181,6 @@ def receptive_field(kernel_sizes: Sequence[int]) -> frozenset[Offset]:
   return seen
 
 
-def _unit(drive: jax.Array, classes: jax.Array | None) -> jax.Array:
-  if classes is not None:
-    drive = drive + classes.astype(drive.dtype)
-  return jax.nn.relu(drive)
-
-
 def _push(
   kept: jax.Array, h: jax.Array, row: jax.Array, column: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -202,7 +196,7 @@ def _push(
 
 
 def _seen_taps(layer: Affine) -> Affine:
-  """The taps of `_window`: [taps, D, G]."""
+  """The taps of `window`: [taps, D, G]."""
   rows, side, *sizes = layer.weights.shape
   weights = layer.weights.reshape(rows * side, *sizes)
   return layer._replace(weights=weights[: rows * side - side // 2])

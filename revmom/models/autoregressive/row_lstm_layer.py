@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from revmom.cells.sequences.deferred import defer_weights
+from revmom.models.affine import Affine
 from revmom.models.autoregressive.causal_convolution import (
   channel_mask,
   groups,
@@ -20,7 +21,6 @@ from revmom.models.autoregressive.pixel_layers import (
   put,
   two_rows,
 )
-from revmom.models.flows.conditioner import Affine
 from revmom.numerics import accumulator, product, sigmoid
 
 

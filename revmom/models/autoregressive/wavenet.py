@@ -20,20 +20,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.models.autoregressive.autoregressive import (
-  CausalNetwork,
-  class_embedding,
-)
+from revmom.models.affine import Affine
 from revmom.models.autoregressive.causal_convolution import (
   Offset,
   convolve,
+  gate,
   init_affine,
   pointwise,
   reach,
+  read_out,
   taps,
 )
-from revmom.models.flows.conditioner import Affine
-from revmom.numerics import accumulator, sigmoid
+from revmom.models.autoregressive.causal_network import (
+  CausalNetwork,
+  add_class,
+  class_embedding,
+  class_table,
+)
+from revmom.numerics import accumulator
 
 DOUBLING = tuple(2**i for i in range(10))
 
@@ -111,11 +115,9 @@ def wavenet(
       before = (((kernel_size - 1) * dilation, 0),)
       drive = convolve(block.gated, h, before, dilation)
       classes = class_embedding(block.classes, label)
-      if classes is not None:
-        classes = classes[:, None]  # [B, 1, 2 R]
       h, skipped = _block(block, h, drive, classes, skip)
       total = total + skipped
-    outputs = _read_out(params, total)
+    outputs = read_out(params.hidden, params.last, total)
     return outputs.reshape(*inputs.shape, -1)
 
   lags = np.arange(kernel_size - 1, 0, -1) * np.array(dilations)[:, None]
@@ -146,7 +148,7 @@ def wavenet(
       h, skipped = _block(block, h, drive, classes, skip)
       total = total + skipped
     queues = cache.queues.at[begins + position % sizes].set(jnp.stack(seen))
-    outputs = _read_out(params, total)
+    outputs = read_out(params.hidden, params.last, total)
     outputs = outputs.reshape(*inputs.shape[::2], -1)  # [B, C, P]
     return outputs, cache._replace(queues=queues)
 
@@ -186,7 +188,7 @@ def _init(
     return Block(
       init_affine(keys[2 * number], gated, dtype),
       init_affine(keys[2 * number + 1], (residual, outputs), dtype),
-      jnp.zeros((num_classes, 2 * residual), dtype) if num_classes else None,
+      class_table(num_classes, 2 * residual, dtype),
     )
 
   return Params(
@@ -205,18 +207,10 @@ def _block(
   skip: int,
 ) -> tuple[jax.Array, jax.Array]:
   """What the next block sees, [..., R], and a term of the sum, [..., S]."""
-  if classes is not None:
-    drive = drive + classes.astype(drive.dtype)
-  filtered, gate = jnp.split(drive, 2, -1)
-  out = pointwise(block.out, jnp.tanh(filtered) * sigmoid(gate))
+  out = pointwise(block.out, gate(add_class(drive, classes)))
   residual, skipped = out[..., :-skip], out[..., -skip:]
   # The last block has nothing to tell a next one.
   return (h + residual if residual.shape[-1] else h), skipped
-
-
-def _read_out(params: Params, total: jax.Array) -> jax.Array:
-  hidden = jax.nn.relu(pointwise(params.hidden, jax.nn.relu(total)))
-  return pointwise(params.last, hidden)
 
 
 def _recent(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from revmom.models.events import batch_shape
 from revmom.numerics import accumulator
 
 # A loop of few layers costs more in copies than it saves in compilation: a
@@ -91,22 +92,6 @@ def _is_float(leaf: Any) -> bool:
   return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
-def batch_shape(x: jax.Array, event_ndim: int) -> tuple[int, ...]:
-  """The axes of x before those of an event."""
-  if x.ndim < event_ndim:
-    raise ValueError(
-      f"got x of shape {x.shape}, expected [*batch, *event] with events of "
-      f"{event_ndim} axes: [H, W, C] if 3, [D] if 1."
-    )
-  return x.shape[: x.ndim - event_ndim]
-
-
-def event_sum(values: jax.Array, event_ndim: int) -> jax.Array:
-  """Sum over the event's axes, in float32 or wider: [*batch]."""
-  axes = tuple(range(len(batch_shape(values, event_ndim)), values.ndim))
-  return jnp.sum(values, axes, dtype=accumulator(values.dtype))
-
-
 def same_everywhere(
   log_scales: jax.Array, x: jax.Array, event_ndim: int
 ) -> jax.Array:
@@ -121,6 +106,11 @@ def same_everywhere(
   positions = math.prod(x.shape[len(batch) : -1])
   total = jnp.sum(log_scales, dtype=accumulator(log_scales.dtype))
   return jnp.broadcast_to(positions * total, batch)
+
+
+def no_change(x: jax.Array, event_ndim: int) -> jax.Array:
+  """log|det| [*batch] of a map that keeps volumes: zero."""
+  return jnp.zeros(batch_shape(x, event_ndim), accumulator(x.dtype))
 
 
 def chain(*layers: Bijection) -> Bijection:

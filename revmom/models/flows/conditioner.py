@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from revmom.models.affine import Affine, convolve
 
 
 class Conditioner(NamedTuple):
@@ -26,13 +27,6 @@ class Conditioner(NamedTuple):
   init: Callable[[jax.Array, jax.Array, int], Any]
   apply: Callable[[Any, jax.Array], jax.Array]
   event_ndim: int
-
-
-class Affine(NamedTuple):
-  """One layer: weights [D, G] or [K, K, D, G], and bias [G]."""
-
-  weights: jax.Array
-  bias: jax.Array
 
 
 def _init(
@@ -122,13 +116,6 @@ def convnet(
 
 def _convolve(layer: Affine, images: jax.Array) -> jax.Array:
   """Convolution [N, H, W, C] to [N, H, W, G], with zeros around."""
-  kernel = layer.weights.shape[0]
-  if kernel == 1:
+  if layer.weights.shape[0] == 1:
     return images @ layer.weights[0, 0] + layer.bias
-  return layer.bias + lax.conv_general_dilated(
-    images,
-    layer.weights,
-    window_strides=(1, 1),
-    padding="SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
+  return convolve(layer, images)

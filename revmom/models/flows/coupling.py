@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.models.flows.bijection import Bijection, batch_shape, event_sum
+from revmom.models.events import event_sum
+from revmom.models.flows.bijection import Bijection, chain, no_change
 from revmom.models.flows.conditioner import Conditioner
-from revmom.numerics import accumulator
+from revmom.models.flows.reversible import stacked
 
 # From a network's output to s, the logarithm of the scale.
 LogScale = Callable[[jax.Array], jax.Array]
@@ -88,6 +89,32 @@ def tanh_log_scale(outputs: jax.Array) -> jax.Array:
   return 2 * jnp.tanh(0.5 * outputs)
 
 
+def alternating(
+  coupling: Callable[[Partition], Bijection],
+  partition: Partition,
+  num_layers: int,
+  reversible: bool,
+) -> Bijection:
+  """Couplings that change the two parts in turn.
+
+  Args:
+    coupling: makes one of a partition.
+    partition: of the first; the next has it `swapped`.
+    num_layers: couplings, an even number.
+    reversible: `reversible_stack` in place of `stack`, of pairs of couplings.
+
+  Raises:
+    ValueError: if the number is not even.
+  """
+  if num_layers < 2 or num_layers % 2:
+    raise ValueError(
+      f"got num_layers={num_layers}, expected an even number: couplings come "
+      "in pairs, each of which changes all elements."
+    )
+  pair = chain(coupling(partition), coupling(swapped(partition)))
+  return stacked(pair, num_layers // 2, reversible)
+
+
 def additive(
   conditioner: Conditioner, partition: Partition = HALVES
 ) -> Bijection:
@@ -103,6 +130,7 @@ def additive(
   Raises:
     ValueError: if there is nothing to change.
   """
+  ndim = conditioner.event_ndim
 
   def init(key: jax.Array, x: jax.Array) -> Any:
     staying, changing = _split(partition, x)
@@ -111,16 +139,12 @@ def additive(
   def forward(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     staying, changing = partition.split(x)
     changed = changing + conditioner.apply(params, staying)
-    return partition.join(staying, changed), zeros(x)
+    return partition.join(staying, changed), no_change(x, ndim)
 
   def inverse(params: Any, y: jax.Array) -> tuple[jax.Array, jax.Array]:
     staying, changed = partition.split(y)
     changing = changed - conditioner.apply(params, staying)
-    return partition.join(staying, changing), zeros(y)
-
-  def zeros(x: jax.Array) -> jax.Array:
-    batch = batch_shape(x, conditioner.event_ndim)
-    return jnp.zeros(batch, accumulator(x.dtype))
+    return partition.join(staying, changing), no_change(y, ndim)
 
   return Bijection(init, forward, inverse)
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from revmom.models.flows.bijection import Bijection, event_sum
+from revmom.models.events import event_sum
+from revmom.models.flows.bijection import Bijection
 
 
 class Base(NamedTuple):

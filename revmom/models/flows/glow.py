@@ -1,13 +1,13 @@
 """Glow (Kingma & Dhariwal 2018)."""
 
 from revmom.models.flows.actnorm import actnorm
-from revmom.models.flows.bijection import Bijection, chain, stack
+from revmom.models.flows.bijection import Bijection, chain
 from revmom.models.flows.conditioner import Conditioner, convnet
 from revmom.models.flows.coupling import additive, affine, sigmoid_log_scale
 from revmom.models.flows.flow import Flow
 from revmom.models.flows.linear import linear
 from revmom.models.flows.multi_scale import multi_scale, squeeze
-from revmom.models.flows.reversible import reversible_stack
+from revmom.models.flows.reversible import stacked
 
 
 def glow_step(
@@ -70,8 +70,7 @@ def glow(
   if levels < 1:
     raise ValueError(f"got levels={levels}, expected 1 or more.")
   step = glow_step(convnet(hidden), volume_preserving=volume_preserving)
-  repeat = reversible_stack if reversible else stack
-  steps = chain(squeeze(), repeat(step, depth))
+  steps = chain(squeeze(), stacked(step, depth, reversible))
   conditional = affine(convnet(kernels=(3,)))
   early = chain(steps, conditional)
   return Flow(multi_scale(*[early] * (levels - 1), steps))

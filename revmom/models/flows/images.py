@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from revmom.models.flows.bijection import Bijection, event_sum
+from revmom.models.events import event_sum
+from revmom.models.flows.bijection import Bijection
 from revmom.numerics import accumulator
 
 

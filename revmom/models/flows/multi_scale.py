@@ -3,11 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from revmom.models.flows.bijection import Bijection, batch_shape
+from revmom.models.events import batch_shape
+from revmom.models.flows.bijection import Bijection, no_change
 from revmom.models.flows.coupling import HALVES
-from revmom.numerics import accumulator
 
 
 def squeeze() -> Bijection:
@@ -37,7 +36,7 @@ def squeeze() -> Bijection:
     blocks = x.reshape(-1, height // 2, 2, width // 2, 2, channels)
     y = blocks.transpose(0, 1, 3, 2, 4, 5)
     shape = height // 2, width // 2, 4 * channels
-    return y.reshape(*batch, *shape), _no_change(x)
+    return y.reshape(*batch, *shape), no_change(x, 3)
 
   def inverse(params: tuple[()], y: jax.Array) -> tuple[jax.Array, jax.Array]:
     batch = batch_shape(y, 3)
@@ -45,13 +44,9 @@ def squeeze() -> Bijection:
     blocks = y.reshape(-1, height, width, 2, 2, channels // 4)
     x = blocks.transpose(0, 1, 3, 2, 4, 5)
     shape = 2 * height, 2 * width, channels // 4
-    return x.reshape(*batch, *shape), _no_change(y)
+    return x.reshape(*batch, *shape), no_change(y, 3)
 
   return Bijection(init, forward, inverse)
-
-
-def _no_change(x: jax.Array) -> jax.Array:
-  return jnp.zeros(batch_shape(x, 3), accumulator(x.dtype))
 
 
 def multi_scale(*levels: Bijection) -> Bijection:
@@ -84,7 +79,7 @@ def multi_scale(*levels: Bijection) -> Bijection:
     params: Any, x: jax.Array
   ) -> tuple[tuple[jax.Array, ...], jax.Array]:
     noise: list[jax.Array] = []
-    total = _no_change(x)
+    total = no_change(x, 3)
     for level, its_params in zip(levels[:-1], params[:-1], strict=True):
       y, log_det = level.forward(its_params, x)
       x, z = HALVES.split(y)

@@ -1,6 +1,7 @@
 """NICE (Dinh, Krueger & Bengio 2014)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,12 +11,10 @@ from revmom.models.flows.bijection import (
   Bijection,
   chain,
   same_everywhere,
-  stack,
 )
 from revmom.models.flows.conditioner import mlp
-from revmom.models.flows.coupling import EVEN_ODD, additive, swapped
+from revmom.models.flows.coupling import EVEN_ODD, additive, alternating
 from revmom.models.flows.flow import LOGISTIC, Flow
-from revmom.models.flows.reversible import reversible_stack
 
 
 class ScalingParams(NamedTuple):
@@ -74,14 +73,6 @@ def nice(
   >>> print(jnp.exp(flow.log_prob(params, jnp.zeros(2))))
   0.0625
   """
-  if num_layers < 2 or num_layers % 2:
-    raise ValueError(
-      f"got num_layers={num_layers}, expected an even number: couplings come "
-      "in pairs, each of which changes all elements."
-    )
-  network = mlp(hidden)
-  pair = chain(
-    additive(network, EVEN_ODD), additive(network, swapped(EVEN_ODD))
-  )
-  repeat = reversible_stack if reversible else stack
-  return Flow(chain(repeat(pair, num_layers // 2), scaling()), LOGISTIC)
+  coupling = partial(additive, mlp(hidden))
+  pairs = alternating(coupling, EVEN_ODD, num_layers, reversible)
+  return Flow(chain(pairs, scaling()), LOGISTIC)

@@ -1,17 +1,23 @@
 """RealNVP (Dinh, Sohl-Dickstein & Bengio 2017)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
 
 from revmom.models.flows.actnorm import actnorm
-from revmom.models.flows.bijection import Bijection, chain, stack
+from revmom.models.flows.bijection import Bijection, chain
 from revmom.models.flows.conditioner import Conditioner, convnet, mlp
-from revmom.models.flows.coupling import HALVES, affine, masked_affine, swapped
+from revmom.models.flows.coupling import (
+  HALVES,
+  affine,
+  alternating,
+  masked_affine,
+  swapped,
+)
 from revmom.models.flows.flow import Flow
 from revmom.models.flows.multi_scale import multi_scale, squeeze
-from revmom.models.flows.reversible import reversible_stack
 
 
 def checkerboard(x: jax.Array) -> np.ndarray:
@@ -41,15 +47,9 @@ def real_nvp(
   Returns:
     A flow of vectors [*batch, D], D >= 2.
   """
-  if num_layers < 2 or num_layers % 2:
-    raise ValueError(
-      f"got num_layers={num_layers}, expected an even number: couplings come "
-      "in pairs, each of which changes all elements."
-    )
   network = mlp(hidden) if conditioner is None else conditioner
-  pair = chain(affine(network, HALVES), affine(network, swapped(HALVES)))
-  repeat = reversible_stack if reversible else stack
-  return Flow(repeat(pair, num_layers // 2))
+  coupling = partial(affine, network)
+  return Flow(alternating(coupling, HALVES, num_layers, reversible))
 
 
 def real_nvp_images(scales: int = 2, hidden: int = 64) -> Flow:

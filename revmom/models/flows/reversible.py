@@ -65,6 +65,11 @@ def reversible_stack(layer: Bijection, depth: int) -> Bijection:
   return Bijection(plain.init, forward, inverse)
 
 
+def stacked(layer: Bijection, depth: int, reversible: bool) -> Bijection:
+  """`reversible_stack`, or `stack`."""
+  return (reversible_stack if reversible else stack)(layer, depth)
+
+
 def _reversible(layer: Bijection, inverse: bool) -> Direction:
   """All layers in one direction, differentiated by way of the other."""
   function = layer.inverse if inverse else layer.forward

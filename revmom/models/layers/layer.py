@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from revmom.models.flows.conditioner import Affine
+from revmom.models.affine import Affine, convolve
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -195,17 +195,4 @@ def init_affine(
   keys = jax.random.split(key)
   return Affine(
     weights(keys[0], shape, dtype), bias(keys[1], shape[-1:], dtype)
-  )
-
-
-def convolve(params: Affine, x: jax.Array) -> jax.Array:
-  """x * W + b for images [B, H, W, C], with zeros around them."""
-  if x.ndim != 4:
-    raise ValueError(f"x has shape {x.shape}; expected images [B, H, W, C].")
-  return params.bias + lax.conv_general_dilated(
-    x,
-    params.weights,
-    window_strides=(1, 1),
-    padding="SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from revmom.models.flows.conditioner import Affine
-from revmom.models.layers.layer import Activation, Layer, convolve
+from revmom.models.affine import Affine, convolve
+from revmom.models.layers.layer import Activation, Layer
 
 
 class NormParams(NamedTuple):

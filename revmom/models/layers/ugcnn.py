@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from revmom.models.flows.conditioner import Affine
-from revmom.models.layers.layer import Layer, convolve, init_affine
+from revmom.models.affine import Affine, convolve
+from revmom.models.layers.layer import Layer, init_affine
 
 
 class UGCNNParams(NamedTuple):

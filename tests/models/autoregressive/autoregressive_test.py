@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from revmom.models.autoregressive.autoregressive import (
-  Autoregressive,
+from revmom.models.autoregressive.autoregressive import Autoregressive
+from revmom.models.autoregressive.causal_network import (
   positions_and_channels,
   uncached,
 )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.special import erf, softmax
 
-from revmom.models.autoregressive.autoregressive import Autoregressive, uncached
+from revmom.models.autoregressive.autoregressive import Autoregressive
+from revmom.models.autoregressive.causal_network import uncached
 from revmom.models.autoregressive.causal_transformer import causal_transformer
 from revmom.models.autoregressive.language_model import tokens
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from revmom.cells import elman, gru, lstm, ugrnn
-from revmom.models.autoregressive.autoregressive import Autoregressive, uncached
+from revmom.models.autoregressive.autoregressive import Autoregressive
+from revmom.models.autoregressive.causal_network import uncached
 from revmom.models.autoregressive.language_model import (
   init,
   initial,

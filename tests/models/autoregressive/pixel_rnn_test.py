@@ -9,7 +9,8 @@ import pytest
 from jax import lax
 
 from revmom.cells import mdlstm
-from revmom.models.autoregressive.autoregressive import Autoregressive, uncached
+from revmom.models.autoregressive.autoregressive import Autoregressive
+from revmom.models.autoregressive.causal_network import uncached
 from revmom.models.autoregressive.conditional import (
   bernoulli,
   categorical,
