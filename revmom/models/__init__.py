@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from revmom.models.affine import Affine
+from revmom.models.affine_layer import Affine
 from revmom.models.autoregressive.audio import mu_law, mu_law_inverse
 from revmom.models.autoregressive.autoregressive import Autoregressive
 from revmom.models.autoregressive.causal_network import CausalNetwork, uncached

@@ -4,7 +4,7 @@ Products and sums of short floats accumulate in float32; layer normalisation
 and its adjoint; a sigmoid that vectorises; and broadcasting that is meant.
 """
 
-from revmom.numerics.broadcasting import broadcasting
+from revmom.numerics.elementwise import sigmoid
 from revmom.numerics.normalisation import (
   Normalised,
   normalise,
@@ -12,7 +12,7 @@ from revmom.numerics.normalisation import (
 )
 from revmom.numerics.precision import accumulator, cast
 from revmom.numerics.products import outer_products, product, total
-from revmom.numerics.sigmoid import sigmoid
+from revmom.numerics.rank_promotion import broadcasting
 
 __all__ = [
   "Normalised",

@@ -78,7 +78,6 @@ class LeakyParams(Params):
 
 
 CELLS = {"graves": Params, "stable": StableParams, "leaky": LeakyParams}
-_EQUATIONS = {Params: GRAVES, StableParams: STABLE, LeakyParams: LEAKY}
 
 
 def init(
@@ -151,7 +150,9 @@ def init(
 
 def _equations(params: Params) -> equations.Equations:
   """Those of the cell that the type of its parameters tells."""
-  of_cell, peephole = _EQUATIONS[type(params)], None
+  of_cell, peephole = GRAVES, None
+  if isinstance(params, StableParams | LeakyParams):
+    of_cell = STABLE if isinstance(params, StableParams) else LEAKY
   if params.peephole is not None:
     wide = accumulator(params.recurrent_weights.dtype)
     peephole = tuple(params.peephole.astype(wide))

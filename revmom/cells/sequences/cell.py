@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from revmom.cells.sequences import masks, sweep
@@ -242,7 +241,7 @@ class Cell:
         "cast one to the type of the other."
       )
     steps, batch, _ = xs.shape
-    _check_lengths(lengths, steps, batch)
+    masks.check_lengths(lengths, steps, batch)
     if carry is None:
       return _sharded_like(xs, self.initial_carry(params, batch))
     self._check_carry(params, carry, (batch,))
@@ -283,24 +282,3 @@ def _sharded_like(xs: jax.Array, carry: Any) -> Any:
 def swapped(array: jax.Array, batch_major: bool) -> jax.Array:
   """Swaps time and batch if the user has the batch first."""
   return jnp.swapaxes(array, 0, 1) if batch_major and array.ndim > 1 else array
-
-
-def _check_lengths(lengths: jax.Array | None, steps: int, batch: int) -> None:
-  if lengths is None:
-    return
-  if jnp.shape(lengths) != (batch,) or not jnp.issubdtype(
-    jnp.result_type(lengths), jnp.integer
-  ):
-    raise ValueError(
-      f"lengths must be {batch} integers, one for each sequence; got "
-      f"{jnp.result_type(lengths)} of shape {jnp.shape(lengths)}."
-    )
-  if isinstance(lengths, jax.core.Tracer):
-    return
-  wrong = np.asarray(lengths)
-  wrong = wrong[(wrong < 0) | (wrong > steps)]
-  if wrong.size:
-    raise ValueError(
-      f"lengths must be between 0 and {steps}, the number of steps; got "
-      f"{wrong.tolist()}."
-    )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Rates(NamedTuple):
@@ -54,6 +55,28 @@ def rates(zoneout: Any, dropout: float, arrays: int) -> Rates:
     if not 0 <= rate < 1:
       raise ValueError(f"{name} is {rate}, but must be in [0, 1).")
   return result
+
+
+def check_lengths(lengths: jax.Array | None, steps: int, batch: int) -> None:
+  """Raises ValueError for what are no lengths of sequences."""
+  if lengths is None:
+    return
+  if jnp.shape(lengths) != (batch,) or not jnp.issubdtype(
+    jnp.result_type(lengths), jnp.integer
+  ):
+    raise ValueError(
+      f"lengths must be {batch} integers, one for each sequence; got "
+      f"{jnp.result_type(lengths)} of shape {jnp.shape(lengths)}."
+    )
+  if isinstance(lengths, jax.core.Tracer):
+    return
+  wrong = np.asarray(lengths)
+  wrong = wrong[(wrong < 0) | (wrong > steps)]
+  if wrong.size:
+    raise ValueError(
+      f"lengths must be between 0 and {steps}, the number of steps; got "
+      f"{wrong.tolist()}."
+    )
 
 
 def draw(

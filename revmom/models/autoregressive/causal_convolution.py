@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.models.affine import Affine
+from revmom.models.affine_layer import Affine
 from revmom.numerics import accumulator, product, sigmoid
 
 Offset = tuple[int, ...]
@@ -139,6 +139,12 @@ def kernel_mask(
   mask[radius, radius] = channel_mask(inputs, outputs, strict)
   mask[radius, radius + 1 :] = False
   return mask
+
+
+def feature_mask(features: int, channels: int) -> np.ndarray:
+  """Mask B from the features of a position to as many of it: [F, F]."""
+  of_features = groups(features, channels)
+  return channel_mask(of_features, of_features, strict=False)
 
 
 def output_mask(features: int, channels: int, num_outputs: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from revmom.models.affine import Affine
+from revmom.models.affine_layer import Affine
 from revmom.models.autoregressive.causal_convolution import (
   init_affine,
   pointwise,

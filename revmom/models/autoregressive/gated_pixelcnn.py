@@ -17,6 +17,7 @@ has mask A and no residual connection.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,13 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.models.affine import Affine
+from revmom.models.affine_layer import Affine
 from revmom.models.autoregressive.causal_convolution import (
   Offset,
-  channel_mask,
   check_images,
   check_kernels,
   convolve,
+  feature_mask,
   gate,
   groups,
   init_affine,
@@ -111,8 +112,7 @@ def gated_pixelcnn(
   kernel_sizes = tuple(kernel_sizes)
   check_kernels(kernel_sizes, features, num_classes)
 
-  def init(key: jax.Array, inputs: jax.Array, num_outputs: int) -> Params:
-    return _init(key, inputs, num_outputs, kernel_sizes, features, num_classes)
+  init = partial(_init, kernel_sizes, features, num_classes)
 
   def forward(
     params: Params, inputs: jax.Array, label: jax.Array | None
@@ -137,9 +137,8 @@ def gated_pixelcnn(
     params: Params, shape: tuple[int, ...], label: jax.Array | None
   ) -> Cache:
     batch, _, width, channels = shape
-    zeros = lambda *sizes: jnp.zeros(
-      sizes, accumulator(params.last.weights.dtype)
-    )
+    dtype = accumulator(params.last.weights.dtype)
+    zeros = lambda *sizes: jnp.zeros(sizes, dtype)
     radii = [size // 2 for size in kernel_sizes]
     return Cache(
       tuple(zeros(r + 1, batch, width, features) for r in radii[1:]),
@@ -198,31 +197,27 @@ def receptive_field(kernel_sizes: Sequence[int]) -> frozenset[Offset]:
 
 
 def _init(
-  key: jax.Array,
-  inputs: jax.Array,
-  num_outputs: int,
   kernel_sizes: tuple[int, ...],
   features: int,
   num_classes: int,
+  key: jax.Array,
+  inputs: jax.Array,
+  num_outputs: int,
 ) -> Params:
   channels, dtype = inputs.shape[-1], inputs.dtype
-  of_features = groups(features, channels)
-  square = channel_mask(of_features, of_features, strict=False)
+  square = feature_mask(features, channels)
 
   def block(number: int, key: jax.Array) -> Block:
     vertical, horizontal, between, out = jax.random.split(key, 4)
     radius = kernel_sizes[number] // 2
     rows, seen = (radius + 1, features) if number else (radius, channels)
     shape = rows, kernel_sizes[number], seen, 2 * features
+    mask = _horizontal_mask(number, kernel_sizes[number], channels, features)
     table = class_table(num_classes, 2 * features, dtype)
     return Block(
       init_affine(vertical, shape, dtype),
       init_affine(between, (2 * features, 2 * features), dtype).weights,
-      init_masked(
-        horizontal,
-        _horizontal_mask(number, kernel_sizes[number], channels, features),
-        dtype,
-      ),
+      init_masked(horizontal, mask, dtype),
       init_masked(out, square, dtype),
       table,
       table,
@@ -239,8 +234,7 @@ def _init(
 def _masked(params: Params, channels: int) -> Params:
   """The parameters with zeros for weights that would see too much."""
   features = params.hidden.bias.size
-  of_features = groups(features, channels)
-  square = channel_mask(of_features, of_features, strict=False)
+  square = feature_mask(features, channels)
 
   def of_block(number: int, block: Block) -> Block:
     kernel_size = 2 * block.horizontal.weights.shape[1] - 1
@@ -271,15 +265,11 @@ def _horizontal_mask(
 
 def _embedded(params: Params, label: jax.Array | None) -> Params:
   """The parameters with rows [B, 2 F] in the place of tables of classes."""
-  return params._replace(
-    blocks=tuple(
-      block._replace(
-        vertical_classes=class_embedding(block.vertical_classes, label),
-        horizontal_classes=class_embedding(block.horizontal_classes, label),
-      )
-      for block in params.blocks
-    )
+  embedded = lambda block: block._replace(
+    vertical_classes=class_embedding(block.vertical_classes, label),
+    horizontal_classes=class_embedding(block.horizontal_classes, label),
   )
+  return params._replace(blocks=tuple(map(embedded, params.blocks)))
 
 
 def _residual(block: Block, h: jax.Array | None, w: jax.Array) -> jax.Array:

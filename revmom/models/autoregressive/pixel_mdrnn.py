@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.cells.grids import grid, mdrnn
-from revmom.models.affine import Affine
+from revmom.models.affine_layer import Affine
 from revmom.models.autoregressive.causal_convolution import (
   check_images,
   init_affine,

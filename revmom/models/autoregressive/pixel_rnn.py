@@ -20,16 +20,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.models.affine import Affine
+from revmom.models.affine_layer import Affine
 from revmom.models.autoregressive.causal_convolution import (
   channel_mask,
   check_images,
   convolve,
+  feature_mask,
   groups,
   init_masked,
   kernel_mask,
   masked,
   neighbours,
+  output_mask,
   pointwise,
   read_out,
   taps,
@@ -236,12 +238,11 @@ def _masks(sizes: _Sizes, channels: int, num_outputs: int) -> _Masks:
   """A for the first, B for all others."""
   of_h = groups(sizes.hidden_size, channels)
   of_x = groups(2 * sizes.hidden_size, channels)
-  of_outputs = np.repeat(np.arange(channels), num_outputs)
   return _Masks(
     kernel_mask(sizes.kernel_size, np.arange(channels), of_x, strict=True),
     channel_mask(of_h, of_x, strict=False),
-    channel_mask(of_x, of_x, strict=False),
-    channel_mask(of_x, of_outputs, strict=False),
+    feature_mask(2 * sizes.hidden_size, channels),
+    output_mask(2 * sizes.hidden_size, channels, num_outputs),
   )
 
 

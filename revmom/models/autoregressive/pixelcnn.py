@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.models.affine import Affine
+from revmom.models.affine_layer import Affine
 from revmom.models.autoregressive.causal_convolution import (
   Offset,
   check_images,

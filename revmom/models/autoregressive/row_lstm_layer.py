@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from revmom.cells.sequences.deferred import defer_weights
-from revmom.models.affine import Affine
+from revmom.models.affine_layer import Affine
 from revmom.models.autoregressive.causal_convolution import (
   channel_mask,
   groups,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.models.affine import Affine, convolve
+from revmom.models.affine_layer import Affine, convolve
 
 
 class Conditioner(NamedTuple):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from revmom.models.affine import Affine
+from revmom.models.affine_layer import Affine
 from revmom.models.layers.layer import Layer, init_affine, repeated
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import initializers
 
-from revmom.models.affine import Affine, convolve
+from revmom.models.affine_layer import Affine, convolve
 
 Activation = Callable[[jax.Array], jax.Array]
 

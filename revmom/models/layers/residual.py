@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from revmom.models.affine import Affine, convolve
+from revmom.models.affine_layer import Affine, convolve
 from revmom.models.layers.layer import Activation, Layer
 
 

@@ -1,4 +1,4 @@
-"""Broadcasting that a function means, under any setting of its users."""
+"""Arrays of different ranks, combined on purpose under any setting of JAX."""
 
 import functools
 from collections.abc import Callable

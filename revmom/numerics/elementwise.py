@@ -1,4 +1,4 @@
-"""The logistic sigmoid as a tanh."""
+"""Functions of single numbers."""
 
 import jax
 import jax.numpy as jnp
