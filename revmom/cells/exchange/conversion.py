@@ -10,11 +10,11 @@ Arrays go in and come out; neither package is imported.  What differs:
   reset gate, is a parameter of its own.  Exported, the others are zero.
 - A GRU of NNX has no such bias.
 
-All of it is exact (a sum of biases as exact as a sum is), except that JAX makes
-float32 of float64 unless 64-bit types are on.  What the others don't have
-(peepholes, layer normalisation, a learned carry, a reset gate before the
-product) is an error.  Their activations must be the usual ones, which weights
-can't tell.
+The conversion is exact but for the rounding of sums of biases, and JAX makes
+float32 of float64 unless 64-bit types are on.  Parameters that the other
+package lacks (peepholes, layer normalisation, a learned carry, a reset gate
+before the product) are an error.  Weights do not tell which activations a cell
+has: they must be the usual ones.
 """
 
 from collections.abc import Mapping, Sequence

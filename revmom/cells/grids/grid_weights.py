@@ -99,9 +99,10 @@ def _outer_products(
 ) -> jax.Array:
   """The sum of a_bar^T [x, h_1, ..., h_n] over all positions.
 
-  One product serves all weights, as its cost is in reading its factors, of
-  which the adjoints come first: they are transposed while they are read, and
-  are the narrower.  On CPUs it goes through the grid in parts.
+  One product serves all weights, as most of its time goes into reading its
+  factors.  The adjoints are the left factor, which is transposed while it is
+  read, because they are narrower.  On CPUs the product goes through the grid in
+  parts.
   """
   forwards = plan.direction[0] > 0
   length = xs.shape[0]

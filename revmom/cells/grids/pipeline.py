@@ -13,8 +13,8 @@ pipeline: in round k layer l works on its diagonal k - l.  It takes
 
 where one layer after the other takes m (S_1 + ... + S_n - n + 1).  Adjoints
 take as many on their way back, from the last layer to the first.  All layers
-have to start at the same corner and to have the same size.  Those of the same
-round are one product, and what all layers compute is held at once.
+must start at the same corner and have the same size.  The layers of a round
+make one product, and what all layers compute is in memory at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ OfLayer = Callable[[Any], Recurrence]
 
 
 def check(layers: Sequence[Any]) -> None:
-  """That layers can work at once, on the outputs of each other."""
+  """Raises ValueError unless layers can work at once, each on the one below."""
   if not layers:
     raise ValueError("params have no layer; give at least one.")
   first = _without_inputs(layers[0])

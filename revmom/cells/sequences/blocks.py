@@ -1,8 +1,8 @@
 """Scans over sequences by blocks of steps.
 
-What needs no state is done for a whole block at once, with some number of rows
-(steps times sequences): enough for efficient products, few enough to stay in a
-cache.
+What needs no state is computed for a whole block at once.  A block has so many
+rows (steps times sequences) that products are efficient, and so few that they
+stay in a cache.
 """
 
 import math
@@ -21,7 +21,10 @@ _SMALL = 4096  # numbers that a step leaves, collected as one array
 
 
 def steps_of(steps: int, batch: int, rows: int) -> int:
-  """Steps in a block: at best of equal blocks, with `rows` rows and more."""
+  """How many steps a block has, so that it has at least `rows` rows.
+
+  If some size below twice that divides the sequence, all blocks are equal.
+  """
   least = max(1, rows // max(1, batch))
   if steps < 2 * least:
     return max(1, steps)
@@ -73,14 +76,14 @@ def scan(
 
 
 class Collected(Pytree):
-  """Results of steps [T, B, ...]: small ones lie side by side in one array."""
+  """Results of steps [T, B, ...]; small ones lie side by side in one array."""
 
   values: Any
   sizes: tuple[int, ...] | None = static(default=None)
   structure: Any = static(default=None)
 
   def results(self) -> Any:
-    """As the steps gave them."""
+    """The results as the steps gave them."""
     if self.sizes is None:
       return self.values
     ends = np.cumsum(self.sizes)[:-1]
@@ -123,12 +126,12 @@ def scan_late(
   arrays: Any,
   reverse: bool,
 ) -> tuple[Any, Any]:
-  """`lax.scan` of step(constants, carry, now) whose results take room late.
+  """`lax.scan` of step(constants, carry, now) that allocates its results late.
 
-  XLA's CPU compiler fills the results of a scan with zeros before all else,
-  while what `arrays` are computed from is there as well.  Here they begin as
-  copies of some of `arrays`, whose contents do not matter.  Derivatives are
-  those of `lax.scan`.
+  XLA's CPU compiler fills the results of a scan with zeros before anything
+  else, when what `arrays` are computed from still takes memory.  Here the
+  results begin as copies of some of `arrays`, whose contents do not matter.
+  Derivatives are those of `lax.scan`.
   """
   begun = _begun(partial(step, constants), carry, arrays)
   if begun is None:
@@ -156,7 +159,7 @@ def _scan_late_jvp(
 
 
 def _begun(step: Callable, carry: Any, arrays: Any) -> Any:
-  """For every result of a scan an array of its type, or None for all."""
+  """An array of the type of each result of a scan; None if one has none."""
   _, results = jax.eval_shape(partial(lax.scan, step), carry, arrays)
   found = {_kind(a): a for a in jax.tree.leaves(arrays) if a.size}
   kinds = [_kind(result) for result in jax.tree.leaves(results)]
@@ -167,7 +170,7 @@ def _begun(step: Callable, carry: Any, arrays: Any) -> Any:
 
 
 def _kind(array: Any) -> str:
-  """Shape, dtype and over which axes of a mesh it is spread."""
+  """Shape, dtype, and the axes of a mesh over which an array is spread."""
   return str(jax.typeof(array))
 
 

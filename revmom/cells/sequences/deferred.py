@@ -35,17 +35,17 @@ Step = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def defer_weights(step: Step) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
-  """A sweep of a step, the gradients of whose weights wait outside of the loop.
+  """Sweeps a step over sequences, and takes gradients of weights afterwards.
 
-  It computes what `lax.scan` computes.  Reverse mode, forward over reverse and
-  reverse over reverse pass; forward mode alone needs `lax.scan`.
+  It computes what `lax.scan` computes, and keeps as much for its gradient.
+  Reverse mode, forward over reverse and reverse over reverse are supported; for
+  forward mode alone use `lax.scan`.
 
-  What a step does with its inputs alone is done for a block of steps at once,
-  and so are the gradients of weights that multiply states (by dot_general or a
-  convolution, inlined through `jit` and `checkpoint`, and for concatenated
-  [x, h] W in parts).  Loops within a step, and functions with custom
-  derivatives, stay as they are.  It keeps what `lax.scan` would keep for its
-  gradient.
+  What a step does with its inputs alone is computed for a block of steps at
+  once.  So are the gradients of weights that multiply states, by dot_general or
+  by a convolution: calls of `jit` and `checkpoint` are inlined, and [x, h] W is
+  split into x W_x + h W_h.  Loops within a step, and functions with custom
+  derivatives, stay as they are.
 
   Args:
     step: (params, carry, input) -> (carry, output), of pytrees; it may close
@@ -114,7 +114,7 @@ def _block(
 
 
 def _rows(carry: Any) -> int:
-  """How many vectors a state has, at the most."""
+  """The largest number of vectors in an array of the state."""
   shapes = [leaf.shape for leaf in jax.tree.leaves(carry)]
   return max((math.prod(shape[:-1]) for shape in shapes), default=1)
 
@@ -133,7 +133,7 @@ def _shapes(tree: Any, skip: int = 0) -> Any:
 
 
 def _check_steps(xs: Any) -> None:
-  """That all sequences have one length."""
+  """Raises ValueError unless all sequences have one length."""
   shapes = [jnp.shape(array) for array in jax.tree.leaves(xs)]
   if not shapes or () in shapes or len({shape[0] for shape in shapes}) != 1:
     raise ValueError(
@@ -160,7 +160,7 @@ def _driven_outputs(traced: StepProgram) -> set[Variable]:
 def _drive(
   traced: StepProgram, known: dict[Variable, Any], xs: list[Any]
 ) -> dict[Variable, Any]:
-  """What depends on inputs alone, and is read elsewhere, for all steps."""
+  """What depends on inputs alone and is read elsewhere, for all steps."""
   driven = _driven_outputs(traced)
   wanted = list(
     dict.fromkeys(

@@ -12,14 +12,14 @@ import numpy as np
 
 
 class Rates(NamedTuple):
-  """How much of what is random. All of it is off by default."""
+  """Probabilities of what is random; zero turns it off."""
 
   zoneout: tuple[float, ...]  # of each array of the carry
   dropout: float  # of the candidate
 
 
 class Masks(NamedTuple):
-  """Of one step, or of several with a leading axis; None where unused."""
+  """Masks of one step, or of several with a leading axis; None if unused."""
 
   valid: jax.Array | None  # bool [..., B, 1]: within the sequence
   held: tuple[jax.Array, ...] | None  # of each array of the carry [..., B, H]

@@ -1,4 +1,4 @@
-"""Layers of a cell on top of each other, in one direction or in both.
+"""Several layers of a cell, which read in one direction or in both.
 
 Parameters and carries are tuples over layers of tuples over directions: of one
 element, or of two, forward and reverse (Schuster & Paliwal 1997).  Each is what

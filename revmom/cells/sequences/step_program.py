@@ -99,7 +99,7 @@ def _keep(equation: JaxprEqn) -> bool:
 def _reached(
   equations: Iterable[Equation], start: Iterable[Variable]
 ) -> set[Variable]:
-  """What equations compute from some variables, which are among it."""
+  """The variables, and all that equations compute from them."""
   reached = set(start)
   for equation in equations:
     if reached.intersection(equation.variables):
@@ -216,9 +216,10 @@ def _run_apart(
 def _apart(
   equation: Equation, made_by: dict[Variable, Equation], in_loop: set[Variable]
 ) -> Callable[[dict[Variable, Any]], jax.Array] | None:
-  """How to compute a product with a concatenation by its pieces, if it is one.
+  """How to compute a product with a concatenation piece by piece.
 
-  That is of inputs and state, along an axis that the product sums over.
+  None unless it concatenates inputs and state along an axis that the product
+  sums over.
   """
   for side, axes in _summed_axes(equation):
     joined, other = equation.operands[side], equation.operands[1 - side]
