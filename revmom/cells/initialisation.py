@@ -1,6 +1,9 @@
 """Weights that cells start with."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -20,3 +23,39 @@ def uniform(
   """Weights uniform within 1 / sqrt(fan), as PyTorch initialises its cells."""
   bound = 1 / max(1, fan) ** 0.5
   return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def shared_fields(
+  key: jax.Array,
+  input_size: int,
+  hidden_size: int,
+  gates: int,
+  *,
+  layer_norm: bool,
+  learned_carry: bool,
+  dtype: jax.typing.DTypeLike,
+) -> dict[str, Any]:
+  """What the parameters of most cells have: all but their biases.
+
+  Args:
+    key: of the random weights.
+    input_size, hidden_size: D and H.
+    gates: G, so that there are G H columns.
+    layer_norm: whether there are gains.
+    learned_carry: whether the initial carry [H] is a parameter.
+    dtype: of the parameters.
+  """
+  check_sizes(input_size=input_size, hidden_size=hidden_size)
+  keys, columns = jax.random.split(key, 2), gates * hidden_size
+  gain = jnp.ones(columns, dtype) if layer_norm else None
+  return {
+    "input_weights": uniform(
+      keys[0], (input_size, columns), hidden_size, dtype
+    ),
+    "recurrent_weights": uniform(
+      keys[1], (hidden_size, columns), hidden_size, dtype
+    ),
+    "input_gain": gain,
+    "recurrent_gain": gain,
+    "initial_carry": jnp.zeros(hidden_size, dtype) if learned_carry else None,
+  }

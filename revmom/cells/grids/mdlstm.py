@@ -189,9 +189,5 @@ def _peephole_gradient(
 cell = GridCell(
   init, _equations, has_memory=True, other_gradients=_peephole_gradient
 )
-step, forward, backward, apply = (
-  cell.step,
-  cell.forward,
-  cell.backward,
-  cell.apply,
-)
+step, forward = cell.step, cell.forward
+backward, apply = cell.backward, cell.apply

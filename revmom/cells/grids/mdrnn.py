@@ -105,9 +105,5 @@ cell = GridCell(
   equations=lambda params: Equations(_forward, _adjoint),
   adjoints=lambda kept: Adjoints(kept.adjoints, kept.a),
 )
-step, forward, backward, apply = (
-  cell.step,
-  cell.forward,
-  cell.backward,
-  cell.apply,
-)
+step, forward = cell.step, cell.forward
+backward, apply = cell.backward, cell.apply

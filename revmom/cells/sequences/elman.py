@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.cells.initialisation import check_sizes, uniform
+from revmom.cells.initialisation import shared_fields
 from revmom.cells.sequences.cell import Cell
-from revmom.cells.sequences.equations import Equations, Parts
+from revmom.cells.sequences.equations import Equations, Parts, Steps
 
 
 class ElmanParams(NamedTuple):
@@ -58,18 +58,17 @@ def init(
   >>> outputs.shape, carry.shape
   ((7, 2, 5), (2, 5))
   """
-  check_sizes(input_size=input_size, hidden_size=hidden_size)
-  keys = jax.random.split(key, 2)
-  ones = jnp.ones(hidden_size, dtype) if layer_norm else None
-  zeros = jnp.zeros(hidden_size, dtype)
-  return ElmanParams(
-    uniform(keys[0], (input_size, hidden_size), hidden_size, dtype),
-    uniform(keys[1], (hidden_size, hidden_size), hidden_size, dtype),
-    zeros if bias else None,
-    ones,
-    ones,
-    zeros if learned_carry else None,
+  fields = shared_fields(
+    key,
+    input_size,
+    hidden_size,
+    gates=1,
+    layer_norm=layer_norm,
+    learned_carry=learned_carry,
+    dtype=dtype,
   )
+  zeros = jnp.zeros(hidden_size, dtype)
+  return ElmanParams(bias=zeros if bias else None, **fields)
 
 
 def _step(
@@ -80,36 +79,32 @@ def _step(
   kept: Any,
 ) -> tuple[jax.Array, jax.Array]:
   """Equation (1)."""
-  del params, hidden, kept  # it sees h in the product; there is no candidate
   new = jnp.tanh(drive[0] + product)
   return new, new
 
 
 def _derivatives(
   params: ElmanParams, new: jax.Array, hidden: jax.Array, kept: Any
-) -> tuple[jax.Array, None]:
-  """The slope 1 - h^2."""
-  del params, hidden, kept
-  return 1 - new * new, None
+) -> jax.Array:
+  return 1 - new * new
 
 
 def _step_adjoint(
   params: ElmanParams, slope: jax.Array, hidden_bar: jax.Array
 ) -> tuple[None, jax.Array, jax.Array, ElmanAdjoints]:
-  del params
   drive_bar = hidden_bar * slope
   return None, drive_bar, drive_bar, ElmanAdjoints(hidden_bar)
 
 
 def _weights_adjoint(
-  params: ElmanParams, local: None, hidden: jax.Array, drive_bars: jax.Array
+  params: ElmanParams, steps: Steps, drive_bars: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-  del params, local, hidden
   return drive_bars, drive_bars, {}
 
 
-def _gate_adjoints(local: None, states_bar: ElmanAdjoints) -> ElmanAdjoints:
-  del local
+def _gate_adjoints(
+  params: ElmanParams, steps: Steps, states_bar: ElmanAdjoints
+) -> ElmanAdjoints:
   return states_bar
 
 
@@ -121,9 +116,5 @@ cell = Cell(
   ),
   has_candidate=False,
 )
-step, forward, backward, apply = (
-  cell.step,
-  cell.forward,
-  cell.backward,
-  cell.apply,
-)
+step, forward = cell.step, cell.forward
+backward, apply = cell.backward, cell.apply

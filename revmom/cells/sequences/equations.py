@@ -15,6 +15,15 @@ def hidden_size(params: Any) -> int:
   return params.recurrent_weights.shape[0]
 
 
+class Steps(NamedTuple):
+  """What is known of many steps when gradients are computed."""
+
+  gates: Any
+  carry: Any  # before each step
+  kept: Any
+  factors: Any
+
+
 class Equations(NamedTuple):
   """What is derived by hand for each cell.
 
@@ -31,18 +40,18 @@ class Equations(NamedTuple):
     step: (params, drive, product, carry, kept) -> (carry, gates), from drive =
       x W + b as a tuple of parts and from the product; kept multiplies the
       candidate, or is 1.
-    derivatives: (params, gates, carry, kept) -> (factors, local), of many
-      steps at once: what the recurrence of the adjoints needs, and what the
-      gradients of the weights need.
+    derivatives: (params, gates, carry, kept) -> factors, of many steps at once:
+      what the recurrence of the adjoints needs.
     step_adjoint: (params, factors, carry_bar) -> (carry_bar, product_bar, bars,
       states_bar): one step of that recurrence.  The carry's adjoint lacks what
       comes back through the product, and has None for h if nothing else does;
       bars are what `weights_adjoint` needs; states_bar are the adjoints of the
       new states in full.  These params have some fields transposed.
-    weights_adjoint: (params, local, carry, bars) -> (drive_bars, product_bars,
-      gradients), of many steps at once; gradients is a dict of those fields of
-      params that are in no drive and not in the product.
-    gate_adjoints: (local, states_bar) -> the adjoints of all gates and states.
+    weights_adjoint: (params, steps, bars) -> (drive_bars, product_bars,
+      gradients), from `Steps`; gradients is a dict of those fields of params
+      that are neither in the drive nor in the product.
+    gate_adjoints: (params, steps, states_bar) -> the adjoints of all gates and
+      states.
     sizes: params -> a carry of sizes H.
     parts: into how many the drive is split for a step: one for each gate, or
       one if the step takes it as a whole.

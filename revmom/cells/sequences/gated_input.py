@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.cells.initialisation import check_sizes, uniform
+from revmom.cells.initialisation import shared_fields
 from revmom.cells.sequences import ugrnn
 from revmom.cells.sequences.cell import Cell
-from revmom.cells.sequences.equations import Equations, Parts
+from revmom.cells.sequences.equations import Equations, Parts, Steps
 from revmom.numerics import sigmoid, total
 
 
@@ -57,12 +57,6 @@ class _Factors(NamedTuple):
   gates: _Gates
 
 
-class _Local(NamedTuple):
-  kept: Any
-  hidden: jax.Array  # h_{t-1}
-  factors: _Factors
-
-
 def init(
   key: jax.Array,
   input_size: int,
@@ -94,20 +88,20 @@ def init(
   >>> outputs.shape, carry.shape
   ((7, 2, 5), (2, 5))
   """
-  check_sizes(input_size=input_size, hidden_size=hidden_size)
-  keys = jax.random.split(key, 2)
-  columns = 3 * hidden_size
-  ones = jnp.ones(columns, dtype) if layer_norm else None
-  zeros = jnp.zeros(hidden_size, dtype)
-  keep = jnp.zeros(columns, dtype).at[:hidden_size].set(update_bias)
+  fields = shared_fields(
+    key,
+    input_size,
+    hidden_size,
+    gates=3,
+    layer_norm=layer_norm,
+    learned_carry=learned_carry,
+    dtype=dtype,
+  )
+  first = ugrnn.first_bias(hidden_size, 3, update_bias, dtype)
   return GatedInputParams(
-    uniform(keys[0], (input_size, columns), hidden_size, dtype),
-    uniform(keys[1], (hidden_size, columns), hidden_size, dtype),
-    keep if bias else None,
-    zeros if bias else None,
-    ones,
-    ones,
-    zeros if learned_carry else None,
+    bias=first if bias else None,
+    recurrent_bias=jnp.zeros(hidden_size, dtype) if bias else None,
+    **fields,
   )
 
 
@@ -135,13 +129,11 @@ def _step(
 
 def _derivatives(
   params: GatedInputParams, gates: _Gates, hidden: jax.Array, kept: Any
-) -> tuple[_Factors, _Local]:
-  del params
+) -> _Factors:
   of_update, of_candidate = ugrnn.slopes(gates.ugrnn, hidden, kept)
   slope = gates.mixing * (1 - gates.mixing)
   of_mixing = of_candidate * gates.difference * slope
-  factors = _Factors(of_update, of_mixing, of_candidate, gates)
-  return factors, _Local(kept, hidden, factors)
+  return _Factors(of_update, of_mixing, of_candidate, gates)
 
 
 def _bars_of(
@@ -155,7 +147,6 @@ def _bars_of(
 def _step_adjoint(
   params: GatedInputParams, factors: _Factors, hidden_bar: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  del params
   gates = factors.gates
   product_bar = _bars_of(factors, gates.mixing, hidden_bar)
   old_bar = hidden_bar * gates.ugrnn.update
@@ -163,23 +154,22 @@ def _step_adjoint(
 
 
 def _weights_adjoint(
-  params: GatedInputParams,
-  local: _Local,
-  hidden: jax.Array,
-  hidden_bars: jax.Array,
+  params: GatedInputParams, steps: Steps, hidden_bars: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-  factors, mixing = local.factors, local.factors.gates.mixing
-  product_bars = _bars_of(factors, mixing, hidden_bars)
+  mixing = steps.gates.mixing
+  product_bars = _bars_of(steps.factors, mixing, hidden_bars)
   gradients = {}
   if params.recurrent_bias is not None:
-    of_state = product_bars[..., 2 * hidden.shape[-1] :]
-    gradients["recurrent_bias"] = total(of_state)
-  return _bars_of(factors, 1 - mixing, hidden_bars), product_bars, gradients
+    gradients["recurrent_bias"] = total(jnp.split(product_bars, 3, -1)[2])
+  drive_bars = _bars_of(steps.factors, 1 - mixing, hidden_bars)
+  return drive_bars, product_bars, gradients
 
 
-def _gate_adjoints(local: _Local, hidden_bar: jax.Array) -> GatedInputAdjoints:
-  factors, gates = local.factors, local.factors.gates
-  of_ugrnn = ugrnn.adjoints(gates.ugrnn, local.hidden, local.kept, hidden_bar)
+def _gate_adjoints(
+  params: GatedInputParams, steps: Steps, hidden_bar: jax.Array
+) -> GatedInputAdjoints:
+  gates, factors = steps.gates, steps.factors
+  of_ugrnn = ugrnn.adjoints(gates.ugrnn, steps.carry, steps.kept, hidden_bar)
   return GatedInputAdjoints(
     hidden=hidden_bar,
     update_gate=of_ugrnn.update_gate,
@@ -200,9 +190,5 @@ cell = Cell(
     parts=3,
   ),
 )
-step, forward, backward, apply = (
-  cell.step,
-  cell.forward,
-  cell.backward,
-  cell.apply,
-)
+step, forward = cell.step, cell.forward
+backward, apply = cell.backward, cell.apply

@@ -23,7 +23,7 @@ from revmom.cells.sequences.affine import (
   product_adjoint,
 )
 from revmom.cells.sequences.cell import Cell
-from revmom.cells.sequences.equations import Equations, Parts
+from revmom.cells.sequences.equations import Equations, Parts, Steps
 from revmom.numerics import Normalised, outer_products, sigmoid, total
 
 
@@ -68,12 +68,6 @@ class _Factors(NamedTuple):
   candidate: jax.Array  # for what goes into n
   gates: _Gates
   reset_product: Normalised | None  # norm((r h_{t-1}) R_n), in (2)
-
-
-class _Local(NamedTuple):
-  kept: Any
-  hidden: jax.Array  # h_{t-1}
-  factors: _Factors
 
 
 class _Bars(NamedTuple):
@@ -165,7 +159,7 @@ def _step(
 
 def _derivatives(
   params: GRUParams, gates: _Gates, hidden: jax.Array, kept: Any
-) -> tuple[_Factors, _Local]:
+) -> _Factors:
   r, z, n, resettable = gates
   of_candidate = z * kept * (1 - n * n)
   if resettable is None:
@@ -178,8 +172,7 @@ def _derivatives(
       r * hidden, params.candidate_weights, params.candidate_gain
     )
   of_update = (n * kept - hidden) * z * (1 - z)
-  factors = _Factors(of_reset, of_update, of_candidate, gates, reset_product)
-  return factors, _Local(kept, hidden, factors)
+  return _Factors(of_reset, of_update, of_candidate, gates, reset_product)
 
 
 def _product_bars(
@@ -215,9 +208,9 @@ def _step_adjoint(
 
 
 def _weights_adjoint(
-  params: GRUParams, local: _Local, hidden: jax.Array, bars: _Bars
+  params: GRUParams, steps: Steps, bars: _Bars
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-  factors = local.factors
+  factors, hidden = steps.factors, steps.carry
   product_bars = _product_bars(factors, bars.hidden, bars.reset_hidden)
   candidate_bars = bars.hidden * factors.candidate
   gradients = {}
@@ -239,19 +232,19 @@ def _weights_adjoint(
 
 
 def _gate_adjoints(
-  local: _Local, states_bar: tuple[jax.Array, Any]
+  params: GRUParams, steps: Steps, states_bar: tuple[jax.Array, Any]
 ) -> GRUAdjoints:
   hidden_bar, reset_hidden_bar = states_bar
-  factors, gates = local.factors, local.factors.gates
+  gates, hidden, kept, factors = steps
   if gates.resettable is None:
-    reset_bar = reset_hidden_bar * local.hidden
+    reset_bar = reset_hidden_bar * hidden
   else:
     reset_bar = hidden_bar * factors.candidate * gates.resettable
   return GRUAdjoints(
     hidden=hidden_bar,
     reset_gate=reset_bar,
-    update_gate=hidden_bar * (gates.candidate * local.kept - local.hidden),
-    candidate=hidden_bar * gates.update * local.kept,
+    update_gate=hidden_bar * (gates.candidate * kept - hidden),
+    candidate=hidden_bar * gates.update * kept,
   )
 
 
@@ -268,9 +261,5 @@ cell = Cell(
     transposed=("recurrent_weights", "candidate_weights"),
   ),
 )
-step, forward, backward, apply = (
-  cell.step,
-  cell.forward,
-  cell.backward,
-  cell.apply,
-)
+step, forward = cell.step, cell.forward
+backward, apply = cell.backward, cell.apply

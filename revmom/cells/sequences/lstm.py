@@ -24,7 +24,7 @@ import numpy as np
 from revmom.cells.initialisation import check_sizes, uniform
 from revmom.cells.sequences import lstm_variants as variants
 from revmom.cells.sequences.cell import Cell
-from revmom.cells.sequences.equations import Equations, Parts
+from revmom.cells.sequences.equations import Equations, Parts, Steps
 
 
 class LSTMCarry(NamedTuple):
@@ -65,15 +65,6 @@ class _Factors(NamedTuple):
   cell: jax.Array  # o (1 - tanh^2), of (4)
   forget: jax.Array  # f
   normalised_cell: Any  # norm(c_t)
-
-
-class _Local(NamedTuple):
-  gates: jax.Array  # i, f, o and g
-  kept: Any
-  old_cell: jax.Array  # c_{t-1}
-  cell: jax.Array  # c_t
-  squashed: jax.Array  # tanh(c_t)
-  factors: _Factors
 
 
 class _Bars(NamedTuple):
@@ -186,26 +177,29 @@ def _step(
   return LSTMCarry(variants.project(params, o * squashed), cell), gates
 
 
+def _memory(
+  params: LSTMParams, gates: jax.Array, carry: LSTMCarry, kept: Any
+) -> tuple[jax.Array, jax.Array, Any]:
+  """c_t again, tanh(c_t) and, if it is normalised, norm(c_t)."""
+  i, f, _, g = jnp.split(gates, 4, -1)
+  cell = f * carry.cell + i * g * kept
+  return cell, *variants.squash(params, cell)
+
+
 def _derivatives(
   params: LSTMParams, gates: jax.Array, carry: LSTMCarry, kept: Any
-) -> tuple[_Factors, _Local]:
+) -> _Factors:
   """The factors of (4) to (6)."""
   i, f, o, g = jnp.split(gates, 4, -1)
-  old = carry.cell
-  cell = f * old + i * g * kept
-  squashed, normalised_cell = variants.squash(params, cell)
-  of_gates = jnp.concatenate(
-    [
-      g * kept * i * (1 - i),
-      old * f * (1 - f),
-      squashed * o * (1 - o),
-      i * kept * (1 - g * g),
-    ],
-    -1,
-  )
+  _, squashed, normalised_cell = _memory(params, gates, carry, kept)
+  of_gates = [
+    g * kept * i * (1 - i),
+    carry.cell * f * (1 - f),
+    squashed * o * (1 - o),
+    i * kept * (1 - g * g),
+  ]
   of_cell = o * (1 - squashed * squashed)
-  factors = _Factors(of_gates, of_cell, f, normalised_cell)
-  return factors, _Local(gates, kept, old, cell, squashed, factors)
+  return _Factors(jnp.concatenate(of_gates, -1), of_cell, f, normalised_cell)
 
 
 def _step_adjoint(
@@ -237,34 +231,36 @@ def _step_adjoint(
 
 
 def _weights_adjoint(
-  params: LSTMParams, local: _Local, carry: LSTMCarry, bars: _Bars
+  params: LSTMParams, steps: Steps, bars: _Bars
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-  del carry
-  o = jnp.split(local.gates, 4, -1)[2]
-  gradients = {
-    **variants.peephole_gradient(
-      params, bars.gates, local.old_cell, local.cell
-    ),
-    **variants.projection_gradient(params, o * local.squashed, bars.hidden),
-  }
+  cell, squashed, _ = _memory(params, *steps[:3])
+  o = jnp.split(steps.gates, 4, -1)[2]
+  gradients = variants.peephole_gradient(
+    params, bars.gates, steps.carry.cell, cell
+  )
+  gradients |= variants.projection_gradient(params, o * squashed, bars.hidden)
   if params.cell_gain is not None:
-    factors = local.factors
-    through = bars.exposed * factors.cell
-    gradients |= variants.squash_gradients(factors.normalised_cell, through)
+    through = bars.exposed * steps.factors.cell
+    gradients |= variants.squash_gradients(
+      steps.factors.normalised_cell, through
+    )
   return bars.gates, bars.gates, gradients
 
 
-def _gate_adjoints(local: _Local, states_bar: _StatesBar) -> LSTMAdjoints:
+def _gate_adjoints(
+  params: LSTMParams, steps: Steps, states_bar: _StatesBar
+) -> LSTMAdjoints:
   """Equation (5)."""
-  i, _, _, g = jnp.split(local.gates, 4, -1)
+  i, _, _, g = jnp.split(steps.gates, 4, -1)
+  _, squashed, _ = _memory(params, *steps[:3])
   hidden_bar, exposed_bar, cell_bar = states_bar
   return LSTMAdjoints(
     hidden=hidden_bar,
     cell=cell_bar,
-    candidate=cell_bar * i * local.kept,
-    output_gate=exposed_bar * local.squashed,
-    forget_gate=cell_bar * local.old_cell,
-    input_gate=cell_bar * g * local.kept,
+    candidate=cell_bar * i * steps.kept,
+    output_gate=exposed_bar * squashed,
+    forget_gate=cell_bar * steps.carry.cell,
+    input_gate=cell_bar * g * steps.kept,
   )
 
 
@@ -282,9 +278,5 @@ cell = Cell(
     alone=1,
   ),
 )
-step, forward, backward, apply = (
-  cell.step,
-  cell.forward,
-  cell.backward,
-  cell.apply,
-)
+step, forward = cell.step, cell.forward
+backward, apply = cell.backward, cell.apply

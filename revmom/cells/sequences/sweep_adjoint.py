@@ -15,7 +15,7 @@ from revmom.cells.sequences.affine import (
   product_adjoint,
 )
 from revmom.cells.sequences.drive import drive_adjoint, driven
-from revmom.cells.sequences.equations import Equations
+from revmom.cells.sequences.equations import Equations, Steps
 from revmom.cells.sequences.residuals import Residuals
 from revmom.numerics import (
   Normalised,
@@ -106,9 +106,8 @@ def _block(
   if residuals.options.recompute:
     drive = driven(equations, params, inputs)
     _, gates = equations.advance(params, drive, carries, masks.factor)
-  factors, local = equations.derivatives(
-    params, cast(gates, wide), carries, masks.factor
-  )
+  gates = cast(gates, wide)
+  factors = equations.derivatives(params, gates, carries, masks.factor)
   hidden = jax.tree.leaves(carries)[0]
   normalised = normalised_product(
     hidden, params.recurrent_weights, params.recurrent_gain
@@ -122,8 +121,9 @@ def _block(
     adjoints,
     residuals.options.reverse,
   )
+  known = Steps(gates, carries, masks.factor, factors)
   drive_bars, product_bars, gradients = equations.weights_adjoint(
-    params, local, carries, bars
+    params, known, bars
   )
   input_bars, of_drive = drive_adjoint(params, inputs, drive_bars)
   of_product = _product_gradients(
@@ -133,7 +133,9 @@ def _block(
   params_bar = {
     field: bar + gradients[field] for field, bar in params_bar.items()
   }
-  gate_bars = equations.gate_adjoints(local, states_bars) if adjoints else None
+  gate_bars = None
+  if adjoints:
+    gate_bars = equations.gate_adjoints(params, known, states_bars)
   input_bars = masks.clear(input_bars.astype(inputs.dtype))
   return (carry_bar, params_bar), (input_bars, gate_bars)
 

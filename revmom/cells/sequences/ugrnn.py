@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from revmom.cells.initialisation import check_sizes, uniform
+from revmom.cells.initialisation import shared_fields
 from revmom.cells.sequences.cell import Cell
-from revmom.cells.sequences.equations import Equations, Parts
+from revmom.cells.sequences.equations import Equations, Parts, Steps
 from revmom.numerics import sigmoid
 
 
@@ -51,13 +52,6 @@ class _Factors(NamedTuple):
   update: jax.Array  # G, for the state before
 
 
-class _Local(NamedTuple):
-  gates: Gates
-  kept: Any
-  hidden: jax.Array  # h_{t-1}
-  factors: _Factors
-
-
 def init(
   key: jax.Array,
   input_size: int,
@@ -67,7 +61,7 @@ def init(
   update_bias: float = 1.0,
   layer_norm: bool = False,
   learned_carry: bool = False,
-  dtype: jax.typing.DTypeLike = jnp.float32,
+  dtype: DTypeLike = jnp.float32,
 ) -> UGRNNParams:
   """Parameters, uniform within 1 / sqrt(hidden_size).
 
@@ -89,19 +83,27 @@ def init(
   >>> outputs.shape, carry.shape
   ((7, 2, 5), (2, 5))
   """
-  check_sizes(input_size=input_size, hidden_size=hidden_size)
-  keys = jax.random.split(key, 2)
-  columns = 2 * hidden_size
-  ones = jnp.ones(columns, dtype) if layer_norm else None
-  keep = jnp.zeros(columns, dtype).at[:hidden_size].set(update_bias)
-  return UGRNNParams(
-    uniform(keys[0], (input_size, columns), hidden_size, dtype),
-    uniform(keys[1], (hidden_size, columns), hidden_size, dtype),
-    keep if bias else None,
-    ones,
-    ones,
-    jnp.zeros(hidden_size, dtype) if learned_carry else None,
+  fields = shared_fields(
+    key,
+    input_size,
+    hidden_size,
+    gates=2,
+    layer_norm=layer_norm,
+    learned_carry=learned_carry,
+    dtype=dtype,
   )
+  return UGRNNParams(
+    bias=first_bias(hidden_size, 2, update_bias, dtype) if bias else None,
+    **fields,
+  )
+
+
+def first_bias(
+  hidden_size: int, gates: int, update_bias: float, dtype: DTypeLike
+) -> jax.Array:
+  """A bias of zeros but for the first gate, G."""
+  zeros = jnp.zeros(gates * hidden_size, dtype)
+  return zeros.at[:hidden_size].set(update_bias)
 
 
 def update(
@@ -142,18 +144,15 @@ def _step(
   hidden: jax.Array,
   kept: Any,
 ) -> tuple[jax.Array, Gates]:
-  del params
   of_update, of_candidate = map(jnp.add, drive, jnp.split(product, 2, -1))
   return update(of_update, of_candidate, hidden, kept)
 
 
 def _derivatives(
   params: UGRNNParams, gates: Gates, hidden: jax.Array, kept: Any
-) -> tuple[_Factors, _Local]:
-  del params
+) -> _Factors:
   of_gates = jnp.concatenate(slopes(gates, hidden, kept), -1)
-  factors = _Factors(of_gates, gates.update)
-  return factors, _Local(gates, kept, hidden, factors)
+  return _Factors(of_gates, gates.update)
 
 
 def _gate_bars(factors: _Factors, hidden_bar: jax.Array) -> jax.Array:
@@ -163,21 +162,21 @@ def _gate_bars(factors: _Factors, hidden_bar: jax.Array) -> jax.Array:
 def _step_adjoint(
   params: UGRNNParams, factors: _Factors, hidden_bar: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  del params
   gate_bars = _gate_bars(factors, hidden_bar)
   return hidden_bar * factors.update, gate_bars, hidden_bar, hidden_bar
 
 
 def _weights_adjoint(
-  params: UGRNNParams, local: _Local, hidden: jax.Array, hidden_bars: jax.Array
+  params: UGRNNParams, steps: Steps, hidden_bars: jax.Array
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-  del params, hidden
-  gate_bars = _gate_bars(local.factors, hidden_bars)
+  gate_bars = _gate_bars(steps.factors, hidden_bars)
   return gate_bars, gate_bars, {}
 
 
-def _gate_adjoints(local: _Local, hidden_bar: jax.Array) -> UGRNNAdjoints:
-  return adjoints(local.gates, local.hidden, local.kept, hidden_bar)
+def _gate_adjoints(
+  params: UGRNNParams, steps: Steps, hidden_bar: jax.Array
+) -> UGRNNAdjoints:
+  return adjoints(steps.gates, steps.carry, steps.kept, hidden_bar)
 
 
 cell = Cell(
@@ -192,9 +191,5 @@ cell = Cell(
     parts=2,
   ),
 )
-step, forward, backward, apply = (
-  cell.step,
-  cell.forward,
-  cell.backward,
-  cell.apply,
-)
+step, forward = cell.step, cell.forward
+backward, apply = cell.backward, cell.apply
