@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from revmom.models.sizes import at_least
+
 
 def mu_law(audio: jax.Array, levels: int = 256) -> jax.Array:
   r"""Integers whose steps grow with the amplitude.
@@ -29,7 +31,7 @@ def mu_law(audio: jax.Array, levels: int = 256) -> jax.Array:
   >>> print(mu_law(jnp.array([-1.0, -0.01, 0.0, 0.01, 1.0])))
   [  0  98 128 157 255]
   """
-  _check(levels)
+  at_least(2, levels=levels)
   audio = jnp.asarray(audio)
   if not jnp.issubdtype(audio.dtype, jnp.floating):
     raise ValueError(
@@ -48,7 +50,7 @@ def mu_law_inverse(integers: jax.Array, levels: int = 256) -> jax.Array:
   >>> print(mu_law_inverse(jnp.array([0, 98, 255])).round(4))
   [-1.     -0.0102  1.    ]
   """
-  _check(levels)
+  at_least(2, levels=levels)
   integers = jnp.asarray(integers)
   if not jnp.issubdtype(integers.dtype, jnp.integer):
     raise ValueError(f"got {integers.dtype}, expected integers.")
@@ -56,8 +58,3 @@ def mu_law_inverse(integers: jax.Array, levels: int = 256) -> jax.Array:
   companded = 2 / mu * integers.astype(float) - 1
   size = jnp.expm1(jnp.abs(companded) * math.log1p(mu)) / mu
   return jnp.sign(companded) * size
-
-
-def _check(levels: int) -> None:
-  if levels < 2:
-    raise ValueError(f"got levels={levels}, expected 2 or more.")

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from revmom.models.affine_layer import Affine
+from revmom.models.sizes import at_least
 from revmom.numerics import accumulator, product, sigmoid
 
 Offset = tuple[int, ...]
@@ -216,8 +217,5 @@ def check_kernels(
       f"got kernel_sizes={kernel_sizes}, expected one or more odd numbers of 3 "
       "or more."
     )
-  if features < 1 or num_classes < 0:
-    raise ValueError(
-      f"got features={features} and num_classes={num_classes}, expected 1 or "
-      "more and 0 or more."
-    )
+  at_least(1, features=features)
+  at_least(0, num_classes=num_classes)

@@ -50,12 +50,10 @@ def uncached(network: CausalNetwork) -> CausalNetwork:
   nothing but `init` and `forward`.
   """
 
-  def start(params: Any, shape: tuple[int, ...], label: Any) -> Any:
+  def start(params, shape, label):
     return label
 
-  def step(
-    params: Any, label: Any, inputs: jax.Array, position: jax.Array
-  ) -> tuple[jax.Array, Any]:
+  def step(params, label, inputs, position):
     outputs = network.forward(params, inputs, label)
     positions, channels = positions_and_channels(inputs.shape[1:])
     outputs = outputs.reshape(len(inputs), positions, channels, -1)

@@ -31,6 +31,7 @@ from revmom.models.autoregressive.causal_network import (
   class_table,
 )
 from revmom.models.autoregressive.language_model import as_tokens
+from revmom.models.sizes import at_least
 from revmom.numerics import accumulator, normalise, product
 
 
@@ -105,9 +106,15 @@ def causal_transformer(
   >>> jax.jit(model.log_prob)(params, x).shape
   (2,)
   """
-  _check(width, num_layers, num_heads, num_classes)
+  at_least(1, width=width, num_layers=num_layers, num_heads=num_heads)
+  at_least(0, num_classes=num_classes)
+  if width % num_heads:
+    raise ValueError(
+      f"got width={width} and num_heads={num_heads}, expected a multiple: each "
+      "head has its share of the width."
+    )
 
-  def init(key: jax.Array, inputs: jax.Array, num_outputs: int) -> Params:
+  def init(key, inputs, num_outputs):
     dtype = inputs.dtype
     keys = jax.random.split(key, 3 + num_layers)
     blocks = [_init_block(key, width, num_layers, dtype) for key in keys[3:]]
@@ -124,9 +131,7 @@ def causal_transformer(
       _init_norm(width, dtype),
     )
 
-  def forward(
-    params: Params, inputs: jax.Array, label: jax.Array | None
-  ) -> jax.Array:
+  def forward(params, inputs, label):
     batch, length = inputs.shape
     _check_length(params, length)
     embedded = params.embeddings[as_tokens(inputs[:, :-1])]
@@ -145,18 +150,14 @@ def causal_transformer(
     x, _ = lax.scan(block, x, params.blocks)
     return _scores(params, x)
 
-  def start(
-    params: Params, shape: tuple[int, ...], label: jax.Array | None
-  ) -> Cache:
+  def start(params, shape, label):
     batch, length = shape
     _check_length(params, length)
     dtype = accumulator(params.embeddings.dtype)
     zeros = jnp.zeros((num_layers, batch, length, width), dtype)
     return Cache(zeros, zeros, class_embedding(params.classes, label))
 
-  def step(
-    params: Params, cache: Cache, inputs: jax.Array, position: jax.Array
-  ) -> tuple[jax.Array, Cache]:
+  def step(params, cache, inputs, position):
     before = as_tokens(inputs[:, jnp.maximum(position - 1, 0)])
     embedded = jnp.where(position > 0, params.embeddings[before], params.start)
     x = _at_positions(embedded, params.positions[position])[:, None]
@@ -237,22 +238,6 @@ def _rest(weights: Block, x: jax.Array, mixed: jax.Array) -> jax.Array:
 
 def _scores(params: Params, x: jax.Array) -> jax.Array:
   return product(_norm(params.norm, x), params.embeddings.T)
-
-
-def _check(
-  width: int, num_layers: int, num_heads: int, num_classes: int
-) -> None:
-  if min(width, num_layers, num_heads) < 1 or num_classes < 0:
-    raise ValueError(
-      f"got width={width}, num_layers={num_layers}, num_heads={num_heads} and "
-      f"num_classes={num_classes}, expected 1 or more of the first three and 0 "
-      "or more classes."
-    )
-  if width % num_heads:
-    raise ValueError(
-      f"got width={width} and num_heads={num_heads}, expected a multiple: each "
-      "head has its share of the width."
-    )
 
 
 def _check_length(params: Params, length: int) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from revmom.models.sizes import at_least
 from revmom.numerics import accumulator
 
 
@@ -47,7 +48,7 @@ def categorical(levels: int = 256) -> Conditional:
   >>> print(categorical(4).log_prob(jnp.zeros(4), jnp.array(3)).round(3))
   -1.386
   """
-  _check_levels(levels)
+  at_least(2, levels=levels)
 
   def log_prob(outputs: jax.Array, x: jax.Array) -> jax.Array:
     x = _integers(x, levels)
@@ -156,9 +157,8 @@ def mixture_of_logistics(
   >>> print(jnp.exp(log_prob).sum().round(5))
   1.0
   """
-  _check_levels(levels)
-  if components < 1:
-    raise ValueError(f"got components={components}, expected 1 or more.")
+  at_least(2, levels=levels)
+  at_least(1, components=components)
 
   def split(outputs: jax.Array) -> list[jax.Array]:
     log_weights, means, log_scales = jnp.split(
@@ -218,11 +218,6 @@ def _log_1m_exp(log_x: jax.Array) -> jax.Array:
   near = jnp.exp(jnp.where(small, log_x, -4.0))
   series = log_x - near / 2 + near**2 / 24 - near**4 / 2880
   return jnp.where(small, series, jnp.log(-jnp.expm1(-x)))
-
-
-def _check_levels(levels: int) -> None:
-  if levels < 2:
-    raise ValueError(f"got levels={levels}, expected 2 or more.")
 
 
 def _widened(outputs: jax.Array, num_outputs: int) -> jax.Array:

@@ -55,7 +55,7 @@ def diagonal_bilstm_layer(hidden_size: int, channels: int) -> Layer:
   """
   gate_groups = np.tile(groups(hidden_size, channels), 5)
 
-  def init(key: jax.Array, input_size: int, dtype: Any) -> DiagonalParams:
+  def init(key, input_size, dtype):
     return DiagonalParams(
       *(
         mdlstm.init(key, size, hidden_size, cell="stable", dtype=dtype)
@@ -67,22 +67,20 @@ def diagonal_bilstm_layer(hidden_size: int, channels: int) -> Layer:
       )
     )
 
-  def masked(params: DiagonalParams) -> DiagonalParams:
+  def masked(params):
     weights = params.rightwards.input_weights
     mask = channel_mask(groups(len(weights), channels), gate_groups, False)
     weights = jnp.asarray(mask, weights.dtype) * weights
     rightwards = params.rightwards._replace(input_weights=weights)
     return params._replace(rightwards=rightwards)
 
-  def forward(
-    params: DiagonalParams, xs: jax.Array, pixels: jax.Array
-  ) -> jax.Array:
+  def forward(params, xs, pixels):
     here = mdlstm.apply(params.rightwards, xs, direction=RIGHTWARDS)
     read = jnp.concatenate([xs, pixels.astype(xs.dtype)], -1)
     above = mdlstm.apply(params.leftwards, read, direction=LEFTWARDS)
     return here + jnp.pad(above[:-1], ((1, 0), (0, 0), (0, 0), (0, 0)))
 
-  def start(params: DiagonalParams, width: int, batch: int) -> DiagonalCache:
+  def start(params, width, batch):
     weights = params.rightwards.input_weights
     dtype = accumulator(weights.dtype)
     like: Any = lambda size: jax.ShapeDtypeStruct((batch, size), dtype)
@@ -93,13 +91,7 @@ def diagonal_bilstm_layer(hidden_size: int, channels: int) -> Layer:
       two_rows(width, batch, state),
     )
 
-  def step(
-    params: DiagonalParams,
-    cache: DiagonalCache,
-    place: Place,
-    x: jax.Array,
-    images: jax.Array,
-  ) -> tuple[jax.Array, DiagonalCache]:
+  def step(params, cache, place, x, images):
     leftwards = lax.cond(
       (place.column == 0) & (place.row > 0),
       lambda: _sweep_left(params.leftwards, cache, place, images),

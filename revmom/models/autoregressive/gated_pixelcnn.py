@@ -114,9 +114,7 @@ def gated_pixelcnn(
 
   init = partial(_init, kernel_sizes, features, num_classes)
 
-  def forward(
-    params: Params, inputs: jax.Array, label: jax.Array | None
-  ) -> jax.Array:
+  def forward(params, inputs, label):
     check_images(inputs, params.blocks[0].horizontal.weights.shape[-2])
     params = _embedded(_masked(params, inputs.shape[-1]), label)
     v = h = inputs
@@ -133,9 +131,7 @@ def gated_pixelcnn(
       v, h = gate(u), _residual(block, h if number else None, w)
     return read_out(params.hidden, params.last, h).reshape(*inputs.shape, -1)
 
-  def start(
-    params: Params, shape: tuple[int, ...], label: jax.Array | None
-  ) -> Cache:
+  def start(params, shape, label):
     batch, _, width, channels = shape
     dtype = accumulator(params.last.weights.dtype)
     zeros = lambda *sizes: jnp.zeros(sizes, dtype)
@@ -147,9 +143,7 @@ def gated_pixelcnn(
       _embedded(_masked(params, channels), label),
     )
 
-  def step(
-    params: Params, cache: Cache, inputs: jax.Array, position: jax.Array
-  ) -> tuple[jax.Array, Cache]:
+  def step(params, cache, inputs, position):
     row, column = jnp.divmod(position, inputs.shape[2])
     cache = lax.cond(
       column == 0,

@@ -189,9 +189,7 @@ def language_model(
   (2,)
   """
 
-  def init_network(
-    key: jax.Array, inputs: jax.Array, num_outputs: int
-  ) -> Params:
+  def init_network(key, inputs, num_outputs):
     return init(
       key,
       num_outputs,
@@ -202,24 +200,18 @@ def language_model(
       dtype=inputs.dtype,
     )
 
-  def forward(
-    params: Params, inputs: jax.Array, label: jax.Array | None
-  ) -> jax.Array:
+  def forward(params, inputs, label):
     classes = class_embedding(params.classes, label)
     before = _read(params, as_tokens(inputs[:, :-1].T), classes)
     carry = initial(params, len(inputs), label, cell=cell)
     outputs, _ = cell.apply(params.cell, before, carry)
     return jnp.swapaxes(_scores(params, _before(carry, outputs)), 0, 1)
 
-  def start(
-    params: Params, shape: tuple[int, ...], label: jax.Array | None
-  ) -> tuple[Any, jax.Array | None]:
+  def start(params, shape, label):
     carry = initial(params, shape[0], label, cell=cell)
     return carry, class_embedding(params.classes, label)
 
-  def step(
-    params: Params, cache: Any, inputs: jax.Array, position: jax.Array
-  ) -> tuple[jax.Array, Any]:
+  def step(params, cache, inputs, position):
     carry, classes = cache
     before = as_tokens(inputs[:, jnp.maximum(position - 1, 0)])
     after, _ = cell.step(params.cell, carry, _read(params, before, classes))

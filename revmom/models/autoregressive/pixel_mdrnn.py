@@ -29,6 +29,7 @@ from revmom.models.autoregressive.causal_network import (
   CausalNetwork,
   class_embedding,
 )
+from revmom.models.sizes import at_least
 from revmom.numerics import accumulator
 
 
@@ -80,10 +81,11 @@ def pixel_mdrnn(
   >>> model.log_prob(params, x).shape
   (2,)
   """
-  _check(hidden_size, num_layers, num_classes)
+  at_least(1, hidden_size=hidden_size, num_layers=num_layers)
+  at_least(0, num_classes=num_classes)
   grid.plan(2, schedule=schedule)
 
-  def init(key: jax.Array, inputs: jax.Array, num_outputs: int) -> Params:
+  def init(key, inputs, num_outputs):
     channels, dtype = inputs.shape[-1], inputs.dtype
     of_layers, of_outputs = jax.random.split(key)
     sizes = [channels + num_classes] + [hidden_size] * (num_layers - 1)
@@ -95,9 +97,7 @@ def pixel_mdrnn(
     shape = (2 * hidden_size, channels * num_outputs)
     return Params(tuple(layers), init_affine(of_outputs, shape, dtype))
 
-  def forward(
-    params: Params, inputs: jax.Array, label: jax.Array | None
-  ) -> jax.Array:
+  def forward(params, inputs, label):
     classes = _one_hot(params, label, num_classes)
     check_images(inputs, len(params.layers[0].input_weights) - num_classes)
     dtype = accumulator(params.read_out.bias.dtype)
@@ -114,17 +114,13 @@ def pixel_mdrnn(
     outputs = pointwise(params.read_out, jnp.concatenate(neighbours, -1))
     return jnp.moveaxis(outputs, 2, 0).reshape(*inputs.shape, -1)
 
-  def start(
-    params: Params, shape: tuple[int, ...], label: jax.Array | None
-  ) -> Cache:
+  def start(params, shape, label):
     batch, _, width, _ = shape
     dtype = accumulator(params.read_out.bias.dtype)
     hidden = jnp.zeros((num_layers, 2, width + 1, batch, hidden_size), dtype)
     return Cache(_one_hot(params, label, num_classes), hidden)
 
-  def step(
-    params: Params, cache: Cache, inputs: jax.Array, position: jax.Array
-  ) -> tuple[jax.Array, Cache]:
+  def step(params, cache, inputs, position):
     batch, height, width, channels = inputs.shape
     # The pixel before is known now; before the first there is none.
     hidden = _advance(params, cache, inputs, jnp.maximum(position - 1, 0))
@@ -160,12 +156,3 @@ def _one_hot(
 ) -> jax.Array | None:
   table = jnp.eye(num_classes, dtype=params.read_out.bias.dtype)
   return class_embedding(table if num_classes else None, label)
-
-
-def _check(hidden_size: int, num_layers: int, num_classes: int) -> None:
-  if min(hidden_size, num_layers) < 1 or num_classes < 0:
-    raise ValueError(
-      f"got hidden_size={hidden_size}, num_layers={num_layers} and "
-      f"num_classes={num_classes}, expected 1 or more units and layers, and 0 "
-      "or more classes."
-    )

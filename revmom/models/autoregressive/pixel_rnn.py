@@ -47,6 +47,7 @@ from revmom.models.autoregressive.diagonal_bilstm_layer import (
 )
 from revmom.models.autoregressive.pixel_layers import Layer, Place
 from revmom.models.autoregressive.row_lstm_layer import row_lstm_layer
+from revmom.models.sizes import at_least
 
 
 class Block(NamedTuple):
@@ -140,7 +141,7 @@ def _pixel_rnn(
   _check(sizes)
   radius = sizes.kernel_size // 2
 
-  def init(key: jax.Array, inputs: jax.Array, num_outputs: int) -> Params:
+  def init(key, inputs, num_outputs):
     channels, dtype = inputs.shape[-1], inputs.dtype
     layer = make_layer(sizes.hidden_size, channels)
     masks = _masks(sizes, channels, num_outputs)
@@ -161,7 +162,7 @@ def _pixel_rnn(
       init_masked(keys[2], masks.last, dtype),
     )
 
-  def masked_params(params: Params, channels: int, layer: Layer) -> Params:
+  def masked_params(params, channels, layer):
     num_outputs = params.last.bias.size // channels
     masks = _masks(sizes, channels, num_outputs)
     blocks = [
@@ -175,9 +176,7 @@ def _pixel_rnn(
       last=masked(params.last, masks.last),
     )
 
-  def forward(
-    params: Params, inputs: jax.Array, label: jax.Array | None
-  ) -> jax.Array:
+  def forward(params, inputs, label):
     check_images(inputs, params.first.weights.shape[-2])
     channels = inputs.shape[-1]
     layer = make_layer(sizes.hidden_size, channels)
@@ -191,9 +190,7 @@ def _pixel_rnn(
     outputs = jnp.moveaxis(read_out(params.hidden, params.last, x), 2, 0)
     return outputs.reshape(*inputs.shape, -1)
 
-  def start(
-    params: Params, shape: tuple[int, ...], label: jax.Array | None
-  ) -> Cache:
+  def start(params, shape, label):
     batch, _, width, channels = shape
     layer = make_layer(sizes.hidden_size, channels)
     params = masked_params(params, channels, layer)
@@ -201,9 +198,7 @@ def _pixel_rnn(
     classes = class_embedding(params.classes, label)
     return Cache(params, classes, tuple(layers))
 
-  def step(
-    params: Params, cache: Cache, inputs: jax.Array, position: jax.Array
-  ) -> tuple[jax.Array, Cache]:
+  def step(params, cache, inputs, position):
     batch, _, width, channels = inputs.shape
     layer = make_layer(sizes.hidden_size, channels)
     params = cache.masked
@@ -255,9 +250,5 @@ def _check(sizes: _Sizes) -> None:
     raise ValueError(
       f"got kernel_size={sizes.kernel_size}, expected an odd number, 3 or more."
     )
-  if min(sizes.hidden_size, sizes.num_layers) < 1 or sizes.num_classes < 0:
-    raise ValueError(
-      f"got hidden_size={sizes.hidden_size}, num_layers={sizes.num_layers} and "
-      f"num_classes={sizes.num_classes}, expected 1 or more units and layers, "
-      "and 0 or more classes."
-    )
+  at_least(1, hidden_size=sizes.hidden_size, num_layers=sizes.num_layers)
+  at_least(0, num_classes=sizes.num_classes)

@@ -92,7 +92,7 @@ def pixelcnn(
   kernel_sizes = tuple(kernel_sizes)
   check_kernels(kernel_sizes, features, num_classes)
 
-  def init(key: jax.Array, inputs: jax.Array, num_outputs: int) -> Params:
+  def init(key, inputs, num_outputs):
     channels, dtype = inputs.shape[-1], inputs.dtype
     last, *keys = jax.random.split(key, 1 + len(kernel_sizes))
     masks = _masks(kernel_sizes, features, channels)
@@ -106,18 +106,14 @@ def pixelcnn(
       (table,) * len(kernel_sizes),
     )
 
-  def masked_layers(
-    params: Params, channels: int
-  ) -> tuple[tuple[Affine, ...], Affine]:
+  def masked_layers(params, channels):
     masks = _masks(kernel_sizes, features, channels)
     num_outputs = params.last.bias.size // channels
     return tuple(map(masked, params.layers, masks)), masked(
       params.last, output_mask(features, channels, num_outputs)
     )
 
-  def forward(
-    params: Params, inputs: jax.Array, label: jax.Array | None
-  ) -> jax.Array:
+  def forward(params, inputs, label):
     check_images(inputs, params.layers[0].weights.shape[-2])
     layers, last = masked_layers(params, inputs.shape[-1])
     h = inputs
@@ -127,9 +123,7 @@ def pixelcnn(
       h = jax.nn.relu(add_class(drive, class_embedding(table, label)))
     return pointwise(last, h).reshape(*inputs.shape, -1)
 
-  def start(
-    params: Params, shape: tuple[int, ...], label: jax.Array | None
-  ) -> Cache:
+  def start(params, shape, label):
     batch, _, width, channels = shape
     layers, last = masked_layers(params, channels)
     rows = tuple(
@@ -142,9 +136,7 @@ def pixelcnn(
     classes = tuple(class_embedding(table, label) for table in params.classes)
     return Cache(rows, tuple(map(_seen_taps, layers)), last, classes)
 
-  def step(
-    params: Params, cache: Cache, inputs: jax.Array, position: jax.Array
-  ) -> tuple[jax.Array, Cache]:
+  def step(params, cache, inputs, position):
     row, column = jnp.divmod(position, inputs.shape[2])
     above, beside = window(kernel_sizes[0] // 2)
     seen = neighbours(inputs, row + above, column + beside)

@@ -16,7 +16,6 @@ from revmom.models.autoregressive.causal_convolution import (
 )
 from revmom.models.autoregressive.pixel_layers import (
   Layer,
-  Place,
   get,
   put,
   two_rows,
@@ -63,7 +62,7 @@ def row_lstm_layer(hidden_size: int, channels: int) -> Layer:
   """
   gate_groups = np.tile(groups(hidden_size, channels), 4)
 
-  def init(key: jax.Array, input_size: int, dtype: Any) -> RowParams:
+  def init(key, input_size, dtype):
     of_inputs, of_state = jax.random.split(key)
     columns = 4 * hidden_size
     inputs = init_affine(of_inputs, (2, input_size, columns), dtype)
@@ -73,29 +72,27 @@ def row_lstm_layer(hidden_size: int, channels: int) -> Layer:
     recurrent = init_affine(of_state, shape, dtype).weights
     return RowParams(inputs._replace(bias=bias), recurrent)
 
-  def masked(params: RowParams) -> RowParams:
+  def masked(params):
     weights, bias = params.inputs
     here = channel_mask(groups(weights.shape[1], channels), gate_groups, False)
     mask = np.stack([np.ones_like(here), here])
     inputs = Affine(jnp.asarray(mask, weights.dtype) * weights, bias)
     return params._replace(inputs=inputs)
 
-  def drive(params: RowParams, left: jax.Array, here: jax.Array) -> jax.Array:
+  def drive(params, left, here):
     """K^is * x + b."""
     weights, bias = params.inputs
     weights = weights.reshape(-1, weights.shape[-1])
     return pointwise(Affine(weights, bias), jnp.concatenate([left, here], -1))
 
-  def advance(
-    recurrent: jax.Array, three: list[jax.Array], c: jax.Array, drive: jax.Array
-  ) -> RowState:
+  def advance(recurrent, three, c, drive):
     weights = recurrent.reshape(-1, recurrent.shape[-1])
     gates = drive + product(jnp.concatenate(three, -1), weights)
     i, f, o, g = jnp.split(gates, 4, -1)
     c = sigmoid(f) * c + sigmoid(i) * jnp.tanh(g)
     return RowState(sigmoid(o) * jnp.tanh(c), c)
 
-  def forward(params: RowParams, xs: jax.Array, pixels: jax.Array) -> jax.Array:
+  def forward(params, xs, pixels):
     left = jnp.pad(xs[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
     drives = drive(params, left, xs)
 
@@ -110,7 +107,7 @@ def row_lstm_layer(hidden_size: int, channels: int) -> Layer:
     sweep = defer_weights(row)
     return sweep(params.recurrent_weights, drives, first)[0]
 
-  def start(params: RowParams, width: int, batch: int) -> RowCache:
+  def start(params, width, batch):
     dtype = accumulator(params.recurrent_weights.dtype)
     size = params.inputs.weights.shape[1]
     like: Any = lambda size: jax.ShapeDtypeStruct((batch, size), dtype)
@@ -119,13 +116,7 @@ def row_lstm_layer(hidden_size: int, channels: int) -> Layer:
       two_rows(width, batch, like(size)), two_rows(width, batch, state)
     )
 
-  def step(
-    params: RowParams,
-    cache: RowCache,
-    place: Place,
-    x: jax.Array,
-    images: jax.Array,
-  ) -> tuple[jax.Array, RowCache]:
+  def step(params, cache, place, x, images):
     left = get(cache.inputs, place, 0, -1)
     above = [get(cache.states, place, 1, right) for right in (-1, 0, 1)]
     state = advance(

@@ -37,6 +37,7 @@ from revmom.models.autoregressive.causal_network import (
   class_embedding,
   class_table,
 )
+from revmom.models.sizes import at_least
 from revmom.numerics import accumulator
 
 DOUBLING = tuple(2**i for i in range(10))
@@ -97,15 +98,19 @@ def wavenet(
   (9, (-9,))
   """
   dilations = tuple(dilations)
-  _check(dilations, kernel_size, residual, skip, num_classes)
+  if not dilations or min(dilations) < 1:
+    raise ValueError(
+      f"got dilations={dilations}, expected one or more, each 1 or more."
+    )
+  at_least(2, kernel_size=kernel_size)
+  at_least(1, residual=residual, skip=skip)
+  at_least(0, num_classes=num_classes)
 
-  def init(key: jax.Array, inputs: jax.Array, num_outputs: int) -> Params:
+  def init(key, inputs, num_outputs):
     sizes = (kernel_size, residual, skip, num_classes)
     return _init(key, inputs, num_outputs, len(dilations), *sizes)
 
-  def forward(
-    params: Params, inputs: jax.Array, label: jax.Array | None
-  ) -> jax.Array:
+  def forward(params, inputs, label):
     _check_inputs(params, inputs)
     before = ((kernel_size, 0),)
     # The result for the position after the last has no use.
@@ -124,17 +129,13 @@ def wavenet(
   sizes = lags[:, 0]  # of the queues
   begins = np.cumsum(sizes) - sizes
 
-  def start(
-    params: Params, shape: tuple[int, ...], label: jax.Array | None
-  ) -> Cache:
+  def start(params, shape, label):
     dtype = accumulator(params.first.weights.dtype)
     queues = jnp.zeros((int(sizes.sum()), shape[0], residual), dtype)
     embedded = (class_embedding(b.classes, label) for b in params.blocks)
     return Cache(queues, tuple(embedded))
 
-  def step(
-    params: Params, cache: Cache, inputs: jax.Array, position: jax.Array
-  ) -> tuple[jax.Array, Cache]:
+  def step(params, cache, inputs, position):
     recent = _recent(inputs, position, kernel_size)
     h = taps(params.first, recent)
     slots = begins[:, None] + (position - lags) % sizes[:, None]
@@ -221,26 +222,6 @@ def _recent(
   samples = inputs[:, jnp.maximum(earlier, 0)]  # [B, count, C]
   samples = jnp.where((earlier >= 0)[:, None], samples, 0)
   return list(jnp.moveaxis(samples, 1, 0))
-
-
-def _check(
-  dilations: tuple[int, ...],
-  kernel_size: int,
-  residual: int,
-  skip: int,
-  num_classes: int,
-) -> None:
-  if not dilations or min(dilations) < 1:
-    raise ValueError(
-      f"got dilations={dilations}, expected one or more, each 1 or more."
-    )
-  if kernel_size < 2:
-    raise ValueError(f"got kernel_size={kernel_size}, expected 2 or more.")
-  if min(residual, skip) < 1 or num_classes < 0:
-    raise ValueError(
-      f"got residual={residual}, skip={skip} and num_classes={num_classes}, "
-      "expected 1 or more channels and 0 or more classes."
-    )
 
 
 def _check_inputs(params: Params, inputs: jax.Array) -> None:

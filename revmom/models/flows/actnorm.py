@@ -31,7 +31,7 @@ def actnorm(event_ndim: int = 1) -> Bijection:
     A bijection with `ActnormParams`.
   """
 
-  def init(key: jax.Array, x: jax.Array) -> ActnormParams:
+  def init(key, x):
     values = x.reshape(-1, x.shape[-1]).astype(accumulator(x.dtype))
     mean, variance = values.mean(0), values.var(0)
     # The mean of equal numbers may be rounded.
@@ -40,19 +40,15 @@ def actnorm(event_ndim: int = 1) -> Bijection:
     log_scale = -0.5 * jnp.log(variance)
     return ActnormParams((-mean).astype(x.dtype), log_scale.astype(x.dtype))
 
-  def forward(
-    params: ActnormParams, x: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  def forward(params, x):
     y = (x + params.bias) * jnp.exp(params.log_scale)
     return y, log_det(params, x)
 
-  def inverse(
-    params: ActnormParams, y: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  def inverse(params, y):
     x = y * jnp.exp(-params.log_scale) - params.bias
     return x, -log_det(params, y)
 
-  def log_det(params: ActnormParams, x: jax.Array) -> jax.Array:
+  def log_det(params, x):
     return same_everywhere(params.log_scale, x, event_ndim)
 
   return Bijection(init, forward, inverse)

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from revmom.models.events import batch_shape
+from revmom.models.sizes import at_least
 from revmom.numerics import accumulator
 
 # A loop of few layers costs more in copies than it saves in compilation: a
@@ -168,8 +169,7 @@ def stack(layer: Bijection, depth: int) -> Bijection:
     A bijection whose parameters are those of the layer with a leading axis
     [depth].
   """
-  if depth < 1:
-    raise ValueError(f"got depth={depth}, expected 1 or more layers.")
+  at_least(1, depth=depth)
 
   def init(key: jax.Array, x: Any) -> Any:
     def grow(x: Any, key: jax.Array) -> tuple[Any, Any]:

@@ -177,25 +177,23 @@ def affine(
   [0.5 1.  1.5] 0.0
   """
 
-  def init(key: jax.Array, x: jax.Array) -> Any:
+  def init(key, x):
     staying, changing = _split(partition, x)
     return conditioner.init(key, staying, 2 * changing.shape[-1])
 
-  def forward(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def forward(params, x):
     staying, changing = partition.split(x)
     s, t = scale_and_shift(params, staying)
     y = partition.join(staying, changing * jnp.exp(s) + t)
     return y, event_sum(s, conditioner.event_ndim)
 
-  def inverse(params: Any, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def inverse(params, y):
     staying, changed = partition.split(y)
     s, t = scale_and_shift(params, staying)
     x = partition.join(staying, (changed - t) * jnp.exp(-s))
     return x, -event_sum(s, conditioner.event_ndim)
 
-  def scale_and_shift(
-    params: Any, staying: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  def scale_and_shift(params, staying):
     s, t = jnp.split(conditioner.apply(params, staying), 2, -1)
     return log_scale(s), t
 

@@ -8,6 +8,7 @@ from revmom.models.flows.flow import Flow
 from revmom.models.flows.linear import linear
 from revmom.models.flows.multi_scale import multi_scale, squeeze
 from revmom.models.flows.reversible import stacked
+from revmom.models.sizes import at_least
 
 
 def glow_step(
@@ -67,8 +68,7 @@ def glow(
   >>> [z.shape for z in noise], log_det.shape
   ([(2, 2, 2, 2), (2, 1, 1, 8)], (2,))
   """
-  if levels < 1:
-    raise ValueError(f"got levels={levels}, expected 1 or more.")
+  at_least(1, levels=levels)
   step = glow_step(convnet(hidden), volume_preserving=volume_preserving)
   steps = chain(squeeze(), stacked(step, depth, reversible))
   conditional = affine(convnet(kernels=(3,)))

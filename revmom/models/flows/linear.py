@@ -46,7 +46,7 @@ def linear(event_ndim: int = 1) -> Bijection:
   3.0 [0.]
   """
 
-  def init(key: jax.Array, x: jax.Array) -> LinearParams:
+  def init(key, x):
     channels, dtype = x.shape[-1], accumulator(x.dtype)
     rotation = jax.random.orthogonal(key, channels, dtype=dtype)
     lu, _, _ = lax.linalg.lu(rotation)
@@ -57,21 +57,17 @@ def linear(event_ndim: int = 1) -> Bijection:
     lu = lower + upper + jnp.diag(jnp.log(jnp.abs(scales)))
     return LinearParams(lu.astype(x.dtype))
 
-  def forward(
-    params: LinearParams, x: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  def forward(params, x):
     lower, upper = factors(params)
     return x @ (lower @ upper).T.astype(x.dtype), log_det(params, x)
 
-  def inverse(
-    params: LinearParams, y: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  def inverse(params, y):
     lower, upper = factors(params)
     rows = y.reshape(-1, y.shape[-1]).astype(lower.dtype)
     rows = _solve(upper, _solve(lower, rows, lower=True), lower=False)
     return rows.reshape(y.shape).astype(y.dtype), -log_det(params, y)
 
-  def log_det(params: LinearParams, x: jax.Array) -> jax.Array:
+  def log_det(params, x):
     return same_everywhere(jnp.diag(params.lu), x, event_ndim)
 
   return Bijection(init, forward, inverse)

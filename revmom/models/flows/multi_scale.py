@@ -66,7 +66,7 @@ def multi_scale(*levels: Bijection) -> Bijection:
   if not levels:
     raise ValueError("multi_scale() got no levels, expected one or more.")
 
-  def init(key: jax.Array, x: jax.Array) -> tuple[Any, ...]:
+  def init(key, x):
     all_params: list[Any] = []
     keys = jax.random.split(key, len(levels))
     for level, its_key in zip(levels, keys, strict=True):
@@ -75,9 +75,7 @@ def multi_scale(*levels: Bijection) -> Bijection:
       x, _ = HALVES.split(y)
     return tuple(all_params)
 
-  def forward(
-    params: Any, x: jax.Array
-  ) -> tuple[tuple[jax.Array, ...], jax.Array]:
+  def forward(params, x):
     noise: list[jax.Array] = []
     total = no_change(x, 3)
     for level, its_params in zip(levels[:-1], params[:-1], strict=True):
@@ -88,9 +86,7 @@ def multi_scale(*levels: Bijection) -> Bijection:
     z, log_det = levels[-1].forward(params[-1], x)
     return (*noise, z), total + log_det
 
-  def inverse(
-    params: Any, noise: tuple[jax.Array, ...]
-  ) -> tuple[jax.Array, jax.Array]:
+  def inverse(params, noise):
     x, total = levels[-1].inverse(params[-1], noise[-1])
     early = zip(levels[:-1], params[:-1], noise[:-1], strict=True)
     for level, its_params, z in reversed(list(early)):

@@ -30,18 +30,14 @@ def scaling() -> Bijection:
     A bijection of vectors with `ScalingParams`.
   """
 
-  def init(key: jax.Array, x: jax.Array) -> ScalingParams:
+  def init(key, x):
     return ScalingParams(jnp.zeros(x.shape[-1], x.dtype))
 
-  def forward(
-    params: ScalingParams, x: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  def forward(params, x):
     log_det = same_everywhere(params.log_scale, x, 1)
     return x * jnp.exp(params.log_scale), log_det
 
-  def inverse(
-    params: ScalingParams, y: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
+  def inverse(params, y):
     log_det = same_everywhere(-params.log_scale, y, 1)
     return y * jnp.exp(-params.log_scale), log_det
 

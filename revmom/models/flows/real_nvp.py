@@ -18,6 +18,7 @@ from revmom.models.flows.coupling import (
 )
 from revmom.models.flows.flow import Flow
 from revmom.models.flows.multi_scale import multi_scale, squeeze
+from revmom.models.sizes import at_least
 
 
 def checkerboard(x: jax.Array) -> np.ndarray:
@@ -71,8 +72,7 @@ def real_nvp_images(scales: int = 2, hidden: int = 64) -> Flow:
     ValueError: from its functions, if H or W is not divisible by
       2^(scales - 1).
   """
-  if scales < 1:
-    raise ValueError(f"got scales={scales}, expected 1 or more.")
+  at_least(1, scales=scales)
   network = convnet(hidden)
   masks = checkerboard, lambda x: 1 - checkerboard(x)
   partitions = HALVES, swapped(HALVES)

@@ -15,6 +15,7 @@ from jax import lax
 from jax.nn import initializers
 
 from revmom.models.affine_layer import Affine, convolve
+from revmom.models.sizes import at_least
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -149,8 +150,7 @@ def repeated(layer: Layer, depth: int) -> Layer:
   >>> params.weights.shape, net.apply(params, x).shape
   ((100, 3, 3), (2, 3))
   """
-  if depth < 1:
-    raise ValueError(f"got depth={depth}, expected 1 or more layers.")
+  at_least(1, depth=depth)
 
   def init(key: jax.Array, x: jax.Array) -> Any:
     params = jax.vmap(lambda key: layer.init(key, x))(

@@ -20,6 +20,7 @@ from jax.nn import initializers
 
 from revmom.models.affine_layer import Affine, convolve
 from revmom.models.layers.layer import Activation, Layer
+from revmom.models.sizes import at_least
 
 
 class NormParams(NamedTuple):
@@ -130,8 +131,7 @@ def fixup_residual(
   >>> bool((layer.apply(layer.init(jax.random.key(0), z), z) == z).all())
   True
   """
-  if num_branches < 1:
-    raise ValueError(f"got num_branches={num_branches}, expected 1 or more.")
+  at_least(1, num_branches=num_branches)
   window = () if kernel is None else (kernel, kernel)
   # He's times L^(-1 / (2m - 2)), for branches of m = 2 layers.
   weights = initializers.variance_scaling(2 / num_branches, "fan_in", "normal")
