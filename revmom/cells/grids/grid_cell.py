@@ -58,6 +58,7 @@ class GridCell:
   adjoints: Callable[[Adjoint], Any] = lambda kept: kept.adjoints
   other_gradients: Callable[..., dict[str, jax.Array]] = lambda *_: {}
 
+  @broadcasting
   def step(self, params: Any, inputs: jax.Array, neighbours: Any) -> Any:
     """The cell itself.
 
@@ -81,6 +82,7 @@ class GridCell:
     h = h.astype(inputs.dtype)
     return h if c is None else State(h, c)
 
+  @broadcasting
   def apply(
     self,
     params: Any,
@@ -172,8 +174,7 @@ class GridCell:
       bars = bars.astype(accumulator(params.input_weights.dtype))
       kept = sweep(of_layer(params), bars, (seen, valid), plan.reversed(), keep)
       own, inputs_bar = gradients(params, xs, residuals.hidden, kept, seen)
-    every = self.adjoints(kept) if adjoints else None
-    return Gradients(own, inputs_bar, every)
+    return Gradients(own, inputs_bar, self.adjoints(kept) if adjoints else None)
 
 
 def _forward(

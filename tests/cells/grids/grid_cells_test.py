@@ -419,3 +419,16 @@ def test_wrong_arguments(cell):
     for function in (cell.apply, cell.forward):
       with pytest.raises(ValueError, match=message):
         function(params, inputs, **options)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_users_may_forbid_rank_promotion(x64, name):
+  cell, params, xs, bars = problem(name, (2, 3))
+  state = jnp.zeros((B, H))
+  state = mdlstm.State(state, state) if cell is mdlstm else state
+  sizes = jnp.array([[1, 3], [2, 2]])
+  with jax.numpy_rank_promotion("raise"), jax.disable_jit():
+    cell.step(params, xs[0, 0], (state, state))
+    for schedule in grid.SCHEDULES:
+      apply = functools.partial(cell.apply, schedule=schedule, sizes=sizes)
+      pullback(apply, params, xs, bars)
