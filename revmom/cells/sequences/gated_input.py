@@ -131,8 +131,8 @@ def _derivatives(
   params: GatedInputParams, gates: _Gates, hidden: jax.Array, kept: Any
 ) -> _Factors:
   of_update, of_candidate = ugrnn.slopes(gates.ugrnn, hidden, kept)
-  slope = gates.mixing * (1 - gates.mixing)
-  of_mixing = of_candidate * gates.difference * slope
+  mixing = gates.mixing
+  of_mixing = of_candidate * gates.difference * mixing * (1 - mixing)
   return _Factors(of_update, of_mixing, of_candidate, gates)
 
 

@@ -208,16 +208,9 @@ def _step_adjoint(
   """Equations (4) to (6)."""
   hidden_bar, cell_bar = carry_bar
   exposed_bar = variants.project_adjoint(params, hidden_bar)
-  through = variants.squash_adjoint(
-    params, factors.normalised_cell, exposed_bar * factors.cell
-  )
-  through = variants.see_new_cell_adjoint(
-    params, through, exposed_bar, factors.gates
-  )
-  cell_bar = cell_bar + through
-  gate_bars = factors.gates * jnp.concatenate(
-    [cell_bar, cell_bar, exposed_bar, cell_bar], -1
-  )
+  cell_bar = cell_bar + variants.cell_adjoint(params, factors, exposed_bar)
+  of_gates = [cell_bar, cell_bar, exposed_bar, cell_bar]
+  gate_bars = factors.gates * jnp.concatenate(of_gates, -1)
   old_cell_bar = variants.see_old_cell_adjoint(
     params, cell_bar * factors.forget, gate_bars
   )

@@ -54,23 +54,6 @@ def see_new_cell(params: Any, before: jax.Array, cell: jax.Array) -> jax.Array:
   return sigmoid(jnp.split(before, 4, -1)[2] + of_output * cell)
 
 
-def see_new_cell_adjoint(
-  params: Any, cell_bar: jax.Array, exposed_bar: jax.Array, factors: jax.Array
-) -> jax.Array:
-  """The adjoint of c_t, with what comes from o.
-
-  Args:
-    params: of the cell.
-    cell_bar: without it.
-    exposed_bar: the adjoint of o tanh(c_t).
-    factors: of the gates [..., 4H].
-  """
-  if params.peephole is None:
-    return cell_bar
-  _, _, of_output = params.peephole.astype(cell_bar.dtype)
-  return cell_bar + exposed_bar * jnp.split(factors, 4, -1)[2] * of_output
-
-
 def peephole_gradient(
   params: Any, gate_bars: jax.Array, old_cell: jax.Array, cell: jax.Array
 ) -> dict[str, jax.Array]:
@@ -97,15 +80,23 @@ def squash(params: Any, cell: jax.Array) -> tuple[jax.Array, Normalised | None]:
   ), normalised
 
 
-def squash_adjoint(
-  params: Any, normalised: Normalised | None, bars: jax.Array
+def cell_adjoint(
+  params: Any, factors: Any, exposed_bar: jax.Array
 ) -> jax.Array:
-  """The adjoint of c_t, from that of what the tanh gets."""
-  if normalised is None:
-    return bars
-  return normalise_adjoint(
-    normalised, bars * params.cell_gain.astype(bars.dtype)
-  )
+  """What the adjoint of o tanh(c_t) adds to that of c_t.
+
+  That is equation (4) of `lstm`, through a normalisation if there is one, and
+  with peepholes what comes through o.
+  """
+  bar = exposed_bar * factors.cell
+  if params.cell_gain is not None:
+    bar = normalise_adjoint(
+      factors.normalised_cell, bar * params.cell_gain.astype(bar.dtype)
+    )
+  if params.peephole is not None:
+    _, _, of_output = params.peephole.astype(bar.dtype)
+    bar = bar + exposed_bar * jnp.split(factors.gates, 4, -1)[2] * of_output
+  return bar
 
 
 def squash_gradients(
