@@ -29,9 +29,7 @@ import recurrent_peers
 import report
 from absl import app, flags
 
-from revmom.models.autoregressive import Autoregressive, uncached
-from revmom.models.conditional import bernoulli
-from revmom.models.pixelcnn import pixelcnn
+from revmom.models import Autoregressive, bernoulli, pixelcnn, uncached
 
 _ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(_ROOT / "scripts"))

@@ -24,6 +24,7 @@ def test_importing_loads_nothing_slow():
     for name in revmom.__all__:
       getattr(revmom, name)
     assert revmom.cells is sys.modules["revmom.cells"]
+    assert revmom.cells.nnx.LSTM and revmom.models.nnx.UGCNN
     assert revmom.log_det is revmom.jacobian.log_det
     assert revmom.ledger is revmom.training.ledger
   """

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from revmom.models.layer import EPSILON, normalise
+from revmom.models.layers.layer import EPSILON, normalise
 
 
 def batch_norm_product(

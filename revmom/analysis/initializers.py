@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.nn.initializers import Initializer
 
-from revmom.cells.affine import accumulator
+from revmom.numerics import accumulator
 
 _ITERATIONS = 100  # of the calibration of a layer
 

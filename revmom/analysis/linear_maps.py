@@ -14,7 +14,7 @@ from revmom.analysis.spectrum import (
   krylov_matrices,
   krylov_spectrum,
 )
-from revmom.cells.affine import accumulator
+from revmom.numerics import accumulator
 
 DENSE = 512  # sizes up to which all singular values are computed
 

@@ -15,7 +15,7 @@ from revmom.analysis.gradient_flow import Loss, random_direction
 from revmom.analysis.layer_spectrum import LayerSpectra, layer_spectra
 from revmom.analysis.norms import Norms
 from revmom.analysis.text import Names, number, table
-from revmom.cells.cell import Cell
+from revmom.cells import Cell
 
 
 class RecurrentFlow(NamedTuple):

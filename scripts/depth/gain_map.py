@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from depth.networks import Affine
+from revmom.models import Affine
 
 CLASSES = 10
 

@@ -15,6 +15,7 @@ from jax import lax
 from jax.nn import initializers
 
 from revmom.models import (
+  Affine,
   Layer,
   batch_norm,
   convolution,
@@ -28,13 +29,6 @@ from revmom.models import (
 
 CLASSES = 10
 BLOCK = 2  # side of the blocks of pixels that become one position
-
-
-class Affine(NamedTuple):
-  """A fully connected layer."""
-
-  weights: jax.Array  # [inputs, outputs]
-  bias: jax.Array  # [outputs]
 
 
 class Params(NamedTuple):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from revmom.analysis.batch_norm import batch_norm_jacobian, batch_norm_product
-from revmom.models.layer import batch_norm
+from revmom.models.layers.layer import batch_norm
 
 
 def plain(x, gamma, epsilon):

@@ -1,0 +1,1 @@
+"""Weights from and for PyTorch and Flax, and layers of Flax NNX."""

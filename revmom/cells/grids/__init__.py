@@ -1,0 +1,1 @@
+"""Cells on grids of any number of dimensions: equations, and sweeps."""

@@ -1,0 +1,1 @@
+"""Cells on sequences: their equations, and sweeps over time."""

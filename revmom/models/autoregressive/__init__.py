@@ -1,0 +1,1 @@
+"""Densities as products of conditionals, and their causal networks."""

@@ -1,0 +1,1 @@
+"""Normalising flows: bijections with a log-determinant."""

@@ -1,0 +1,1 @@
+"""Layers that deep networks are stacked from."""
