@@ -32,10 +32,9 @@ from absl import app, flags
 from revmom.models import Autoregressive, bernoulli, pixelcnn, uncached
 
 _ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(_ROOT / "scripts"))
-import autoregressive_comparison as comparison  # noqa: E402
-import autoregressive_models as models  # noqa: E402
-
+# Before the folder of this file, which has the name of a folder there.
+sys.path.insert(0, str(_ROOT / "scripts"))
+from autoregressive import comparison, models  # noqa: E402
 from autoregressive.training import Config  # noqa: E402
 
 _QUICK = flags.DEFINE_bool("quick", False, "tiny sizes; only prints")

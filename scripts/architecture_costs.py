@@ -32,145 +32,24 @@ resumes, and architecture_costs.png: connections and rounds against size.
 """
 
 import dataclasses
-import json
-import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-import jax
-
-from architecture.networks import NETWORKS, Network
+from architecture.counts import (
+  Config,
+  Counts,
+  Row,
+  base_sizes,
+  deviations,
+  growth,
+  points,
+)
+from architecture.networks import NETWORKS
 from architecture.plots import figure
-from revmom.analysis import convnet_notation, cost, scaling
+from architecture.tables import growth_table, published, table
+from revmom.analysis import convnet_notation
 from shared import output
 from shared.progress_bar import progress
-from shared.settings import flag, launch
-from shared.user_files import blamed
-
-_PUBLISHED = {
-  "VGG-11": (convnet_notation.VGG11, 132_863_336),
-  "VGG-16": (convnet_notation.VGG16, 138_357_544),
-  "VGG-19": (convnet_notation.VGG19, 143_667_240),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """One experiment."""
-
-  network: tuple[str, ...] = flag(
-    ("all",),
-    "Which to count; repeat the flag for several.",
-    choices=["all", *NETWORKS],
-    repeated=True,
-  )
-  length: int = flag(64, "t, steps of a sequence.", at_least=1)
-  height: int = flag(8, "H, of an image.", at_least=1)
-  width: int = flag(8, "W, of an image.", at_least=1)
-  depth: int = flag(8, "d, layers.", at_least=1)
-  features: int = flag(
-    32, "k, features of a layer; a multiple of 4.", at_least=4
-  )
-  convnet: str | None = flag(
-    None, "A list of ConvK-N, maxpool and FC-N, to count it alone."
-  )
-
-
-Row = dict[str, Any]
-
-
-def base_sizes(config: Config, network: Network) -> dict[str, int]:
-  """The sizes of a network by their names."""
-  every = {"t": config.length, "H": config.height, "W": config.width}
-  own = {name: every[name] for name in network.data}
-  return {**own, "d": config.depth, "k": config.features}
-
-
-def points(base: Mapping[str, int], data: Sequence[str]) -> list[dict]:
-  """The sizes to count at: all that follows, but once."""
-  doubled = [{**base, name: n * base[name]} for name in base for n in (2, 4)]
-  return [dict(base), *doubled, *larger(base, data)]
-
-
-def larger(base: Mapping[str, int], data: Sequence[str]) -> list[dict]:
-  """Four and sixteen times as much data, for all networks alike."""
-  factors = (4, 16) if len(data) == 1 else (2, 4)
-  return [{**base, **{name: n * base[name] for name in data}} for n in factors]
-
-
-class Counts:
-  """What has been counted, in a file if there is one."""
-
-  def __init__(self, path: pathlib.Path | None):
-    self.path, self.rows = path, {}
-    if path is not None and path.exists():
-      with blamed(str(path)):
-        saved = json.loads(path.read_text())
-        if saved["jax"] == jax.__version__:
-          self.rows = saved["rows"]
-
-  def get(self, name: str, sizes: Mapping[str, int], context: bool) -> Row:
-    """The row of a network of some sizes."""
-    key = " ".join([name, *(f"{k}={v}" for k, v in sizes.items())])
-    if key not in self.rows:
-      self.rows[key] = measure(name, sizes, context)
-      if self.path is not None:
-        output.write_json(
-          self.path, {"jax": jax.__version__, "rows": self.rows}
-        )
-    return self.rows[key]
-
-
-def measure(name: str, sizes: Mapping[str, int], context: bool) -> Row:
-  """Counts a network."""
-  program = NETWORKS[name].build(sizes)
-  found = cost(
-    program.function,
-    program.params,
-    program.data,
-    context=context,
-    feature_axes=program.feature_axes,
-  )
-  assert found.backward is not None
-  return {
-    "network": name,
-    **sizes,
-    "parameters": found.parameters,
-    "connections": found.connections,
-    "multiply_adds": found.forward.multiply_adds,
-    "backward_multiply_adds": found.backward.multiply_adds,
-    "flops": found.forward.flops,
-    "activation_bytes": found.activation_bytes,
-    "context": found.context,
-    "scheduled_rounds": found.forward.scheduled_rounds,
-    "dataflow_rounds": found.forward.dataflow_rounds,
-    "uncounted": " ".join(found.forward.uncounted),
-  }
-
-
-def growth(name: str, base: Mapping[str, int], counts: Counts) -> Row:
-  """Exponents of costs in every size, and increments of rounds."""
-
-  def at(size: str, factor: int, what: str) -> float:
-    sizes = {**base, size: factor * base[size]}
-    return counts.get(name, sizes, False)[what]
-
-  def exponent(size: str, what: str) -> float:
-    return scaling(lambda factor: at(size, factor, what), [2, 4]).exponent
-
-  exponents = {
-    what: {size: exponent(size, what) for size in base}
-    for what in ("connections", "multiply_adds", "activation_bytes")
-  }
-  steps = {
-    what: {
-      size: (at(size, 4, what) - at(size, 2, what)) / (2 * base[size])
-      for size in base
-    }
-    for what in ("scheduled_rounds", "dataflow_rounds")
-  }
-  return {"network": name, "exponents": exponents, "round_steps": steps}
+from shared.settings import launch
 
 
 def run(config: Config, workdir: str | None = None) -> Row:
@@ -218,16 +97,6 @@ def compare(config: Config, path: pathlib.Path | None) -> Row:
   }
 
 
-def deviations(grown: Row) -> dict[str, float]:
-  """Of the exponents of connections from the textbook's."""
-  expected = NETWORKS[grown["network"]].exponents
-  found = grown["exponents"]["connections"]
-  return {size: found[size] - expected[size] for size in expected}
-
-
-# The report for people.
-
-
 def report(result: Row) -> str:
   """Tables."""
   if result["convnet"] is not None:
@@ -241,88 +110,6 @@ def report(result: Row) -> str:
       *published(),
     ]
   )
-
-
-def table(result: Row) -> list[str]:
-  """What each network costs."""
-  titles = (
-    f"{'network':16}{'sizes':>22}{'parameters':>12}{'connections':>13}"
-    f"{'mult-adds':>12}{'backward':>12}{'KiB kept':>10}{'context':>9}"
-    f"{'scheduled':>11}{'dataflow':>10}"
-  )
-  lines = [f"{'':106}{'sequential rounds':>21}", titles]
-  for row in result["networks"]:
-    own = NETWORKS[row["network"]].data
-    sizes = " ".join(f"{name}={row[name]}" for name in (*own, "d", "k"))
-    context = "" if row["context"] is None else row["context"]
-    lines.append(
-      f"{row['network']:16}{sizes:>22}{row['parameters']:12,}"
-      f"{row['connections']:13,}{row['multiply_adds']:12,}"
-      f"{row['backward_multiply_adds']:12,}"
-      f"{row['activation_bytes'] / 1024:10,.0f}{context:>9}"
-      f"{row['scheduled_rounds']:11,}{row['dataflow_rounds']:10,}"
-    )
-    if row["uncounted"]:
-      lines.append(f"  without the arithmetic of {row['uncounted']}")
-  return lines
-
-
-def growth_table(result: Row) -> list[str]:
-  """How costs grow, beside the textbook."""
-  lines = [
-    f"{'network':16}{'connections':40}{'textbook':16}{'rounds':44}textbook"
-  ]
-  rows = {row["network"]: row for row in result["networks"]}
-  for grown in result["growth"]:
-    network = NETWORKS[grown["network"]]
-    found = grown["exponents"]["connections"]
-    powers = " ".join(f"{size}^{p:.2f}" for size, p in found.items())
-    steps = grown["round_steps"]["dataflow_rounds"]
-    rounds = affine(steps, rows[grown["network"]])
-    lines.append(
-      f"{grown['network']:16}{powers:40}{f'O({network.connections})':16}"
-      f"{rounds:44}O({network.rounds})"
-    )
-  worst = result["largest_exponent_error"]
-  if worst is not None:
-    lines.append(f"Largest difference of an exponent: {worst:.3f}")
-    lines += [
-      f"  without {' and '.join(sizes)} of {grown['network']}, which also "
-      "computes cells beyond the grid"
-      for grown in result["growth"]
-      if (sizes := left_out(grown))
-    ]
-  return lines
-
-
-def left_out(grown: Row) -> list[str]:
-  """Sizes in which connections are not compared with the textbook's."""
-  compared = deviations(grown)
-  return [s for s in grown["exponents"]["connections"] if s not in compared]
-
-
-def affine(steps: Mapping[str, float], row: Row) -> str:
-  """Rounds as a sum of multiples of sizes and a constant."""
-  terms = [
-    size if step == 1 else f"{step:g} {size}"
-    for size, step in steps.items()
-    if step
-  ]
-  rest = row["dataflow_rounds"]
-  rest -= sum(step * row[size] for size, step in steps.items())
-  sign = "-" if rest < 0 else "+"
-  text = " + ".join(terms) if terms else "0"
-  return text if math.isclose(rest, 0) else f"{text} {sign} {abs(rest):g}"
-
-
-def published() -> list[str]:
-  """Lists of layers whose parameters others have counted."""
-  lines = []
-  for name, (notation, expected) in _PUBLISHED.items():
-    layers = convnet_notation.layers(notation)
-    total = sum(layer.parameters for layer in layers)
-    lines.append(f"{name}: {total:,} parameters, published {expected:,}")
-  return lines
 
 
 if __name__ == "__main__":

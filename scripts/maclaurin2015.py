@@ -47,14 +47,14 @@ from collections.abc import Callable
 
 import jax
 
-from maclaurin import chaos, losses, schedules, sharing
+from maclaurin import chaos, losses, schedules, sharing, toy
 from maclaurin.common import Config
 from shared import image_data
 from shared.reproduction import Outcome, reproduce
 from shared.settings import launch
 
 _FIGURES: dict[str, Callable[..., Outcome]] = {
-  "1": schedules.figure_1,
+  "1": toy.figure_1,
   "2": schedules.figure_2,
   "5": schedules.figure_5,
   "8": losses.figure_8,

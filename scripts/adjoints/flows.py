@@ -13,8 +13,6 @@ from revmom.cells import elman, lstm
 from shared.settings import flag
 
 _INPUT_SIZE = 8
-
-
 _FACTOR = 20  # of what closed gates let through, from inputs and states
 
 

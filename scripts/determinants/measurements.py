@@ -15,11 +15,7 @@ from determinants.maps import MAPS, Map
 from shared import user_files
 
 DENSE_LIMIT = 4096  # floats of the largest dense check
-
-
 _TOLERANCE = 1e-9  # of differences, relative to log|det| above 1
-
-
 _STANDARD_ERRORS = 6  # that an estimate may be off
 
 

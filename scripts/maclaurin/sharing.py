@@ -11,11 +11,7 @@ from jax import lax
 
 import revmom
 from maclaurin import omniglot, plots
-from maclaurin.common import (
-  META_REMEDY,
-  Config,
-  inner_optimizer,
-)
+from maclaurin.common import META_REMEDY, Config, inner_optimizer
 from schedules import elementary
 from shared import meta_training
 from shared.checkpointing import Checkpoints
