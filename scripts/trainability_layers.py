@@ -17,7 +17,7 @@ from revmom.analysis import (
   initializers,
   variance_maps,
 )
-from revmom.analysis.norms import norms, sums
+from revmom.analysis.gradients.norms import norms, sums
 from revmom.models import (
   Layer,
   convolution,

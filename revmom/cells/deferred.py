@@ -28,8 +28,8 @@ from jax.custom_derivatives import SymbolicZero
 
 from revmom.cells import blocks, step_program
 from revmom.cells.step_program import StepProgram, Tap
-from revmom.jacobian import program
-from revmom.jacobian.program import Operand, Variable
+from revmom.jacobian.program import equations as program
+from revmom.jacobian.program.equations import Operand, Variable
 
 BLOCK_ROWS = 256  # steps times rows of the state in a block
 

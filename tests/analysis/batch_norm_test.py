@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from revmom.analysis.batch_norm import batch_norm_jacobian, batch_norm_product
+from revmom.analysis import batch_norm_jacobian, batch_norm_product
 from revmom.models.layer import batch_norm
 
 

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revmom.analysis.bounds import (
+from revmom.analysis import (
   chain_bound,
   compare,
+  layer_spectra,
   recurrence_bound,
   residual_bounds,
   residual_counterexample,
 )
-from revmom.analysis.layer_spectrum import layer_spectra
 
 seeds = st.integers(0, 2**31 - 1)
 LOG4 = np.log(4.0)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from revmom.analysis.cost import cost
+from revmom.analysis import cost
 
 
 @pytest.mark.parametrize(

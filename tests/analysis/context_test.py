@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from revmom.analysis.context import context_window
-from revmom.analysis.cost import cost
+from revmom.analysis import context_window, cost
 from revmom.cells import gru, lstm, mdrnn
 
 KEY = jax.random.key(0)

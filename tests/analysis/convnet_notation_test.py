@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from revmom.analysis import convnet_notation as notation
-from revmom.analysis.cost import cost
+from revmom.analysis import cost
+from revmom.analysis.closed_forms import convnet_notation as notation
 
 
 @pytest.mark.parametrize(

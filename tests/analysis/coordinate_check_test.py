@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import revmom
-from revmom.analysis.coordinate_check import Problem, coordinate_check
+from revmom.analysis import Problem, coordinate_check
 
 WIDTHS = 32, 256
 STEPS, INPUTS = 3, 8

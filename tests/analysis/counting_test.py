@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from revmom.analysis.cost import cost
+from revmom.analysis import cost
 
 WEIGHTS = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 VECTOR = jax.ShapeDtypeStruct((8,), jnp.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from revmom.analysis.curvature import layer_curvature
+from revmom.analysis import layer_curvature
 
 
 def problem(dtype=jnp.float32):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import psi
 
-from revmom.analysis.edge_of_chaos import edge_of_chaos
-from revmom.analysis.find_gain import find_gain, perturbation_growth
+from revmom.analysis import edge_of_chaos, find_gain, perturbation_growth
 
 DEPTH = 30
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from revmom.analysis import norms
-from revmom.analysis.gradient_flow import gradient_flow
+from revmom.analysis import gradient_flow
+from revmom.analysis.gradients import norms
 
 
 def layer(params, x):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.nn import initializers as standard
 
-from revmom.analysis.gradient_flow import gradient_flow
-from revmom.analysis.initializers import (
+from revmom.analysis import gradient_flow
+from revmom.analysis.closed_forms.initializers import (
   calibrate,
   fixup,
   orthogonal_gates,

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from revmom.analysis import linear_maps
-from revmom.analysis.layer_spectrum import layer_spectra
-from revmom.analysis.spectrum import (
+from revmom.analysis import layer_spectra
+from revmom.analysis.gradients import linear_maps
+from revmom.analysis.gradients.spectrum import (
   dense_spectrum,
   krylov_matrices,
   krylov_spectrum,

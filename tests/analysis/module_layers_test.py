@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from revmom.analysis.gradient_flow import gradient_flow
-from revmom.analysis.layer_spectrum import module_spectra
+from revmom.analysis import gradient_flow, module_spectra
 
 WIDTH = 4
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from revmom.analysis.recurrent_flow import recurrent_flow, recurrent_spectra
+from revmom.analysis import recurrent_flow, recurrent_spectra
 from revmom.cells import elman, gated_input, gru, lstm, mdlstm, mdrnn, ugrnn
 
 STEPS = 5

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from revmom.analysis.initializers import residual_filter
-from revmom.analysis.residual_variance import (
+from revmom.analysis import (
   residual_backward_variance,
   residual_forward_variance,
   residual_sigma,
 )
+from revmom.analysis.closed_forms.initializers import residual_filter
 
 
 def wrapped(images, filters):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from revmom.analysis.cost import cost
+from revmom.analysis import cost
 from revmom.cells import elman, gru, lstm, mdlstm, mdrnn
 
 UNITS = 5

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from revmom.analysis.cost import cost
-from revmom.analysis.scaling import scaling
+from revmom.analysis import cost, scaling
 from revmom.cells import mdrnn
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import integrate, special
 
-from revmom.analysis import edge_of_chaos as edge
-from revmom.analysis import variance_maps as maps
+from revmom.analysis.closed_forms import edge_of_chaos as edge
+from revmom.analysis.closed_forms import variance_maps as maps
 
 SIGMA_B = 0.05**0.5  # of Schoenholz et al. 2017
 

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from revmom.cells import deferred, gru, lstm
-from revmom.jacobian.control_flow import scan_form
+from revmom.jacobian.program.control_flow import scan_form
 
 STEPS, BATCH, INPUTS, HIDDEN = 5, 2, 3, 4
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from revmom.cells import grid, grid_weights
-from revmom.jacobian.control_flow import scan_form
+from revmom.jacobian.program.control_flow import scan_form
 
 SHAPES = [(5,), (3, 4), (4, 3), (1, 6), (2, 3, 4), (3, 1, 2), (2, 2, 3, 2)]
 

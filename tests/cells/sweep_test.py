@@ -22,7 +22,7 @@ from revmom.cells import (
   sweep,
   ugrnn,
 )
-from revmom.jacobian.control_flow import scan_form
+from revmom.jacobian.program.control_flow import scan_form
 
 
 def draw(seed, *shape):

@@ -14,8 +14,8 @@ from jax.custom_batching import custom_vmap
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import PartitionSpec
 
-from revmom.jacobian import control_flow
-from revmom.jacobian.control_flow import (
+from revmom.jacobian.program import control_flow
+from revmom.jacobian.program.control_flow import (
   CALLS,
   RULES,
   branches_of,
@@ -25,8 +25,8 @@ from revmom.jacobian.control_flow import (
   scan_form,
   while_form,
 )
-from revmom.jacobian.dead_code import live
-from revmom.jacobian.program import run, subprograms, trace
+from revmom.jacobian.program.dead_code import live
+from revmom.jacobian.program.equations import run, subprograms, trace
 
 X = np.linspace(0.5, 1.5, 4, dtype=np.float32)
 PLAIN = lambda x: jnp.sin(x) * X

@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 
 import revmom
-from revmom.jacobian.dead_code import live
-from revmom.jacobian.program import run, trace
+from revmom.jacobian.program.dead_code import live
+from revmom.jacobian.program.equations import run, trace
 
 
 def grow(x):

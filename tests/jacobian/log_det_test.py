@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from revmom.jacobian.log_det import LogDet, custom_log_det, log_det
+from revmom.jacobian import LogDet, custom_log_det, log_det
 
 SMALL = 6
 

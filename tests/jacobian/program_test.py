@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from revmom.jacobian.control_flow import CALLS
-from revmom.jacobian.dependence import dependent
-from revmom.jacobian.program import inline, run, subprograms, trace
+from revmom.jacobian.program.control_flow import CALLS
+from revmom.jacobian.program.dependence import dependent
+from revmom.jacobian.program.equations import inline, run, subprograms, trace
 
 X = np.linspace(-1.0, 1.0, 5).astype(np.float32)
 SCALE = np.float32(1.5)

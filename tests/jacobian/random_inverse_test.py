@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from revmom.jacobian.inverse import inverse
-from revmom.jacobian.knowledge import NotInvertible
+from revmom.jacobian import NotInvertible, inverse
 
 SIZE, HALF = 6, 3
 

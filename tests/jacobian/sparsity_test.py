@@ -7,11 +7,11 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from revmom.jacobian.constants import Constants
-from revmom.jacobian.cuts import size
-from revmom.jacobian.primitives import keep
-from revmom.jacobian.program import trace
-from revmom.jacobian.sparsity import patterns
+from revmom.jacobian.log_determinants.cuts import size
+from revmom.jacobian.log_determinants.sparsity import patterns
+from revmom.jacobian.program.constants import Constants
+from revmom.jacobian.program.equations import trace
+from revmom.jacobian.program.primitives import keep
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from revmom.jacobian import (
   top_eigenvalues,
   xtrace,
 )
-from revmom.jacobian.estimate import standard_error, t_quantile
+from revmom.jacobian.estimates.estimate import standard_error, t_quantile
 
 SEEDS = 300
 KEY = jax.random.key(7)
@@ -434,7 +434,7 @@ def test_matfree_agrees(x64):
   integrand = funm.monte_carlo_funm_sym_logdet(
     decomp.tridiag_sym(8, reortho="full")
   )
-  from revmom.jacobian.estimate import flatten
+  from revmom.jacobian.estimates.estimate import flatten
 
   operator = flatten(lambda x: matrix @ x, jnp.zeros(SIZE))
   probes_key, _ = jax.random.split(KEY)

@@ -10,9 +10,9 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.flatten_util import ravel_pytree
 
-from revmom.jacobian import structure
-from revmom.jacobian.log_det import log_det
-from revmom.jacobian.program import inline, subprograms
+from revmom.jacobian import log_det
+from revmom.jacobian.log_determinants import plan
+from revmom.jacobian.program.equations import inline, subprograms
 
 D = 8
 
@@ -645,9 +645,9 @@ def test_moved_elements_are_a_permutation():
 def test_a_long_chain_of_elements_takes_no_matrix(monkeypatch):
   """One block of 10^5, found from the three entries of each row."""
   entries = []
-  find = structure.find_components
+  find = plan.find_components
   monkeypatch.setattr(
-    structure,
+    plan,
     "find_components",
     lambda pattern: (entries.append(pattern.nnz), find(pattern))[1],
   )

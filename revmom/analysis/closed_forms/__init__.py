@@ -1,0 +1,1 @@
+"""What theory says of signals and gradients, without a network."""

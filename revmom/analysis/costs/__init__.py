@@ -1,0 +1,1 @@
+"""What a function costs: operations, memory, rounds and reach."""

@@ -1,0 +1,191 @@
+"""Inverses of JAX functions, found by propagation and verified."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+
+from revmom.jacobian.inverses.knowledge import NotInvertible
+from revmom.jacobian.inverses.verification import (
+  preimage,
+  round_trip,
+  verify_log_det,
+)
+from revmom.jacobian.log_determinants.log_det import log_det
+
+
+class Problem(NamedTuple):
+  """A function, as a program between the leaves of two pytrees."""
+
+  closed: ClosedJaxpr
+  arguments: tuple[Any, ...]  # shapes and dtypes
+  image: Any  # shapes and dtypes
+
+
+def inverse(f: Callable[..., Any], *like: Any) -> Callable[[Any], Any]:
+  r"""A function g with g(f(x)) = x, or an error that says why there is none.
+
+  The program of f is solved for its inputs by propagation: an equation whose
+  result and all operands but one are known gives that operand, and one whose
+  operands are known gives its result.  Elements of an array may become known
+  separately, loops are run backward, and strictly monotone scalar functions
+  that use their argument repeatedly, such as x + tanh(x), are solved by
+  bisection.  The result is that of f's own domain, never another preimage:
+  functions that are not one-to-one, such as x * x or sin, are refused.
+
+  Every time it is traced g is verified by a round trip of random numbers,
+  g(f(x)) = x, so wrap g in `jax.jit`.  Arrays that f closes over and that are
+  traced are replaced by random numbers for that, and where these are outside
+  of f's domain no round trip is made.
+
+  Args:
+    f: a function of pytrees, with as many floats in as out.
+    *like: example arguments of f, or their shapes and dtypes; values, if there
+      are any, verify g in place of random numbers.  By default f takes what it
+      gives: one pytree, or as many as it has parameters.
+
+  Returns:
+    A function of f's result.  It returns f's argument, or a tuple if f takes
+    several; what is outside of f's range is NaN.  It works under jit, vmap,
+    grad and scan.
+
+  Raises:
+    NotInvertible: a ValueError, from g, that names the primitive and the
+      reason.
+    ValueError: from g, for another structure, shape or dtype than f's result.
+
+  >>> def momentum(w, v):
+  ...   v = 0.9 * v - 0.1 * jax.grad(lambda w: jnp.sum(jnp.cos(w)))(w)
+  ...   return w + v, v
+  >>> w, v = inverse(momentum)(momentum(jnp.array([2.0]), jnp.array([1.0])))
+  >>> print(w.round(4), v.round(4))
+  [2.] [1.]
+  >>> inverse(jnp.sin)(jnp.array([0.5]))
+  Traceback (most recent call last):
+  ...
+  revmom.jacobian.inverses.knowledge.NotInvertible: ... `sin` is periodic...
+  """
+
+  def inverted(y: Any) -> Any:
+    y = jax.tree.map(jnp.asarray, y)
+    problem = _problem(f, like, y)
+    round_trip(problem.closed, like)
+    leaves = preimage(problem.closed, _arrays(y))
+    return _as_arguments(problem, leaves)
+
+  return inverted
+
+
+def inverse_and_log_det(
+  f: Callable[..., Any], *like: Any
+) -> Callable[[Any], tuple[Any, jax.Array]]:
+  r"""The inverse with its own log-determinant.
+
+  .. math::
+    x = f^{-1}(y), \quad \log\left|\det\tfrac{\partial x}{\partial y}\right|
+      = -\log\left|\det\tfrac{\partial f}{\partial x}\right|
+
+  Args:
+    f: as for `inverse`.
+    *like: as for `inverse`.
+
+  Returns:
+    A function of f's result that returns (x, log|det dx/dy|), the latter [].
+    Up to 64 numbers it is verified against slogdet of the inverse's Jacobian,
+    at the numbers of the round trip.
+
+  Raises:
+    NotInvertible: as for `inverse`.
+    ValueError: as for `inverse` and `log_det`.
+
+  >>> x, value = inverse_and_log_det(jnp.exp)(jnp.array([1.0, 2.0]))
+  >>> print(x.round(4), value.round(4))
+  [0.     0.6931] -0.6931
+  """
+
+  def inverted(y: Any) -> tuple[Any, jax.Array]:
+    y = jax.tree.map(jnp.asarray, y)
+    problem = _problem(f, like, y)
+    trip = round_trip(problem.closed, like)
+    if trip is not None:
+      verify_log_det(trip)
+    leaves = preimage(problem.closed, _arrays(y))
+    x = _as_arguments(problem, leaves)
+    arguments = x if len(problem.arguments) > 1 else (x,)
+    return x, -log_det(f)(*arguments).value
+
+  return inverted
+
+
+def _problem(f: Callable[..., Any], like: Sequence[Any], y: Any) -> Problem:
+  """Traces f, and compares its result with y."""
+  arguments = _shapes(tuple(like) if like else _arguments_like(f, y))
+  closed, image = jax.make_jaxpr(f, return_shape=True)(*arguments)
+  got, expected = _shapes(y), _shapes(image)
+  if got != expected:
+    hint = "" if like else "  Give examples of f's arguments: inverse(f, x)."
+    raise ValueError(
+      f"inverse: got y of {_show(got)}, expected what f gives: "
+      f"{_show(expected)}.{hint}"
+    )
+  sizes = [
+    sum(leaf.size for leaf in jax.tree.leaves(tree) if _is_float(leaf))
+    for tree in (arguments, image)
+  ]
+  if sizes[0] != sizes[1]:
+    raise NotInvertible(
+      f"inverse: f maps {sizes[0]} floats to {sizes[1]}; an inverse needs as "
+      "many of one as of the other."
+    )
+  return Problem(closed, arguments, image)
+
+
+def _arguments_like(f: Callable[..., Any], y: Any) -> tuple[Any, ...]:
+  """Arguments like the result: one, or as many as f has parameters."""
+  try:
+    parameters = inspect.signature(f).parameters.values()
+  except (TypeError, ValueError):  # no Python function
+    return (y,)
+  required = [
+    p
+    for p in parameters
+    if p.default is p.empty
+    and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+  ]
+  if len(required) > 1:
+    if not isinstance(y, tuple) or len(y) != len(required):
+      raise ValueError(
+        f"inverse: f takes {len(required)} arguments and y is no tuple of as "
+        "many.  Give examples of f's arguments: inverse(f, *examples)."
+      )
+    return y
+  return (y,)
+
+
+def _arrays(tree: Any) -> list[jax.Array]:
+  """The leaves, in the types that JAX gives to NumPy's."""
+  return [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)),
+    tree,
+  )
+
+
+def _show(tree: Any) -> str:
+  return str(jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree))
+
+
+def _is_float(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _as_arguments(problem: Problem, leaves: list[Any]) -> Any:
+  arguments = jax.tree.unflatten(jax.tree.structure(problem.arguments), leaves)
+  return arguments if len(arguments) > 1 else arguments[0]

@@ -1,0 +1,224 @@
+"""Functions that bring their own inverse."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, JaxprEqn
+
+from revmom.jacobian.inverses.knowledge import NotInvertible
+from revmom.jacobian.program.control_flow import (
+  CUSTOM_JVP,
+  CUSTOM_VMAP,
+  HIGH,
+  called,
+  policy_of,
+)
+from revmom.jacobian.program.dead_code import live
+from revmom.jacobian.program.equations import Equation, Program, inline
+
+
+class Mark:
+  """What a marked call knows of itself.
+
+  It travels through JAX as the policy of a checkpoint that saves everything,
+  and so recomputes nothing.
+  """
+
+  def __init__(
+    self,
+    inverse: Callable[..., Any],
+    log_det: Callable[..., tuple[Any, Any]] | None,
+    x: Any,
+    arguments: tuple[Any, ...],
+    image: Any,
+  ):
+    self.inverse, self.log_det = inverse, log_det
+    self.x, self.arguments, self.image = x, arguments, image  # shapes, dtypes
+
+  def __call__(self, *args: Any, **params: Any) -> bool:
+    """Saves every value."""
+    return True
+
+
+def custom_inverse(
+  f: Callable[..., Any],
+  f_inverse: Callable[..., Any],
+  log_det: Callable[..., tuple[Any, Any]] | None = None,
+) -> Callable[..., Any]:
+  """A function with an inverse that `inverse` then uses.
+
+  And with a log-determinant that `log_det` uses, if it is given: there too
+  wherever the function is called, also under `vmap`.
+
+  Args:
+    f: y = f(x, *arguments), pytrees; x is what the inverse gives back.
+    f_inverse: x = f_inverse(y, *arguments).  It must depend on nothing that is
+      traced but its arguments.
+    log_det: likewise; log|det dy/dx| and the sign of the determinant, two
+      numbers, from (x, *arguments).
+
+  Returns:
+    A function that computes and differentiates as f does.
+
+  Raises:
+    NotInvertible: from `inverse`, where f_inverse(f(x)) is not x.
+    ValueError: from `log_det`, where its rule gives, at random numbers, another
+      result than the dense Jacobian of up to 64 numbers.
+
+  >>> import jax.numpy as jnp
+  >>> from revmom.jacobian.inverses.inverse import inverse
+  >>> square = custom_inverse(lambda x: x * x, jnp.sqrt)
+  >>> inverse(lambda x: square(jnp.exp(x)))(jnp.array(1.0))
+  Array(0., dtype=float32)
+  >>> from revmom.jacobian.log_determinants.log_det import log_det
+  >>> rotate = custom_inverse(
+  ...   lambda x: 2 * x[::-1],
+  ...   lambda y: y[::-1] / 2,
+  ...   lambda x: (x.size * jnp.log(2.0), (-1) ** (x.size // 2)),
+  ... )
+  >>> print(log_det(lambda x: rotate(jnp.exp(x)))(jnp.ones(2)).value)
+  3.3862944
+  """
+
+  @functools.wraps(f)
+  def marked(x: Any, *arguments: Any) -> Any:
+    shapes = jax.eval_shape(lambda *a: a, x, arguments)
+    image = jax.eval_shape(f, x, *arguments)
+    mark = Mark(f_inverse, log_det, shapes[0], shapes[1], image)
+    call = jax.checkpoint(f, policy=mark, prevent_cse=False)
+    return call(x, *arguments)
+
+  return marked
+
+
+def mark_of(equation: JaxprEqn | Equation) -> Mark | None:
+  """The mark of a call, unless JAX changed the call since.
+
+  A derivative of the call keeps its policy, but not its meaning; `vmap` puts
+  axes in front of its operands.
+  """
+  mark = policy_of(equation)
+  if not isinstance(mark, Mark) or batch_of(mark, equation) is None:
+    return None
+  return mark
+
+
+class Batch(NamedTuple):
+  """The axes that `vmap` put in front of a marked call."""
+
+  shape: tuple[int, ...]
+  x: list[bool]  # which leaves have them
+  arguments: list[bool]
+
+
+def batch_of(mark: Mark, equation: JaxprEqn | Equation) -> Batch | None:
+  """How a call is mapped, or None if it isn't the marked one."""
+  operands: Sequence[Any]
+  outputs: Sequence[Any]
+  if isinstance(equation, Equation):
+    operands, outputs = equation.operands, equation.outputs
+  else:
+    operands = [v.aval for v in equation.invars]
+    outputs = [v.aval for v in equation.outvars]
+  x, arguments, image = (
+    jax.tree.leaves(tree) for tree in (mark.x, mark.arguments, mark.image)
+  )
+  # What the function closes over comes before its arguments.
+  own = operands[len(operands) - len(x) - len(arguments) :]
+  if len(own) != len(x) + len(arguments) or len(outputs) != len(image):
+    return None
+  shape = outputs[0].shape[: len(outputs[0].shape) - len(image[0].shape)]
+  mapped = []
+  for got, recorded in zip(
+    (*outputs, *own), (*image, *x, *arguments), strict=True
+  ):
+    if np.shape(got) == (*shape, *recorded.shape):
+      mapped.append(bool(shape))
+    elif np.shape(got) == recorded.shape:
+      mapped.append(False)
+    else:
+      return None
+  mapped = mapped[len(outputs) :]
+  return Batch(shape, mapped[: len(x)], mapped[len(x) :])
+
+
+def invert_marked(
+  equation: Equation, given: list[Any], images: list[Any]
+) -> tuple[list[Any], list[Any]]:
+  """The operands of a marked call, by the inverse that it brought."""
+  mark: Mark = policy_of(equation)
+  batch = batch_of(mark, equation)
+  assert batch is not None  # or it would have been inlined
+  count = len(batch.x) + len(batch.arguments)
+  start = len(given) - count
+  arguments = given[start + len(batch.x) :]
+  if any(value is None for value in (*arguments, *images)):
+    raise NotInvertible(
+      "`custom_inverse` needs all of its result and of its arguments but the "
+      "first"
+    )
+  if batch.shape and not all(batch.x):
+    raise NotInvertible("`custom_inverse` is mapped over less than its input")
+
+  def inverse(images: list[Any], arguments: list[Any]) -> list[Any]:
+    y = jax.tree.unflatten(jax.tree.structure(mark.image), images)
+    rest = jax.tree.unflatten(jax.tree.structure(mark.arguments), arguments)
+    return jax.tree.leaves(mark.inverse(y, *rest))
+
+  axes = [0 if mapped else None for mapped in batch.arguments]
+  for _ in batch.shape:
+    inverse = jax.vmap(inverse, in_axes=(0, axes))
+  # Custom derivatives in it would see the transformations around a trial.
+  x = jax.jit(inverse)(images, arguments)
+  return [*given[:start], *x, *arguments], images
+
+
+class _LogAddExp:
+  """log(exp(a) + exp(b)) as one primitive: softplus and its like."""
+
+  name = "logaddexp"
+  multiple_results = False
+
+  def get_bind_params(self, params: dict[str, Any]) -> dict[str, Any]:
+    return params
+
+  def bind(self, a: Any, b: Any) -> jax.Array:
+    # Each side of the tie is smooth, so derivatives of all orders are right.
+    above = a > b
+    difference = jnp.where(above, b - a, a - b)
+    return jnp.where(above, a, b) + jnp.log1p(jnp.exp(difference))
+
+
+_LOGADDEXP: Any = _LogAddExp()
+
+
+def program_of(closed: ClosedJaxpr) -> Program:
+  """The program of a jaxpr; what brings its own inverse stays an equation."""
+  program = live(inline(closed, _keep), _keep)
+  equations = tuple(
+    e._replace(primitive=_LOGADDEXP, params={}) if e.name == CUSTOM_JVP else e
+    for e in program.equations
+  )
+  return program._replace(equations=equations)
+
+
+def _keep(equation: JaxprEqn) -> bool:
+  name = equation.primitive.name
+  if name == CUSTOM_JVP:
+    return _is_logaddexp(equation)
+  return name in (CUSTOM_VMAP, HIGH) or mark_of(equation) is not None
+
+
+def _is_logaddexp(equation: JaxprEqn) -> bool:
+  """Whether a call computes what `jnp.logaddexp` does, to the letter."""
+  avals: list[Any] = [v.aval for v in equation.invars]
+  if len(avals) != 2 or not all(
+    jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals
+  ):
+    return False
+  reference = jax.make_jaxpr(jnp.logaddexp)(*avals).jaxpr.eqns[-1]
+  return str(called(equation)) == str(called(reference))
