@@ -13,7 +13,6 @@ from revmom.jacobian.inverses.knowledge import NotInvertible
 from revmom.jacobian.inverses.verification import (
   preimage,
   round_trip,
-  verify_log_det,
 )
 from revmom.jacobian.log_determinants.log_det import log_det
 
@@ -32,10 +31,12 @@ def inverse(f: Callable[..., Any], *like: Any) -> Callable[[Any], Any]:
   The program of f is solved for its inputs by propagation: an equation whose
   result and all operands but one are known gives that operand, and one whose
   operands are known gives its result.  Elements of an array may become known
-  separately, loops are run backward, and strictly monotone scalar functions
-  that use their argument repeatedly, such as x + tanh(x), are solved by
-  bisection.  The result is that of f's own domain, never another preimage:
-  functions that are not one-to-one, such as x * x or sin, are refused.
+  separately, and loops are run backward.  That undoes whatever changes its
+  arguments in turn: steps of momentum, couplings, products with matrices.
+
+  Everything else is refused: primitives that are not one-to-one, such as sin,
+  and unknown values that meet themselves, as in x + tanh(x).  If you know the
+  inverse of that part of f, declare it with `custom_inverse`.
 
   Every time it is traced g is verified by a round trip of random numbers,
   g(f(x)) = x, so wrap g in `jax.jit`.  Arrays that f closes over and that are
@@ -67,7 +68,7 @@ def inverse(f: Callable[..., Any], *like: Any) -> Callable[[Any], Any]:
   >>> inverse(jnp.sin)(jnp.array([0.5]))
   Traceback (most recent call last):
   ...
-  revmom.jacobian.inverses.knowledge.NotInvertible: ... `sin` is periodic...
+  revmom.jacobian.inverses.knowledge.NotInvertible: ... `sin` has no rule...
   """
 
   def inverted(y: Any) -> Any:
@@ -95,8 +96,6 @@ def inverse_and_log_det(
 
   Returns:
     A function of f's result that returns (x, log|det dx/dy|), the latter [].
-    Up to 64 numbers it is verified against slogdet of the inverse's Jacobian,
-    at the numbers of the round trip.
 
   Raises:
     NotInvertible: as for `inverse`.
@@ -110,11 +109,8 @@ def inverse_and_log_det(
   def inverted(y: Any) -> tuple[Any, jax.Array]:
     y = jax.tree.map(jnp.asarray, y)
     problem = _problem(f, like, y)
-    trip = round_trip(problem.closed, like)
-    if trip is not None:
-      verify_log_det(trip)
-    leaves = preimage(problem.closed, _arrays(y))
-    x = _as_arguments(problem, leaves)
+    round_trip(problem.closed, like)
+    x = _as_arguments(problem, preimage(problem.closed, _arrays(y)))
     arguments = x if len(problem.arguments) > 1 else (x,)
     return x, -log_det(f)(*arguments).value
 

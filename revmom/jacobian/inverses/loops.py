@@ -6,28 +6,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from revmom.jacobian.inverses.knowledge import NotInvertible
 from revmom.jacobian.program.control_flow import (
   CHECKPOINT,
+  CUSTOM_VMAP,
+  HIGH,
   branches_of,
+  policy_of,
   scan_form,
   while_form,
 )
-from revmom.jacobian.program.declarations import invert_marked, program_of
+from revmom.jacobian.program.dead_code import live
+from revmom.jacobian.program.declarations import Mark, batch_of, mark_of
 from revmom.jacobian.program.dependence import dependent
 from revmom.jacobian.program.equations import (
   Equation,
   Operand,
   Program,
-  Variable,
   evaluate,
+  inline,
   needed,
   read,
 )
 
 Values = list[Any]  # None for what is not known
 Solve = Callable[[Program, Sequence[Any], Sequence[Any]], tuple[Values, Values]]
+
+
+def program_of(closed: ClosedJaxpr) -> Program:
+  """The program of a jaxpr; what brings its own inverse stays an equation."""
+  return live(inline(closed, _keep), _keep)
+
+
+def _keep(equation: JaxprEqn) -> bool:
+  name = equation.primitive.name
+  return name in (CUSTOM_VMAP, HIGH) or mark_of(equation) is not None
 
 
 def _known(values: Sequence[Any]) -> bool:
@@ -45,71 +60,132 @@ def _cast(values: Sequence[Any], operands: Sequence[Operand]) -> Values:
 def scan(
   equation: Equation, given: Values, images: Values, solve: Solve
 ) -> tuple[Values, Values]:
-  """A scan run backward from its end, or forward from its start.
+  """A scan, run backward from its end.
 
-  Each step solves the body for what is unknown: the carry before it and
-  whatever of its x and y is missing.  Parts of the carry that don't depend on
-  anything unknown, such as counters, are computed beforehand.
+  Each step solves the body for the carry before it and for whatever of its x
+  and y is missing.  Parts of the carry that depend on nothing unknown, such as
+  counters, are first run forward to their end.
   """
   form = scan_form(equation)
   body = program_of(form.body)
-  constants, count = form.constants, form.carry
-  fixed, start, xs = _split(given, constants, count)
-  ends, ys = images[:count], images[count:]
+  first, last = form.constants, form.constants + form.carry
+  fixed, start, xs = given[:first], given[first:last], given[last:]
+  ends, ys = images[: form.carry], images[form.carry :]
   if not _known(fixed):
     raise NotInvertible("`scan` closes over an unknown value")
-  free = _free(body, given, range(constants, constants + count))
-  rest = [k for k in range(count) if k not in free]
-  backward = _known([ends[k] for k in rest]) and bool(rest)
-  if not backward and not _known([start[k] for k in rest]):
-    raise NotInvertible("`scan` has neither its start nor its end complete")
-  types = body.inputs[constants : constants + count]
+  free = _free(body, given, first, form.carry)
 
-  def step(carry: Values, slices: Any) -> tuple[Values, Any]:
-    history, x, y = slices
-    before = _place(history, free, count)
-    after: Values = [None] * count
-    for k, value in zip(rest, carry, strict=True):
-      (after if backward else before)[k] = value
-    inputs, outputs = solve(body, [*fixed, *before, *x], [*after, *y])
-    side = inputs[constants:] if backward else outputs
-    turned = _cast([side[k] for k in rest], [types[k] for k in rest])
-    return turned, (
-      _missing(inputs[constants + count :], x),
-      _missing(outputs[count:], y),
-    )
+  def go_on(carry: Values, x: Values) -> tuple[Values, Values]:
+    return _free_step(body, free, [*fixed, *carry, *x], types), carry
 
-  reverse = form.reverse
+  def undo(carry: Values, slices: Any) -> tuple[Values, Any]:
+    before, x, y = slices
+    inputs, outputs = solve(body, [*fixed, *before, *x], [*carry, *y])
+    found = _missing(inputs[last:], x), _missing(outputs[form.carry :], y)
+    return _cast(inputs[first:last], types), found
+
+  types = body.inputs[first:last]
   settings: Any = {"length": form.length, "unroll": form.unroll}
-  history, last = _history(body, fixed, start, xs, free, reverse, settings)
-  first = [(ends if backward else start)[k] for k in rest]
-  turned, (new_xs, new_ys) = lax.scan(
-    step,
-    _cast(first, [types[k] for k in rest]),
+  ran, history = lax.scan(
+    go_on, _only(free, start, types), xs, reverse=form.reverse, **settings
+  )
+  ends = _filled(ends, ran)
+  if not _known(ends):
+    raise NotInvertible("`scan` has an end that is not complete")
+  begun, (new_xs, new_ys) = lax.scan(
+    undo,
+    _cast(ends, types),
     (history, xs, ys),
-    reverse=reverse != backward,
+    reverse=not form.reverse,
     **settings,
   )
-  ends = _place(last, free, count)
-  for k, value, known in zip(rest, turned, first, strict=True):
-    start[k], ends[k] = (value, known) if backward else (known, value)
-  return (
-    [*fixed, *start, *_filled(xs, new_xs)],
-    [*ends, *_filled(ys, new_ys)],
+  return [*fixed, *begun, *_filled(xs, new_xs)], [*ends, *_filled(ys, new_ys)]
+
+
+def while_loop(
+  equation: Equation, given: Values, images: Values, solve: Solve
+) -> tuple[Values, Values]:
+  """A loop whose number of steps doesn't depend on the unknown."""
+  form = while_form(equation)
+  stops, body = program_of(form.condition), program_of(form.body)
+  count, constants = len(images), form.body_constants
+  asked, rest = (
+    given[: form.condition_constants],
+    given[form.condition_constants :],
   )
+  fixed, start = rest[:constants], rest[constants:]
+  if not _known([*asked, *fixed]):
+    raise NotInvertible("`while` closes over an unknown value")
+  free = _free(body, rest, constants, count)
+  unknown = [
+    variable
+    for k, variable in enumerate(stops.inputs[len(asked) :])
+    if k not in free
+  ]
+  if stops.outputs[0] in dependent(stops.equations, unknown):
+    raise NotInvertible("`while` stops by a condition on the unknown")
+
+  def goes_on(state: tuple[Any, Values]) -> Any:
+    return _some(stops, stops.outputs, [*asked, *state[1]])[0]
+
+  def go_on(state: tuple[Any, Values]) -> tuple[Any, Values]:
+    return state[0] + 1, _free_step(body, free, [*fixed, *state[1]], types)
+
+  def undo(step: Any, carry: Values) -> Values:
+    inputs, _ = solve(body, [*fixed, *[None] * count], carry)
+    return _cast(inputs[constants:], types)
+
+  types = body.inputs[constants:]
+  state = (jnp.array(0), _only(free, start, types))
+  steps, ran = lax.while_loop(goes_on, go_on, state)
+  ends = _filled(images, ran)
+  if not _known(ends):
+    raise NotInvertible("`while` has an end that is not complete")
+  begun = lax.fori_loop(0, steps, undo, _cast(ends, types))
+  return [*asked, *fixed, *begun], ends
 
 
-def _split(values: Values, constants: int, carry: int) -> list[Values]:
-  middle = constants + carry
-  return [values[:constants], values[constants:middle], values[middle:]]
+def _free(body: Program, given: Values, first: int, count: int) -> set[int]:
+  """The parts of the carry, by number, that depend on nothing unknown."""
+  places = range(first, first + count)
+  free = {k for k in places if given[k] is not None}
+  while True:
+    unknown = [
+      variable
+      for k, variable in enumerate(body.inputs)
+      if given[k] is None or (k in places and k not in free)
+    ]
+    reached = dependent(body.equations, unknown)
+    kept = {k for k in free if body.outputs[k - first] not in reached}
+    if kept == free:
+      return {k - first for k in free}
+    free = kept
 
 
-def _place(values: Values, places: Sequence[int], count: int) -> Values:
-  """The values in their places, None elsewhere."""
-  result: Values = [None] * count
-  for k, value in zip(places, values, strict=True):
-    result[k] = value
-  return result
+def _only(free: set[int], start: Values, types: Sequence[Operand]) -> Values:
+  """The free parts of the carry, cast, and None for the others."""
+  return [
+    jnp.asarray(value, types[k].dtype) if k in free else None
+    for k, value in enumerate(start)
+  ]
+
+
+def _free_step(
+  body: Program, free: set[int], inputs: Values, types: Sequence[Operand]
+) -> Values:
+  """The free parts of the carry after a step, and None for the others."""
+  found = _some(body, [body.outputs[k] for k in sorted(free)], inputs)
+  placed = dict(zip(sorted(free), found, strict=True))
+  return _only(free, [placed.get(k) for k in range(len(types))], types)
+
+
+def _some(
+  program: Program, outputs: Sequence[Operand], inputs: Values
+) -> Values:
+  """Some outputs of a program, for which not all inputs may be needed."""
+  environment = dict(zip(program.inputs, inputs, strict=True))
+  evaluate(needed(program.equations, outputs), environment)
+  return [read(environment, v) for v in outputs]
 
 
 def _missing(values: Values, known: Values) -> Values:
@@ -125,150 +201,59 @@ def _filled(known: Values, found: Values) -> Values:
   return [a if a is not None else b for a, b in zip(known, found, strict=True)]
 
 
-def _free(body: Program, given: Values, places: Sequence[int]) -> list[int]:
-  """The parts of the carry, by number, that depend on nothing unknown."""
-  free = {k for k in places if given[k] is not None}
-  while True:
-    unknown = [
-      variable
-      for k, variable in enumerate(body.inputs)
-      if given[k] is None or (k in places and k not in free)
-    ]
-    reached = dependent(body.equations, unknown)
-    kept = {k for k in free if body.outputs[k - places[0]] not in reached}
-    if kept == free:
-      return sorted(k - places[0] for k in free)
-    free = kept
-
-
-def _history(
-  body: Program,
-  fixed: Values,
-  start: Values,
-  xs: Values,
-  free: list[int],
-  reverse: bool,
-  settings: dict[str, Any],
-) -> tuple[Values, Values]:
-  """The free parts of the carry before every step, and at the end."""
-  outputs = [body.outputs[k] for k in free]
-  equations = needed(body.equations, outputs)
-
-  def step(carry: Values, x: Values) -> tuple[Values, Values]:
-    before = _place(carry, free, len(start))
-    environment = dict(zip(body.inputs, [*fixed, *before, *x], strict=True))
-    evaluate(equations, environment)
-    after = [read(environment, v) for v in outputs]
-    return _cast(after, [body.inputs[len(fixed) + k] for k in free]), carry
-
-  first = _cast(
-    [start[k] for k in free], [body.inputs[len(fixed) + k] for k in free]
-  )
-  last, history = lax.scan(step, first, xs, reverse=reverse, **settings)
-  return history, last
-
-
-def while_loop(
-  equation: Equation, given: Values, images: Values, solve: Solve
-) -> tuple[Values, Values]:
-  """A loop whose number of steps doesn't depend on the unknown."""
-  form = while_form(equation)
-  stops, body = program_of(form.condition), program_of(form.body)
-  before_body, constants = form.condition_constants, form.body_constants
-  fixed, start = given[before_body:], given[before_body + constants :]
-  fixed = fixed[:constants]
-  count = len(images)
-  if not _known([*given[:before_body], *fixed]):
-    raise NotInvertible("`while` closes over an unknown value")
-  free = _free(body, [*fixed, *start], range(constants, constants + count))
-  unknown = [
-    stops.inputs[before_body + k] for k in range(count) if k not in free
-  ]
-  if stops.outputs[0] in dependent(stops.equations, unknown):
-    raise NotInvertible("`while` stops by a condition on the unknown")
-  if not _known([images[k] for k in range(count) if k not in free]):
-    raise NotInvertible("`while` has an end that is not complete")
-  types = body.inputs[constants:]
-  kept = [types[k] for k in free]
-
-  def goes_on(state: tuple[Any, Values]) -> Any:
-    carry = _place(state[1], free, count)
-    return _outputs(stops, stops.outputs, [*given[:before_body], *carry])[0]
-
-  def go_on(state: tuple[Any, Values]) -> tuple[Any, Values]:
-    carry = _place(state[1], free, count)
-    outputs = [body.outputs[k] for k in free]
-    return state[0] + 1, _cast(_outputs(body, outputs, [*fixed, *carry]), kept)
-
-  steps, last = lax.while_loop(
-    goes_on, go_on, (jnp.array(0), _cast([start[k] for k in free], kept))
-  )
-  ends = list(images)
-  for k, value in zip(free, last, strict=True):
-    ends[k] = value
-
-  def undo(step: Any, carry: Values) -> Values:
-    inputs, _ = solve(body, [*fixed, *[None] * count], carry)
-    return _cast(inputs[constants:], types)
-
-  begun = lax.fori_loop(0, steps, undo, _cast(ends, types))
-  return [*given[:before_body], *fixed, *begun], ends
-
-
-def _outputs(
-  program: Program, outputs: Sequence[Operand], inputs: Values
-) -> Values:
-  """Some outputs of a program, for which not all inputs may be needed."""
-  environment: dict[Variable, Any] = dict(
-    zip(program.inputs, inputs, strict=True)
-  )
-  evaluate(needed(program.equations, outputs), environment)
-  return [read(environment, v) for v in outputs]
-
-
 def cond(
   equation: Equation, given: Values, images: Values, solve: Solve
 ) -> tuple[Values, Values]:
   """The branch that a known index selects."""
   if given[0] is None:
     raise NotInvertible("`cond` branches on an unknown value")
-  return branch(equation, given[0], given, images, solve)
-
-
-def branch(
-  equation: Equation,
-  index: jax.Array,
-  given: Values,
-  images: Values,
-  solve: Solve,
-) -> tuple[Values, Values]:
-  """The operands and outputs of a cond whose branch is given."""
 
   def through(program: Program) -> Callable[[], tuple[Values, Values]]:
     def call() -> tuple[Values, Values]:
       inputs, outputs = solve(program, given[1:], images)
-      return (
-        _cast(inputs, program.inputs),
-        _cast(outputs, equation.outputs),
-      )
+      return _cast(inputs, program.inputs), _cast(outputs, equation.outputs)
 
     return call
 
-  programs = [program_of(b) for b in branches_of(equation)]
-  inputs, outputs = lax.switch(index, [through(p) for p in programs])
+  branches = [through(program_of(b)) for b in branches_of(equation)]
+  inputs, outputs = lax.switch(given[0], branches)
   return [given[0], *inputs], outputs
 
 
-def _marked(
+def marked(
   equation: Equation, given: Values, images: Values, solve: Solve
 ) -> tuple[Values, Values]:
-  return invert_marked(equation, given, images)
+  """The operands of a call, by the inverse that `custom_inverse` gave it."""
+  mark: Mark = policy_of(equation)
+  batch = batch_of(mark, equation)
+  assert batch is not None  # or it would have been inlined
+  start = len(given) - len(batch.x) - len(batch.arguments)
+  arguments = given[start + len(batch.x) :]
+  if not _known([*arguments, *images]):
+    raise NotInvertible(
+      "`custom_inverse` needs all of its result and of its arguments but the "
+      "first"
+    )
+  if batch.shape and not all(batch.x):
+    raise NotInvertible("`custom_inverse` is mapped over less than its input")
+
+  def inverse(images: Values, arguments: Values) -> Values:
+    y = jax.tree.unflatten(jax.tree.structure(mark.image), images)
+    rest = jax.tree.unflatten(jax.tree.structure(mark.arguments), arguments)
+    return jax.tree.leaves(mark.inverse(y, *rest))
+
+  axes = [0 if mapped else None for mapped in batch.arguments]
+  for _ in batch.shape:
+    inverse = jax.vmap(inverse, in_axes=(0, axes))
+  # Custom derivatives in it would see the transformations around a trial.
+  x = jax.jit(inverse)(images, arguments)
+  return [*given[:start], *x, *arguments], images
 
 
 Rule = Callable[[Equation, Values, Values, Solve], tuple[Values, Values]]
 # By the primitives' names; the calls among them are only those that are marked.
 LOOPS: dict[str, Rule] = {
-  CHECKPOINT: _marked,
+  CHECKPOINT: marked,
   "cond": cond,
   "scan": scan,
   "while": while_loop,

@@ -1,4 +1,4 @@
-"""Primitives that only move elements, as maps of indices."""
+"""What either side of an equation that moves elements tells of the other."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,222 +6,130 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from revmom.jacobian.inverses.knowledge import (
-  Known,
-  blank,
-  blanks,
-  concrete,
-  mask_of,
-)
+from revmom.jacobian.inverses.knowledge import Known, NotInvertible, blanked
+from revmom.jacobian.program.constants import Constants, apply_now
 from revmom.jacobian.program.equations import Equation, Variable
+from revmom.jacobian.program.rearrangement import moved_operands, rearranged
 
-Move = Callable[[list[np.ndarray], dict[str, Any]], Any]
-
-
-def _broadcast(operands: list[np.ndarray], params: dict[str, Any]) -> Any:
-  shape, dimensions = params["shape"], params["broadcast_dimensions"]
-  expanded = [1] * len(shape)
-  for size, dimension in zip(operands[0].shape, dimensions, strict=True):
-    expanded[dimension] = size
-  return np.broadcast_to(operands[0].reshape(expanded), shape)
-
-
-def _slice(operands: list[np.ndarray], params: dict[str, Any]) -> Any:
-  strides = params["strides"] or (1,) * operands[0].ndim
-  limits = zip(
-    params["start_indices"], params["limit_indices"], strides, strict=True
-  )
-  return operands[0][tuple(slice(*limit) for limit in limits)]
-
-
-def _split(operands: list[np.ndarray], params: dict[str, Any]) -> Any:
-  return np.split(operands[0], np.cumsum(params["sizes"])[:-1], params["axis"])
-
-
-# What each does to an array of indices.
-MOVES: dict[str, Move] = {
-  "broadcast_in_dim": _broadcast,
-  "concatenate": lambda a, p: np.concatenate(a, p["dimension"]),
-  "copy": lambda a, p: a[0],
-  "copy_p": lambda a, p: a[0],
-  "optimization_barrier": lambda a, p: a,
-  "reshape": lambda a, p: a[0].reshape(p["new_sizes"]),
-  "rev": lambda a, p: np.flip(a[0], p["dimensions"]),
-  "slice": _slice,
-  "split": _split,
-  "squeeze": lambda a, p: a[0].squeeze(p["dimensions"]),
-  "stack": lambda a, p: np.stack(a, p["axis"]),
-  "transpose": lambda a, p: a[0].transpose(p["permutation"]),
-}
-# Others move as their constant operands say; how many operands are moved.
-DIRECTED = {
-  "dynamic_slice": 1,
-  "dynamic_update_slice": 2,
-  "gather": 1,
-  "pad": 2,
+Learnt = dict[Variable, Known]
+# The update that undoes an update: x.at[i].add(u), subtract, multiply.
+UPDATES: dict[str, Callable[[Any], Any]] = {
+  "scatter-add": lambda u: -u,
+  "scatter-mul": lambda u: jnp.where(u == 0, jnp.nan, 1 / u).astype(u.dtype),
+  "scatter-sub": lambda u: -u,
 }
 
 
-def moves(equation: Equation) -> bool:
-  """Whether the equation only moves elements."""
-  return equation.name in MOVES or equation.name in {
-    *DIRECTED,
-    "scatter",
-    "select_n",
-  }
+class Movement:
+  """An equation that only moves elements, with the place of each of them."""
+
+  def __init__(self, equation: Equation, constants: Constants):
+    self._equation = equation
+    self._numbers: dict[int, np.ndarray] = {}  # of the operands that are moved
+    start = 0
+    for k in moved_operands(equation):
+      shape = np.shape(equation.operands[k])
+      own = np.arange(start, start + int(np.prod(shape)), dtype=np.int32)
+      self._numbers[k] = own.reshape(shape)
+      start += own.size
+    places = rearranged(equation, self._numbers, constants)
+    if places is None:
+      raise _no_constant_index(equation)
+    self._places = places
+
+  def learn(
+    self, operands: Sequence[Known], outputs: Sequence[Known]
+  ) -> Learnt:
+    """What the operands tell of the outputs, and these of the operands."""
+    learnt = self._forward(operands, outputs)
+    for k, own in self._numbers.items():
+      variable = self._equation.operands[k]
+      if isinstance(variable, Variable) and not operands[k].complete:
+        learnt[variable] = self._backward(variable, own, outputs)
+    return learnt
+
+  def _forward(
+    self, operands: Sequence[Known], outputs: Sequence[Known]
+  ) -> Learnt:
+    """Elements of the outputs; one of the number -1 is a constant."""
+    flags = [operands[k].mask.ravel() for k in self._numbers]
+    known = np.concatenate([*flags, [True]])
+    masks = [known[ids] for ids in self._places]
+    fresh = [
+      mask & ~output.mask for mask, output in zip(masks, outputs, strict=True)
+    ]
+    if not any(mask.any() for mask in fresh):
+      return {}
+    values = self._equation.apply([operand.value for operand in operands])
+    found = map(Known, values, masks)
+    return dict(zip(self._equation.outputs, found, strict=True))
+
+  def _backward(
+    self, variable: Variable, own: np.ndarray, outputs: Sequence[Known]
+  ) -> Known:
+    """The elements of an operand, from wherever they went to."""
+    flat = jnp.full(variable.size, 0.5).astype(variable.dtype)
+    mask = np.zeros(variable.size, bool)
+    for ids, output in zip(self._places, outputs, strict=True):
+      inside = (ids >= own.flat[0]) & (ids <= own.flat[-1]) & output.mask
+      places = np.flatnonzero(inside)
+      numbers, first = np.unique(ids.ravel()[places], return_index=True)
+      numbers, places = numbers - own.flat[0], places[first]
+      values = jnp.ravel(output.value)
+      if numbers.size == variable.size:
+        return Known(
+          _taken(values, places).reshape(variable.shape),
+          np.ones(variable.shape, bool),
+        )
+      if numbers.size:
+        flat = flat.at[numbers].set(values[places])
+        mask[numbers] = True
+    return Known(flat.reshape(variable.shape), mask.reshape(variable.shape))
 
 
-def sources(
-  equation: Equation, operands: Sequence[Known]
-) -> list[np.ndarray] | None:
-  """Where each element of the outputs comes from, or None if it is unknown.
-
-  Elements of the operands are numbered throughout, in order; -1 stands for a
-  value that comes from none of them.
-  """
-  moved = _moved(equation)
-  numbered: list[Any] = []
-  start = 0
-  for k, operand in enumerate(equation.operands):
-    if k in moved:
-      size = int(np.prod(np.shape(operand)))
-      numbers = np.arange(start, start + size, dtype=np.int32)
-      numbered.append(numbers.reshape(np.shape(operand)))
-      start += size
-    else:
-      value = concrete(operands[k])
-      if value is None:
-        return None
-      numbered.append(value)
-  if equation.name in MOVES:
-    result = MOVES[equation.name](numbered, equation.params)
-    return result if isinstance(result, list) else [result]
-  return _apply(equation, numbered)
+def _taken(values: jax.Array, places: np.ndarray) -> jax.Array:
+  """values[places]; a slice where they follow each other."""
+  first = int(places[0])
+  if np.array_equal(places, np.arange(first, first + len(places))):
+    return values[first : first + len(places)]
+  return values[places]
 
 
-def _moved(equation: Equation) -> Sequence[int]:
-  """The places of the operands whose elements are moved."""
-  count = len(equation.operands)
-  if equation.name == "select_n":
-    return range(1, count)
-  if equation.name == "scatter":
-    return (0, 2)
-  return range(DIRECTED.get(equation.name, count))
-
-
-def _apply(equation: Equation, numbered: list[Any]) -> list[np.ndarray]:
-  with jax.ensure_compile_time_eval():
-    results = equation.apply([jnp.asarray(a) for a in numbered])
-  # Out-of-bounds elements are filled with the least of the int32.
-  return [np.asarray(a).astype(np.int64) for a in results]
-
-
-def restored(equation: Equation, outputs: Sequence[Known]) -> Known | None:
-  """The operand of what keeps or reverses all elements, without indices."""
-  output, operand = outputs[0], equation.operands[0]
-  if equation.name not in MOVES or len(equation.operands) > 1:
-    return None
-  if not output.complete or output.value is None:
-    return None
-  if equation.name == "transpose":
-    order = np.argsort(equation.params["permutation"]).tolist()
-    return Known(jnp.transpose(output.value, order))
-  if equation.name == "rev":
-    return Known(lax.rev(output.value, equation.params["dimensions"]))
-  # What is left keeps the order of the elements.
-  if len(outputs) == 1 and operand.size == np.size(output.value):
-    return Known(jnp.reshape(output.value, operand.shape))
-  return None
-
-
-def forward(
-  equation: Equation, maps: Sequence[np.ndarray], operands: Sequence[Known]
-) -> dict[Variable, Known]:
-  """What the operands tell about the outputs, element by element."""
-  if not any(operand.value is not None for operand in operands):
-    return {}
-  moved = _moved(equation)
-  flags = [
-    mask_of(operands[k], np.shape(equation.operands[k])).reshape(-1)
-    for k in moved
-  ]
-  values = [
-    blanks(v) if known.value is None else known.value
-    for v, known in zip(equation.operands, operands, strict=True)
-  ]
-  # The last flag is for the index -1: a value of its own.
-  known = np.concatenate([*flags, [True]])
-  masks = [known[np.maximum(indices, -1)] for indices in maps]
-  if not any(mask.any() for mask in masks):
-    return {}
-  results = equation.apply(values)
-  return {
-    variable: Known(value, None if mask.all() else mask)
-    for variable, value, mask in zip(
-      equation.outputs, results, masks, strict=True
-    )
-  }
-
-
-def backward(
-  operands: Sequence[Known],
+def updated(
   equation: Equation,
-  maps: Sequence[np.ndarray],
-  outputs: Sequence[Known],
-) -> dict[Variable, Known]:
-  """What the outputs tell about the operands."""
-  learnt: dict[Variable, Known] = {}
-  start = 0
-  for k in _moved(equation):
-    operand = equation.operands[k]
-    size = int(np.prod(np.shape(operand)))
-    if isinstance(operand, Variable) and not operands[k].complete:
-      found = _gather(operand, start, maps, outputs)
-      if found is not None:
-        learnt[operand] = found
-    start += size
+  operands: Sequence[Known],
+  output: Known,
+  constants: Constants,
+) -> Learnt:
+  """What an array tells of its update, and the update of the array.
+
+  Elements that are not updated are known on both sides, and the others as soon
+  as all updates are known.
+  """
+  base, indices, update = operands
+  shape = output.mask.shape
+  known = constants.value(equation.operands[1])
+  if known is None:
+    raise _no_constant_index(equation)
+  # What leaves a number as it is, and what does not.
+  same = equation.name == "scatter-mul"
+  before = np.full(shape, same, output.value.dtype)
+  change = np.full(update.mask.shape, not same, output.value.dtype)
+  after = np.asarray(apply_now(equation, [before, known, change])[0])
+  reachable = (after == before) | update.complete
+  undo = UPDATES[equation.name](jnp.asarray(update.value))
+  learnt = {}
+  for there, here, change in (
+    (equation.outputs[0], base, update.value),
+    (equation.operands[0], output, undo),
+  ):
+    mask = here.mask & reachable
+    if isinstance(there, Variable) and mask.any():
+      value = equation.apply([here.value, indices.value, change])[0]
+      learnt[there] = Known(blanked(value, mask), mask)
   return learnt
 
 
-def _gather(
-  operand: Variable,
-  start: int,
-  maps: Sequence[np.ndarray],
-  outputs: Sequence[Known],
-) -> Known | None:
-  """An operand's elements, from wherever they went to."""
-  flat = jnp.full(operand.size, blank(operand.dtype))
-  mask = np.zeros(operand.size, bool)
-  for indices, output in zip(maps, outputs, strict=True):
-    if output.value is None:
-      continue
-    numbers = indices.reshape(-1) - start
-    places = np.flatnonzero(
-      (numbers >= 0)
-      & (numbers < operand.size)
-      & mask_of(output, indices.shape).reshape(-1)
-    )
-    numbers = numbers[places]
-    values = jnp.reshape(output.value, -1)
-    if 0 < len(places) == operand.size == len(np.unique(numbers)):
-      return Known(_permuted(values, places, numbers).reshape(operand.shape))
-    flat = flat.at[numbers].set(values[places])
-    mask[numbers] = True
-  if not mask.any():
-    return None
-  return Known(
-    flat.reshape(operand.shape),
-    None if mask.all() else mask.reshape(operand.shape),
-  )
-
-
-def _permuted(
-  values: jax.Array, places: np.ndarray, numbers: np.ndarray
-) -> jax.Array:
-  """values[places] in the order of their numbers."""
-  order = places[np.argsort(numbers)]
-  if np.array_equal(order, np.arange(order[0], order[0] + len(order))):
-    return values[order[0] : order[0] + len(order)]
-  return values[order]
+def _no_constant_index(equation: Equation) -> NotInvertible:
+  return NotInvertible(f"`{equation.name}` has an index that is no constant")

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.jacobian.inverses.knowledge import Known, NotInvertible, concrete
+from revmom.jacobian.inverses.knowledge import NotInvertible
 from revmom.jacobian.log_determinants.determinant import pivot_errors
+from revmom.jacobian.program.contractions import dot_order
 from revmom.jacobian.program.equations import Equation
 
 Params = dict[str, Any]
@@ -47,8 +48,7 @@ def _integer_root(y: jax.Array, params: Params) -> jax.Array:
       f"`integer_pow` with the even exponent {power} takes x and -x to one "
       "value"
     )
-  root = _odd_root(y if power > 0 else 1 / y, abs(power))
-  return root
+  return _odd_root(y if power > 0 else 1 / y, abs(power))
 
 
 def _cast(y: jax.Array, params: Params, dtype: Any) -> jax.Array:
@@ -136,56 +136,13 @@ def _power(k: int, y: jax.Array, other: jax.Array) -> jax.Array:
   return _where(~even & (odd | (y >= 0)), jnp.where(y == 0, at_zero, root))
 
 
-def logaddexp(k: int, y: jax.Array, other: jax.Array) -> jax.Array:
-  """x of y = log(exp(x) + exp(other)); y > other."""
-  above = y > other
-  difference = jnp.where(above, other - y, -jnp.ones_like(y))
-  x = _where(above, y + jnp.log(-jnp.expm1(difference)))
-  return jnp.where(y == other, -jnp.inf, x)
-
-
 BINARY: dict[str, Binary] = {
   "add": lambda k, y, other: y - other,
   "add_any": lambda k, y, other: y - other,
-  "atan2": lambda k, y, other: _no_angle(),
   "div": _quotient,
-  "logaddexp": logaddexp,
   "mul": lambda k, y, other: _where(other != 0, y / other),
   "pow": _power,
   "sub": _minuend,
-}
-
-
-def _no_angle() -> jax.Array:
-  raise NotInvertible("`atan2` forgets the radius")
-
-
-# Why there is no rule.
-REASONS = {
-  "abs": "takes x and -x to one value",
-  "and": "takes several values to one",
-  "argmax": "keeps one index of an array",
-  "argmin": "keeps one index of an array",
-  "ceil": "rounds",
-  "clamp": "takes all that is outside of its bounds to them",
-  "cos": "is periodic",
-  "cosh": "takes x and -x to one value",
-  "floor": "rounds",
-  "max": "forgets the smaller one",
-  "min": "forgets the larger one",
-  "reduce_max": "forgets all but one",
-  "reduce_min": "forgets all but one",
-  "reduce_precision": "rounds",
-  "reduce_prod": "keeps one number of an array",
-  "reduce_sum": "keeps one number of an array",
-  "rem": "is periodic",
-  "round": "rounds",
-  "sign": "forgets the magnitude",
-  "sin": "is periodic",
-  "sort": "forgets the order",
-  "square": "takes x and -x to one value",
-  "stop_gradient": "has the log-determinant of a constant",
-  "tan": "is periodic",
 }
 
 
@@ -212,57 +169,56 @@ def elementwise_inverse(
   return BINARY[name](k, y, others[1 - k])
 
 
-def solve_linear(
-  equation: Equation, k: int, other: Any, y: jax.Array
+def solve_product(
+  equation: Equation, k: int, given: Sequence[Any], y: jax.Array
 ) -> jax.Array:
-  """The k-th operand of a product with a known square matrix.
+  """The k-th operand of a product with a known square matrix, or a batch.
 
-  y = contraction of x with W; both sides become [n, rest] for an LU solve.
   Of a singular matrix that is known only when it runs, x is NaN.
   """
+  matrix = given[1 - k]
+  if matrix is None:
+    raise NotInvertible("`dot_general` multiplies two unknown values")
   if not jnp.issubdtype(y.dtype, jnp.inexact):
     raise NotInvertible(f"`dot_general` has no rule for {y.dtype}")
   contracted, batch = equation.params["dimension_numbers"]
-  if other is None:
-    raise NotInvertible("`dot_general` multiplies two unknown values")
-  if batch[0]:
-    raise NotInvertible("`dot_general` has batch dimensions")
-  weights = jnp.asarray(other)
-  axes, weight_axes = contracted[k], contracted[1 - k]
   shape = equation.operands[k].shape
-  free = [a for a in range(weights.ndim) if a not in weight_axes]
-  size = int(np.prod([shape[a] for a in axes]))
-  matrix = jnp.transpose(weights, (*free, *weight_axes)).reshape(-1, size)
-  if matrix.shape[0] != size:
+  axes, (groups, copies, size) = dot_order(shape, contracted[k], batch[k])
+  own, sizes = dot_order(np.shape(matrix), contracted[1 - k], batch[1 - k])
+  if sizes[1] != size:
     raise NotInvertible(
-      f"`dot_general` multiplies by a matrix of shape {matrix.shape}, which is "
+      f"`dot_general` multiplies by a matrix of shape {sizes[1:]}, which is "
       "not square"
     )
-  rest = [a for a in range(len(shape)) if a not in axes]
-  # The output's axes are those left over of the left, then of the right.
-  first = 0 if k == 1 else len(rest)
-  image = jnp.moveaxis(
-    y, range(first, first + len(free)), range(len(free))
-  ).reshape(size, -1)
+  matrix = jnp.transpose(jnp.asarray(matrix), own).reshape(groups, size, size)
   singular = ~jnp.all(pivot_errors(matrix) < 1)
   if not isinstance(singular, jax.core.Tracer) and singular:
     raise NotInvertible("`dot_general` multiplies by a singular matrix")
-  x = _where(~singular, jnp.linalg.solve(matrix, image))
-  x = x.reshape([shape[a] for a in (*axes, *rest)])
-  return jnp.transpose(x, np.argsort((*axes, *rest)).tolist())
+  # The output has the free axes of the left operand before the right one's.
+  if k == 0:
+    image = y.reshape(groups, copies, size).transpose(0, 2, 1)
+  else:
+    image = y.reshape(groups, size, copies)
+  x = _where(~singular, jnp.linalg.solve(matrix, image)).transpose(0, 2, 1)
+  x = x.reshape([shape[axis] for axis in axes])
+  return jnp.transpose(x, np.argsort(axes).tolist())
 
 
-def differences(equation: Equation, y: jax.Array) -> jax.Array:
+def differences(
+  equation: Equation, k: int, given: Sequence[Any], y: jax.Array
+) -> jax.Array:
   """Undoes `cumsum`."""
   axis, reverse = equation.params["axis"], equation.params["reverse"]
   first, last = (1, y.shape[axis]) if reverse else (0, y.shape[axis] - 1)
   before = lax.slice_in_dim(y, first, last, axis=axis)
   zero = jnp.zeros_like(lax.slice_in_dim(y, 0, 1, axis=axis))
-  parts = [before, zero] if reverse else [zero, before]
-  return y - jnp.concatenate(parts, axis)
+  return y - jnp.concatenate(
+    [before, zero] if reverse else [zero, before], axis
+  )
 
 
-def vanishing(other: Known) -> bool:
-  """Whether a factor is a constant with a zero in it."""
-  value = concrete(other)
-  return value is not None and bool((value == 0).any())
+# The k-th operand from the operands, of which it is None, and the output.
+LINEAR: dict[str, Callable[..., jax.Array]] = {
+  "cumsum": differences,
+  "dot_general": solve_product,
+}

@@ -1,23 +1,18 @@
 """Trials of an inverse on known numbers, while it is traced."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jax.flatten_util import ravel_pytree
+from jax.extend.core import ClosedJaxpr
 
 from revmom.jacobian.inverses.knowledge import NotInvertible
+from revmom.jacobian.inverses.loops import program_of
 from revmom.jacobian.inverses.propagation import solve
-from revmom.jacobian.log_determinants.log_det import log_det
-from revmom.jacobian.program.declarations import program_of
 from revmom.jacobian.program.equations import inline, run
 from revmom.jacobian.program.probes import probes
-
-# Log-determinants of up to so many numbers are verified by a dense Jacobian.
-LARGEST_DENSE = 64
 
 
 def preimage(closed: ClosedJaxpr, images: Sequence[Any]) -> list[Any]:
@@ -27,8 +22,8 @@ def preimage(closed: ClosedJaxpr, images: Sequence[Any]) -> list[Any]:
     inputs, _ = solve(program, [None] * len(program.inputs), images)
   except NotInvertible as error:
     raise NotInvertible(
-      f"no inverse was found: {error}.  If you know the inverse of a part of "
-      "f, give it with `custom_inverse`."
+      f"no inverse was found: {error}.  If you know the inverse of that part "
+      "of f, declare it with `custom_inverse`."
     ) from None
   return [
     jnp.asarray(value, variable.dtype)
@@ -36,23 +31,13 @@ def preimage(closed: ClosedJaxpr, images: Sequence[Any]) -> list[Any]:
   ]
 
 
-class Trip(NamedTuple):
-  """A round trip of known numbers."""
-
-  closed: ClosedJaxpr
-  x: list[Any]
-  y: list[Any]
-
-
-def round_trip(closed: ClosedJaxpr, like: Sequence[Any]) -> Trip | None:
+def round_trip(closed: ClosedJaxpr, like: Sequence[Any]) -> None:
   """Raises unless random numbers come back.
 
   Args:
-    closed: the program of a function.
+    closed: the program of a function.  Where it has traced constants and is
+      finite nowhere, only these could tell its domain: no trip is made.
     like: examples of its arguments, if there are any.
-
-  Returns:
-    The trip, or None if only traced constants could tell the domain.
   """
   with jax.ensure_compile_time_eval():
     for x, constants in probes(closed.in_avals, closed.consts, like):
@@ -60,9 +45,9 @@ def round_trip(closed: ClosedJaxpr, like: Sequence[Any]) -> Trip | None:
       y = run(inline(trial), x)
       if _finite(y):
         _compare(trial, x, preimage(trial, y))
-        return Trip(trial, x, y)
+        return
   if any(isinstance(c, jax.core.Tracer) for c in closed.consts):
-    return None
+    return
   raise NotInvertible(
     "inverse: f was finite for none of the numbers that were tried, and can't "
     "be verified.  Give arguments of its domain: inverse(f, x)."
@@ -107,33 +92,3 @@ def _compare(closed: ClosedJaxpr, x: list[Any], back: list[Any]) -> None:
         f"arguments is off by {error:.2g}: f is not one-to-one, or loses more "
         f"digits than {jnp.result_type(x[k])} has."
       )
-
-
-def verify_log_det(trip: Trip) -> None:
-  """Raises unless log_det agrees with a dense Jacobian of the inverse."""
-  real = [k for k, leaf in enumerate(trip.y) if _is_real(leaf)]
-  with jax.ensure_compile_time_eval():
-    flat, unravel = ravel_pytree([trip.y[k] for k in real])
-    if flat.size > LARGEST_DENSE:
-      return
-
-    def back(flat: jax.Array) -> jax.Array:
-      y = list(trip.y)
-      for k, leaf in zip(real, unravel(flat), strict=True):
-        y[k] = leaf
-      leaves = preimage(trip.closed, y)
-      return ravel_pytree([leaf for leaf in leaves if _is_real(leaf)])[0]
-
-    expected = float(jnp.linalg.slogdet(jax.jacfwd(back)(flat))[1])
-    value = jax.jit(lambda x: log_det(jaxpr_as_fun(trip.closed))(*x).value)
-    got = -float(value(trip.x))
-  tolerance = _tolerance(trip.closed) * (1 + abs(expected))
-  if not abs(got - expected) <= tolerance:
-    raise NotInvertible(
-      f"inverse_and_log_det: log_det gives {got:.6g} for the inverse at random "
-      f"numbers, and a dense Jacobian of the inverse {expected:.6g}."
-    )
-
-
-def _is_real(value: Any) -> bool:
-  return jnp.issubdtype(jnp.result_type(value), jnp.floating)

@@ -38,7 +38,7 @@ from revmom.jacobian.log_determinants.loops import (
   scan_block,
   while_block,
 )
-from revmom.jacobian.log_determinants.rearrangement import permutation_block
+from revmom.jacobian.log_determinants.permutation import permutation_block
 from revmom.jacobian.log_determinants.sparsity import MOST_ENTRIES, patterns
 from revmom.jacobian.program.constants import Constants
 from revmom.jacobian.program.equations import Equation, Operand, Variable

@@ -13,7 +13,6 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from revmom.jacobian.log_determinants.cuts import carries_derivative, size
-from revmom.jacobian.log_determinants.rearrangement import rearranged
 from revmom.jacobian.program.constants import Constants
 from revmom.jacobian.program.contractions import (
   convolution,
@@ -28,14 +27,12 @@ from revmom.jacobian.program.equations import (
 from revmom.jacobian.program.primitives import (
   CUMULATIVE,
   ELEMENTWISE,
-  IDENTITIES,
-  IN_ORDER,
-  INDEXING,
   REDUCTIONS,
   SCATTERS,
   inside,
   is_call,
 )
+from revmom.jacobian.program.rearrangement import REARRANGING, rearranged
 
 Pattern: TypeAlias = csr_array | None
 Shape = tuple[int, ...]
@@ -140,7 +137,7 @@ def local_pattern(
   name = equation.name
   inputs = equation.operands[operand].shape
   outputs = equation.outputs[output].shape
-  if name in INDEXING:
+  if name in REARRANGING:
     own = np.arange(math.prod(inputs), dtype=np.int32).reshape(inputs)
     moved = rearranged(equation, {operand: own}, constants)
     if moved is not None:
@@ -149,12 +146,6 @@ def local_pattern(
     return _elementwise(equation, operand, constants)
   if is_call(equation):
     return _call(equation, output, operand)
-  if name in IN_ORDER:
-    return _identity(outputs)
-  if name in IDENTITIES:
-    return (
-      _identity(outputs) if output == operand else _nothing(outputs, inputs)
-    )
   if name in SCATTERS:
     return _scatter(equation, operand, constants)
   if name in REDUCTIONS:
@@ -167,11 +158,6 @@ def local_pattern(
       return _nothing(outputs, inputs)
     return _along(inputs, equation.params["dimension"], _everywhere)
   return _contraction(equation, operand, constants, varying)
-
-
-def _identity(shape: Shape) -> csr_array:
-  own = np.arange(math.prod(shape))
-  return _matrix(own, own, len(own), len(own))
 
 
 def _nothing(outputs: Shape, inputs: Shape) -> csr_array:
@@ -202,7 +188,8 @@ def _chosen(ids: np.ndarray, inputs: int) -> csr_array:
 def _scatter(equation: Equation, operand: int, constants: Constants) -> Pattern:
   shape = equation.outputs[0].shape
   if operand == 0:
-    return _identity(shape)
+    own = np.arange(math.prod(shape))
+    return _matrix(own, own, len(own), len(own))
   indices = constants.value(equation.operands[1])
   # `scatter_places` counts in float32.
   if indices is None or math.prod(shape) >= 2**24:

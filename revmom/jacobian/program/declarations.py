@@ -5,20 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import JaxprEqn
 
-from revmom.jacobian.inverses.knowledge import NotInvertible
-from revmom.jacobian.program.control_flow import (
-  CUSTOM_JVP,
-  CUSTOM_VMAP,
-  HIGH,
-  called,
-  policy_of,
-)
-from revmom.jacobian.program.dead_code import live
-from revmom.jacobian.program.equations import Equation, Program, inline
+from revmom.jacobian.program.control_flow import policy_of
+from revmom.jacobian.program.equations import Equation
 
 
 class Mark:
@@ -144,81 +135,3 @@ def batch_of(mark: Mark, equation: JaxprEqn | Equation) -> Batch | None:
       return None
   mapped = mapped[len(outputs) :]
   return Batch(shape, mapped[: len(x)], mapped[len(x) :])
-
-
-def invert_marked(
-  equation: Equation, given: list[Any], images: list[Any]
-) -> tuple[list[Any], list[Any]]:
-  """The operands of a marked call, by the inverse that it brought."""
-  mark: Mark = policy_of(equation)
-  batch = batch_of(mark, equation)
-  assert batch is not None  # or it would have been inlined
-  count = len(batch.x) + len(batch.arguments)
-  start = len(given) - count
-  arguments = given[start + len(batch.x) :]
-  if any(value is None for value in (*arguments, *images)):
-    raise NotInvertible(
-      "`custom_inverse` needs all of its result and of its arguments but the "
-      "first"
-    )
-  if batch.shape and not all(batch.x):
-    raise NotInvertible("`custom_inverse` is mapped over less than its input")
-
-  def inverse(images: list[Any], arguments: list[Any]) -> list[Any]:
-    y = jax.tree.unflatten(jax.tree.structure(mark.image), images)
-    rest = jax.tree.unflatten(jax.tree.structure(mark.arguments), arguments)
-    return jax.tree.leaves(mark.inverse(y, *rest))
-
-  axes = [0 if mapped else None for mapped in batch.arguments]
-  for _ in batch.shape:
-    inverse = jax.vmap(inverse, in_axes=(0, axes))
-  # Custom derivatives in it would see the transformations around a trial.
-  x = jax.jit(inverse)(images, arguments)
-  return [*given[:start], *x, *arguments], images
-
-
-class _LogAddExp:
-  """log(exp(a) + exp(b)) as one primitive: softplus and its like."""
-
-  name = "logaddexp"
-  multiple_results = False
-
-  def get_bind_params(self, params: dict[str, Any]) -> dict[str, Any]:
-    return params
-
-  def bind(self, a: Any, b: Any) -> jax.Array:
-    # Each side of the tie is smooth, so derivatives of all orders are right.
-    above = a > b
-    difference = jnp.where(above, b - a, a - b)
-    return jnp.where(above, a, b) + jnp.log1p(jnp.exp(difference))
-
-
-_LOGADDEXP: Any = _LogAddExp()
-
-
-def program_of(closed: ClosedJaxpr) -> Program:
-  """The program of a jaxpr; what brings its own inverse stays an equation."""
-  program = live(inline(closed, _keep), _keep)
-  equations = tuple(
-    e._replace(primitive=_LOGADDEXP, params={}) if e.name == CUSTOM_JVP else e
-    for e in program.equations
-  )
-  return program._replace(equations=equations)
-
-
-def _keep(equation: JaxprEqn) -> bool:
-  name = equation.primitive.name
-  if name == CUSTOM_JVP:
-    return _is_logaddexp(equation)
-  return name in (CUSTOM_VMAP, HIGH) or mark_of(equation) is not None
-
-
-def _is_logaddexp(equation: JaxprEqn) -> bool:
-  """Whether a call computes what `jnp.logaddexp` does, to the letter."""
-  avals: list[Any] = [v.aval for v in equation.invars]
-  if len(avals) != 2 or not all(
-    jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals
-  ):
-    return False
-  reference = jax.make_jaxpr(jnp.logaddexp)(*avals).jaxpr.eqns[-1]
-  return str(called(equation)) == str(called(reference))

@@ -18,7 +18,7 @@ from revmom.jacobian import (
   inverse_and_log_det,
   log_det,
 )
-from revmom.jacobian.inverses import rules, verification
+from revmom.jacobian.inverses import rules
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=6)
@@ -118,17 +118,8 @@ def recurrent(x):
   return jnp.concatenate([carry[None], ys])
 
 
-def two_branches(x):
-  return lax.cond(x[0] > 0, lambda x: 2 * x, jnp.sinh, 3 * x)
-
-
 def known_branch(n, x):
   return n, lax.cond(n > 0, lambda x: jnp.exp(n) * x, jnp.sinh, x)
-
-
-def knots(x):
-  low, middle, high = 2 * x + 1, x + 0.5, 0.5 * x + 0.75
-  return jnp.where(x < -0.5, low, jnp.where(x < 0.5, middle, high))
 
 
 RIGHT = {
@@ -153,22 +144,12 @@ RIGHT = {
   "stack": (lambda x: jnp.stack([2 * x[0], x[1] * jnp.exp(x[0])]), X[:2]),
   "momentum in scan": (scanned, X, P),
   "momentum in fori_loop": (looped, X, P),
-  "cond": (lambda x: lax.cond(x[0] > 0, *[lambda x: 2 * x] * 2, x), X),
-  "two branches": (two_branches, X),
   "known branch": (known_branch, np.array(0.5), X),
-  "x + x": (lambda x: x + x, X),
-  "leaky relu by where": (lambda x: jnp.where(x > 0, x, 0.1 * x), X),
-  "mix": (lambda x, y: (x + jnp.sum(y) * 0 + y, x - y), Z, Z + 1),
-  "x + W x": (lambda x: x + W @ x, X),
-  "rows": (lambda x: jnp.concatenate([W[:5] @ x, x[:1]]), X),
-  "rectangular": (lambda x: jnp.concatenate([jnp.exp(W[:5] @ x), x[:1]]), X),
-  "convolution": (lambda x: jnp.convolve(x, jnp.array([1.0, 0.5]))[:6], X),
   "add in place": (lambda x: x.at[1::2].add(jnp.sin(x[::2])), X),
   "multiply in place": (lambda x: x.at[1::2].multiply(jnp.exp(x[::2])), X),
   "scale": (lambda x: 3 * x, X),
   "exp": (jnp.exp, X),
   "sigmoid": (jax.nn.sigmoid, X),
-  "softplus": (jax.nn.softplus, X),
   "neg": (lambda x: -x, X),
   "roll": (lambda x: jnp.roll(2 * x, 2), X),
   "coupling": (coupling, X),
@@ -183,20 +164,10 @@ RIGHT = {
   "momentum, pytree": (momentum_tree, ({"a": X}, {"a": P})),
   "AdamW": (adamw, X, 0.1 * X, P),
   "leapfrog": (leapfrog, X, P),
-  "x + tanh(x)": (lambda x: x + jnp.tanh(x), S),
-  "x + x**3": (lambda x: x + x**3, S),
-  "x + sin(x) / 2": (lambda x: x + 0.5 * jnp.sin(x), S),
-  "exp(x)**2 + 1": (lambda x: jnp.exp(x) ** 2 + 1, S),
-  "leaky_relu": (jax.nn.leaky_relu, S),
-  "elu": (jax.nn.elu, S),
-  "selu": (jax.nn.selu, S),
-  "log_sigmoid": (jax.nn.log_sigmoid, S),
-  "knots": (knots, X),
   "times an array": (lambda x: x * jnp.array(2.0), S),
   "cbrt": (jnp.cbrt, S),
   "sinh": (jnp.sinh, S),
   "erf": (jax.scipy.special.erf, S),
-  "logit": (lambda x: jnp.log(x) - jnp.log1p(-x), np.array([0.1, 0.7])),
   "log1p(exp(x))": (lambda x: jnp.log1p(jnp.exp(x)), S),
   "log2(1 + exp2(x))": (lambda x: jnp.log2(1 + jnp.exp2(x)), S),
   "5 - x": (lambda x: 5 - x, S),
@@ -208,7 +179,6 @@ RIGHT = {
     X,
   ),
   "counter": (counted, X),
-  "autoregressive scan": (autoregressive, X),
   "recurrent scan": (recurrent, X),
 }
 # Rounded to float32 on the way.
@@ -229,27 +199,49 @@ def nesterov(w, v):
   return w + v, v
 
 
+# No primitive of these is one-to-one, or an unknown value meets itself.
 REFUSED = {
-  "sin": (jnp.sin, "`sin` is periodic", S),
-  "x * x": (lambda x: x * x, "`mul`.*not known to be strictly monotone", P),
+  "sin": (jnp.sin, "`sin` has no rule", S),
+  "x * x": (lambda x: x * x, "`mul` has two operands.*unknown", P),
   "x**2": (lambda x: x**2, "`integer_pow`.*even exponent 2", P),
   "x**2.0": (lambda x: lax.pow(x, 2.0), "`pow` with an even exponent", P),
-  "cosh": (jnp.cosh, "`cosh` takes x and -x", S),
-  "abs": (jnp.abs, "`abs` takes x and -x", S),
-  "gelu": (jax.nn.gelu, "`tanh`.*not known to be strictly monotone", S),
-  "relu": (jax.nn.relu, "`max` forgets the smaller one", S),
-  "x exp(x)": (lambda x: x * jnp.exp(x), "`exp`, `mul`.*monotone", S),
-  "round": (jnp.round, "`round` rounds", S),
-  "sort": (jnp.sort, "`sort` forgets the order", S),
+  "cosh": (jnp.cosh, "`cosh` has no rule", S),
+  "abs": (jnp.abs, "`abs` has no rule", S),
+  "gelu": (jax.nn.gelu, "`mul` has two operands.*unknown", S),
+  "relu": (jax.nn.relu, "`max` has no rule", S),
+  "x exp(x)": (lambda x: x * jnp.exp(x), "`mul` has two operands", S),
+  "round": (jnp.round, "`round` has no rule", S),
+  "sort": (jnp.sort, "`sort` has no rule", S),
+  "x + tanh(x)": (lambda x: x + jnp.tanh(x), "`add` has two operands", S),
+  "x + x": (lambda x: x + x, "`add` has two operands", S),
+  "x + W x": (lambda x: x + W @ x, "`add` has two operands", X),
+  "mix": (lambda x, y: (x + y, x - y), "`add` has two operands", Z, Z + 1),
+  "leaky_relu": (jax.nn.leaky_relu, "`select_n` has an index that is no", S),
+  "elu": (jax.nn.elu, "`select_n` has an index that is no constant", S),
+  "softplus": (jax.nn.softplus, "`add` has two operands", S),
+  "rectangular": (
+    lambda x: jnp.concatenate([W[:5] @ x, x[:1]]),
+    r"a matrix of shape \(5, 6\), which is not square",
+    X,
+  ),
+  "convolution": (
+    lambda x: jnp.convolve(x, jnp.array([1.0, 0.5]))[:6],
+    "`conv_general_dilated` has no rule",
+    X,
+  ),
+  "an index of the input": (
+    lambda x: x[jnp.argsort(x)] + 0 * x,
+    "has an index that is no constant",
+    X,
+  ),
   "times 0": (
     lambda x: jnp.exp(x) * jnp.array([1.0, 0, 1]),
     "by a constant 0",
     S,
   ),
-  "fold": (lambda x: jnp.where(x > 0, x, -x), "takes a value twice", S),
   "folding branches": (
     lambda x: lax.cond(x[0] > 0, lambda x: 2 * x, lambda x: -x, x),
-    "takes a value twice",
+    "`cond` branches on an unknown value",
     S,
   ),
   "singular": (lambda x, y: (x + y, 2 * x + 2 * y), "`add`.*unknown", S, S),
@@ -267,9 +259,14 @@ REFUSED = {
     "`while` stops by a condition on the unknown",
     X,
   ),
+  "scan from a known start": (
+    autoregressive,
+    "`scan` has an end that is not complete",
+    X,
+  ),
   "scan over its own product": (
     lambda x: lax.scan(lambda c, _: (c * c, None), x, None, length=2)[0],
-    "`mul`",
+    "`mul` has two operands",
     P,
   ),
 }
@@ -304,30 +301,15 @@ def assert_inverts(f, arguments, tolerance):
 
 SLOW = {
   "AdamW",
-  "cond",
-  "convolution",
   "coupling with a net",
   "coupling, rev, coupling",
-  "elu",
   "even and odd",
-  "exp(x)**2 + 1",
-  "knots",
-  "leaky_relu",
   "leapfrog",
-  "log_sigmoid",
-  "logit",
   "masked coupling",
-  "mix",
   "momentum in fori_loop",
   "momentum, relu net",
   "multiply in place",
   "recurrent scan",
-  "rows",
-  "selu",
-  "two branches",
-  "x + W x",
-  "x + x**3",
-  "x + sin(x) / 2",
 }
 
 
@@ -364,11 +346,8 @@ def test_refused(x64, name):
     "coupling",
     "masked coupling",
     "momentum in scan",
-    "x + tanh(x)",
-    "leaky relu by where",
     "momentum, pytree",
     "matrix",
-    "softplus",
   ],
 )
 def test_log_det_of_the_inverse(x64, name):
@@ -389,15 +368,10 @@ def test_log_det_of_the_inverse(x64, name):
   [
     (jnp.exp, -1.0),
     (jnp.tanh, 1.5),
-    (jax.nn.softplus, -0.1),
-    (jax.nn.elu, -1.5),
     (jax.nn.sigmoid, 1.2),
     (jnp.arctan, 2.0),
     (jnp.arcsinh, np.nan),
-    (lambda x: jnp.exp(x) ** 2, -0.5),
-    (lambda x: x + jnp.tanh(x), np.nan),
-    (lambda x: jnp.tanh(x) + jnp.arctan(x), 3.0),
-    (lambda x: jnp.where(x > 0, x + 1, x - 1), 0.5),
+    (lambda x: jnp.exp(x) ** 3, -0.5),
   ],
 )
 def test_outside_of_the_range(x64, f, outside):
@@ -421,9 +395,7 @@ ELEMENTARY = {
   "sinh": lambda x: jnp.sinh(0.3 * x),
   "shift": lambda x: 1.5 - x,
   "scale": lambda x: x * jnp.array([0.5, -2.0, 1.0, 3.0]),
-  "leaky": lambda x: jnp.where(x > 0, x, 0.5 * x),
-  "softplus": jax.nn.softplus,
-  "sum": lambda x: x + jnp.tanh(x),
+  "sigmoid": jax.nn.sigmoid,
   "reverse": lambda x: x[::-1],
   "reshape": lambda x: jnp.exp(0.1 * x.reshape(2, 2)).T.reshape(4),
   "couple": lambda x: jnp.concatenate([x[:2], x[2:] + jnp.sin(x[:2])]),
@@ -479,23 +451,13 @@ def test_transformations(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "f", [lambda x: x + jnp.tanh(x), jax.nn.elu, masked_coupling]
-)
-def test_derivatives_have_no_nan(x64, f):
+def test_derivatives_have_no_nan(x64):
   x = jnp.asarray(X)
-  g = inverse(f)
-  expected = jnp.linalg.inv(jax.jacfwd(f)(x))
+  g = inverse(masked_coupling)
+  expected = jnp.linalg.inv(jax.jacfwd(masked_coupling)(x))
   for transform in (jax.jacfwd, jax.jacrev):
-    np.testing.assert_allclose(transform(g)(f(x)), expected, 1e-9, 1e-11)
-
-
-@pytest.mark.slow
-def test_second_derivative_of_a_root(x64):
-  g = inverse(lambda x: x + x**3)
-  # g'' = -f'' / f'^3
-  second = jax.grad(jax.grad(g))(jnp.array(0.7 + 0.7**3))
-  np.testing.assert_allclose(second, -4.2 / (1 + 3 * 0.49) ** 3, 1e-10)
+    got = transform(g)(masked_coupling(x))
+    np.testing.assert_allclose(got, expected, 1e-9, 1e-11)
 
 
 def test_closed_over_tracers(x64):
@@ -595,30 +557,24 @@ def test_custom_inverse(x64):
 @pytest.mark.slow
 def test_custom_inverse_with_arguments(x64):
   rotate = custom_inverse(
-    lambda x, angle: {"r": jnp.cos(angle) * x, "i": jnp.sin(angle) * x[0]},
-    lambda y, angle: y["r"] / jnp.cos(angle),
+    lambda x, angle: {"r": jnp.cos(angle) * x[:4], "i": jnp.sinh(x[4:])},
+    lambda y, angle: jnp.concatenate(
+      [y["r"] / jnp.cos(angle), jnp.arcsinh(y["i"])]
+    ),
   )
 
   def f(angle, x):
-    return jnp.sinh(angle), rotate(jnp.sinh(x), angle)["r"]
-
-  def g(angle, x):
-    y = rotate(x[:1], angle)
-    return jnp.sinh(angle), jnp.concatenate([y["r"], x[1:] + y["i"]])
+    y = rotate(jnp.sinh(x), angle)
+    return jnp.sinh(angle), y["r"], jnp.sin(y["r"][:2]) + y["i"]
 
   angle, x = jnp.array(0.4), jnp.asarray(X)
-  for function in (f, g):
-    back = inverse(function)(function(angle, x))
-    np.testing.assert_allclose(back[0], angle, 1e-12)
-    np.testing.assert_allclose(back[1], x, 1e-12)
+  back = inverse(f, angle, x)(f(angle, x))
+  np.testing.assert_allclose(back[0], angle, 1e-12)
+  np.testing.assert_allclose(back[1], x, 1e-12)
 
-  stretch = custom_inverse(
-    lambda x, angle: {"r": jnp.sinh(angle * x), "i": x[0]},
-    lambda y, angle: jnp.arcsinh(y["r"]) / angle,
-  )
-  h = lambda angle, x: (jnp.sinh(angle), stretch(x, angle)["r"])
+  half = lambda angle, x: (angle, rotate(x, angle)["r"], x[:2])
   with pytest.raises(NotInvertible, match="`custom_inverse` needs all of its"):
-    inverse(h)(h(angle, x))
+    inverse(half, angle, x)(half(angle, x))
 
 
 def custom_matrix(wrong=0.0):
@@ -704,17 +660,6 @@ def test_a_wrong_rule_is_found(monkeypatch):
   monkeypatch.setitem(rules.UNARY, "sinh", lambda y, p: 1.1 * jnp.arcsinh(y))
   with pytest.raises(NotInvertible, match="off by .*not one-to-one"):
     inverse(jnp.sinh)(jnp.ones(3))
-
-
-def test_a_wrong_log_det_is_found(monkeypatch):
-  right = verification.log_det
-
-  def wrong(f):
-    return lambda *x: right(f)(*x).replace(value=jnp.array(0.1))
-
-  monkeypatch.setattr(verification, "log_det", wrong)
-  with pytest.raises(NotInvertible, match="log_det gives -0.1 for the inverse"):
-    inverse_and_log_det(jnp.sinh)(jnp.ones(3))
 
 
 @pytest.mark.slow

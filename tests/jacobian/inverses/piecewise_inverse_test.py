@@ -1,4 +1,4 @@
-"""Inverses of mixtures with steps, kinks and indices: right, NaN or refused."""
+"""Inverses of mixtures with steps, masks and indices: right, NaN or refused."""
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +39,6 @@ def test_steps_are_right_or_refused(x64, name):
     assert not wrong.any(), (x, back)
 
 
-def hermitian(x):
-  f = jnp.fft.rfft(x)
-  return jnp.concatenate([f.real, f.imag[1:-1]])
-
-
-def mixed(x):
-  return A.astype(x.dtype) @ x + 3 * x
-
-
 def gated(x):
   a, b = jnp.split(x, 2)
   gate = jax.nn.softplus(a) + jnp.exp(jax.nn.log_sigmoid(a))
@@ -56,27 +47,13 @@ def gated(x):
 
 RIGHT = {
   "noise": lambda x: x + jax.random.normal(jax.random.key(0), x.shape, x.dtype),
-  "rfft": hermitian,
   "softplus of what is known": gated,
-  "x + softplus(x)": lambda x: x + jax.nn.softplus(x),
-  "exp(x) + log2(exp(x))": lambda x: jnp.exp(x) + jnp.log2(jnp.exp(x)),
-  "masked cases": lambda x: jnp.where(MASK, 2 * x, x + jnp.tanh(x)),
   "masked erf": lambda x: jnp.where(MASK, -x, jax.scipy.special.erf(x)),
   "an empty piece": lambda x: jnp.concatenate([x[:0], 2 * x]),
-  "affine, then kinks": lambda x: jax.nn.leaky_relu(jnp.exp(mixed(x))),
 }
 
 
-SLOW = ["rfft"]
-
-
-@pytest.mark.parametrize(
-  "name",
-  [
-    *(name for name in RIGHT if name not in SLOW),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
-  ],
-)
+@pytest.mark.parametrize("name", RIGHT)
 def test_right(x64, name):
   x = jnp.asarray(X)
   f = RIGHT[name]
@@ -94,13 +71,11 @@ def test_ends_of_the_range():
   x = jnp.array([1e8, -1e8])
   back = inverse(jnp.arctan)(jnp.arctan(x))
   np.testing.assert_array_equal(jnp.sign(back), [1, -1])
-  assert inverse(jax.nn.softplus)(jnp.array(0.0)) == -jnp.inf
 
 
 RANK_2 = np.array([[1.0, 2, 3], [2, 1, 0], [3, 3, 3]])
 # Of a number that is 0 when it runs, what can't be undone then.
 VANISHING = {
-  "mix": lambda s, x: x + (s - 1) * jnp.mean(x),
   "product": lambda s, x: (RANK_2 + s * jnp.eye(3)) @ x,
   "scattered": lambda s, x: x.at[:].multiply(s),
   "scaled": lambda s, x: s * x,
@@ -128,30 +103,3 @@ def test_a_known_singular_matrix_is_refused():
 def test_numbers_of_python():
   assert inverse(jnp.exp)(1.0) == 0
   assert inverse(lambda x, y: (x + y, y))((3.0, 1.0)) == (2, 1)
-
-
-def test_derivatives_of_a_root_up_to_the_fourth(x64):
-  """By the derivatives f1 to f4 of f, which is solved by bisection."""
-  f = lambda x: x + jnp.tanh(x)
-  x = jnp.array(0.7)
-  derivative, found = f, []
-  back, inverses = inverse(f), []
-  for _ in range(4):
-    derivative, back = jax.grad(derivative), jax.grad(back)
-    found.append(derivative(x))
-    inverses.append(back)
-  f1, f2, f3, f4 = found
-  expected = [
-    1 / f1,
-    -f2 / f1**3,
-    (3 * f2**2 - f1 * f3) / f1**5,
-    (10 * f1 * f2 * f3 - 15 * f2**3 - f1**2 * f4) / f1**7,
-  ]
-  got = jax.jit(lambda y: [g(y) for g in inverses])(f(x))
-  np.testing.assert_allclose(got, expected, 1e-10)
-
-
-def test_a_root_under_vmap_alone():
-  f = lambda x: x + jnp.tanh(x)
-  x = jnp.array([[0.3, -1.0], [2.0, 0.0]])
-  np.testing.assert_allclose(jax.vmap(inverse(f))(f(x)), x, 1e-5, 1e-6)
