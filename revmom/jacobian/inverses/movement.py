@@ -12,7 +12,7 @@ from revmom.jacobian.program.constants import Constants, apply_now
 from revmom.jacobian.program.equations import Equation, Variable
 from revmom.jacobian.program.rearrangement import moved_operands, rearranged
 
-Learnt = dict[Variable, Known]
+Learnt = list[tuple[Variable, Known]]
 # The update that undoes an update: x.at[i].add(u), subtract, multiply.
 UPDATES: dict[str, Callable[[Any], Any]] = {
   "scatter-add": lambda u: -u,
@@ -46,7 +46,7 @@ class Movement:
     for k, own in self._numbers.items():
       variable = self._equation.operands[k]
       if isinstance(variable, Variable) and not operands[k].complete:
-        learnt[variable] = self._backward(variable, own, outputs)
+        learnt.append((variable, self._backward(variable, own, outputs)))
     return learnt
 
   def _forward(
@@ -60,10 +60,10 @@ class Movement:
       mask & ~output.mask for mask, output in zip(masks, outputs, strict=True)
     ]
     if not any(mask.any() for mask in fresh):
-      return {}
+      return []
     values = self._equation.apply([operand.value for operand in operands])
     found = map(Known, values, masks)
-    return dict(zip(self._equation.outputs, found, strict=True))
+    return list(zip(self._equation.outputs, found, strict=True))
 
   def _backward(
     self, variable: Variable, own: np.ndarray, outputs: Sequence[Known]
@@ -119,7 +119,7 @@ def updated(
   after = np.asarray(apply_now(equation, [before, known, change])[0])
   reachable = (after == before) | update.complete
   undo = UPDATES[equation.name](jnp.asarray(update.value))
-  learnt = {}
+  learnt: Learnt = []
   for there, here, change in (
     (equation.outputs[0], base, update.value),
     (equation.operands[0], output, undo),
@@ -127,7 +127,7 @@ def updated(
     mask = here.mask & reachable
     if isinstance(there, Variable) and mask.any():
       value = equation.apply([here.value, indices.value, change])[0]
-      learnt[there] = Known(blanked(value, mask), mask)
+      learnt.append((there, Known(blanked(value, mask), mask)))
   return learnt
 
 

@@ -24,7 +24,7 @@ from revmom.jacobian.inverses.knowledge import (
   whole,
 )
 from revmom.jacobian.inverses.loops import LOOPS
-from revmom.jacobian.inverses.movement import UPDATES, Movement, updated
+from revmom.jacobian.inverses.movement import UPDATES, Learnt, Movement, updated
 from revmom.jacobian.program.constants import Constants
 from revmom.jacobian.program.equations import (
   Equation,
@@ -126,6 +126,9 @@ class Search:
       if all(operand.complete for operand in operands):
         if not all(output.complete for output in outputs):
           self._evaluate(equation, operands)
+      elif equation.name in LOOPS or equation.name in rules.LINEAR:
+        if any(output.mask.any() for output in outputs):
+          self._backward(equation, operands, outputs)
       elif any(known.value is None for known in (*operands, *outputs)):
         raise NotInvertible(f"`{equation.name}` has an unknown random key")
       elif equation.name in REARRANGING:
@@ -138,12 +141,12 @@ class Search:
       elif rules.is_elementwise(equation.name):
         self._elementwise(equation, operands, outputs[0])
       elif any(output.mask.any() for output in outputs):
-        self._backward(equation, operands, outputs)
+        raise NotInvertible(f"`{equation.name}` has no rule for an inverse")
     except NotInvertible as error:
       self._reasons[k] = located(str(error), equation)
 
-  def _learn_all(self, learnt: dict[Variable, Known]) -> None:
-    for variable, known in learnt.items():
+  def _learn_all(self, learnt: Learnt) -> None:
+    for variable, known in learnt:
       self.learn(variable, known)
 
   def _evaluate(self, equation: Equation, operands: list[Known]) -> None:
@@ -203,8 +206,6 @@ class Search:
     images = [a.value if a.complete else None for a in outputs]
     if equation.name in LOOPS:
       given, images = LOOPS[equation.name](equation, given, images, solve)
-    elif equation.name not in rules.LINEAR:
-      raise NotInvertible(f"`{equation.name}` has no rule for an inverse")
     elif images[0] is not None:
       k = next(k for k, value in enumerate(given) if value is None)
       given[k] = rules.LINEAR[equation.name](equation, k, given, images[0])

@@ -27,6 +27,7 @@ Z = np.array([0.3, -0.7, 1.2, 0.5])
 S = np.array([0.3, -0.7, 1.2])
 W = RNG.normal(size=(6, 6))
 H = W @ W.T / 6
+B = RNG.normal(size=(2, 3, 3))
 PERMUTATION = np.array([2, 1, 0, 5, 4, 3])
 
 
@@ -118,6 +119,15 @@ def recurrent(x):
   return jnp.concatenate([carry[None], ys])
 
 
+def noisy(x):
+  # The key is carried, and split without an inverse.
+  def step(carry, _):
+    key, noise = jax.random.split(carry[0])
+    return (key, 2 * carry[1] + jax.random.normal(noise, x.shape)), None
+
+  return lax.scan(step, (jax.random.key(0), x), None, length=2)[0][1]
+
+
 def known_branch(n, x):
   return n, lax.cond(n > 0, lambda x: jnp.exp(n) * x, jnp.sinh, x)
 
@@ -164,6 +174,14 @@ RIGHT = {
   "momentum, pytree": (momentum_tree, ({"a": X}, {"a": P})),
   "AdamW": (adamw, X, 0.1 * X, P),
   "leapfrog": (leapfrog, X, P),
+  "two halves of one array": (
+    lambda x: lax.dynamic_slice(jnp.concatenate([x, x]), (2,), (6,)),
+    X,
+  ),
+  "batch of matrices": (
+    lambda x: jnp.einsum("bij,bjk->kbi", B, x.reshape(2, 3, 1)),
+    X,
+  ),
   "times an array": (lambda x: x * jnp.array(2.0), S),
   "cbrt": (jnp.cbrt, S),
   "sinh": (jnp.sinh, S),
@@ -180,6 +198,7 @@ RIGHT = {
   ),
   "counter": (counted, X),
   "recurrent scan": (recurrent, X),
+  "noise in a scan": (noisy, X),
 }
 # Rounded to float32 on the way.
 ROUNDED = {
@@ -309,6 +328,7 @@ SLOW = {
   "momentum in fori_loop",
   "momentum, relu net",
   "multiply in place",
+  "noise in a scan",
   "recurrent scan",
 }
 
