@@ -26,6 +26,7 @@ import numpy as np
 
 from revmom.analysis.costs.loops import NESTED, TripCounts, parts
 from revmom.jacobian.program.constants import Constants
+from revmom.jacobian.program.contractions import meetings
 from revmom.jacobian.program.equations import Equation, Program
 from revmom.jacobian.program.primitives import CUMULATIVE, IDENTITIES, INDEXING
 
@@ -166,37 +167,15 @@ def convolution(equation: Equation) -> int:
   image, kernel = (np.shape(operand) for operand in equation.operands)
   result = equation.outputs[0].shape
   places = math.prod(
-    _meetings(
-      image[lhs[2 + d]],
-      kernel[rhs[2 + d]],
-      result[out[2 + d]],
-      params["window_strides"][d],
-      params["padding"][d][0],
-      params["lhs_dilation"][d],
-      params["rhs_dilation"][d],
+    len(
+      meetings(
+        params, d, image[lhs[2 + d]], kernel[rhs[2 + d]], result[out[2 + d]]
+      ).inputs
     )
     for d in range(len(out) - 2)
   )
   batch = image[lhs[0]] // params["batch_group_count"]
   return batch * kernel[rhs[1]] * kernel[rhs[0]] * places
-
-
-def _meetings(
-  image: int,
-  window: int,
-  result: int,
-  stride: int,
-  before: int,
-  gap: int,
-  dilation: int,
-) -> int:
-  """How often a place of the window meets one of the image, along an axis."""
-  starts = np.arange(result) * stride - before
-  total = 0
-  for tap in range(window):
-    place, rest = np.divmod(starts + tap * dilation, gap)
-    total += int(((rest == 0) & (place >= 0) & (place < image)).sum())
-  return total
 
 
 def _steps_of_cumulative(equation: Equation) -> int:

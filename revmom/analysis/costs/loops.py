@@ -6,23 +6,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from revmom.jacobian.program.constants import Constants, Origin
+from revmom.jacobian.program.constants import Constants
 from revmom.jacobian.program.control_flow import (
+  WhileForm,
   branches_of,
   scan_form,
   while_form,
 )
+from revmom.jacobian.program.dead_code import stopping
 from revmom.jacobian.program.equations import (
   Equation,
   Operand,
   Program,
-  Variable,
-  evaluate,
   inline,
-  needed,
-  read,
 )
 
 # Primitives that have programs inside.
@@ -47,22 +45,15 @@ class TripCounts(NamedTuple):
     name, place = loop_name(equation)
     if name in self.given:
       return self.given[name]
-    counting = _counting(equation)
-    form = while_form(equation)
-    first = form.condition_constants
-    start = first + form.body_constants
-    wanted = [
-      *(k for k in counting.condition_constants),
-      *(first + k for k in counting.body_constants),
-      *(start + k for k in counting.carries),
-    ]
-    if any(values[k] is None for k in wanted):
+    form, used = stopping(equation)
+    read = [value for value, u in zip(values, used, strict=True) if u]
+    if any(value is None for value in read):
       raise ValueError(
         f"The while loop over {name!r}{place} runs as often as its arguments "
         f"say, so that its cost is not known; give trip_counts={{{name!r}: "
         "...}, or use lax.scan or a lax.fori_loop with static bounds."
       )
-    return _run(equation, counting, values)
+    return _run(form, read)
 
 
 def loop_name(equation: Equation) -> tuple[str, str]:
@@ -73,75 +64,22 @@ def loop_name(equation: Equation) -> tuple[str, str]:
   return name, f" at {place}" if place else ""
 
 
-class _Counting(NamedTuple):
-  """The part of a while loop that tells when it ends."""
-
-  condition: Program
-  body: Program
-  condition_constants: list[int]
-  body_constants: list[int]
-  carries: list[int]
-
-
-def _counting(equation: Equation) -> _Counting:
-  form = while_form(equation)
-  condition, body = inline(form.condition), inline(form.body)
-  first, start = form.condition_constants, form.body_constants
-  read_first = _inputs_of(condition, condition.outputs)
-  carries = {k - first for k in read_first if k >= first}
-  while True:
-    used = _inputs_of(body, [body.outputs[k] for k in carries])
-    more = carries | {k - start for k in used if k >= start}
-    if more == carries:
-      break
-    carries = more
-  return _Counting(
-    condition,
-    body,
-    sorted(k for k in read_first if k < first),
-    sorted(k for k in used if k < start),
-    sorted(carries),
-  )
-
-
-def _inputs_of(program: Program, outputs: Sequence[Operand]) -> set[int]:
-  """The numbers of the inputs that some outputs are computed from."""
-  used = {v for v in outputs if isinstance(v, Variable)}
-  for equation in needed(program.equations, outputs):
-    used.update(equation.variables)
-  return {k for k, v in enumerate(program.inputs) if v in used}
-
-
-def _run(equation: Equation, counting: _Counting, values: Sequence[Any]) -> int:
-  """Runs what tells when a loop ends, and counts."""
-  form = while_form(equation)
-  first, start = form.condition_constants, form.body_constants
-  condition, body, _, _, carries = counting
-  news = [body.outputs[k] for k in carries]
+def _run(form: WhileForm, values: Sequence[Any]) -> int:
+  """Runs a loop whose operands are known, and counts its steps."""
+  first = form.condition_constants
+  start = first + form.body_constants
+  condition, body = jaxpr_as_fun(form.condition), jaxpr_as_fun(form.body)
 
   def goes_on(state: Any) -> Any:
-    environment = {
-      condition.inputs[k]: jnp.asarray(values[k])
-      for k in counting.condition_constants
-    }
-    for k, value in zip(carries, state[1], strict=True):
-      environment[condition.inputs[first + k]] = value
-    evaluate(condition.equations, environment)
-    return read(environment, condition.outputs[0])
+    return condition(*known[:first], *state[1])[0]
 
   def step(state: Any) -> Any:
-    environment = {
-      body.inputs[k]: jnp.asarray(values[first + k])
-      for k in counting.body_constants
-    }
-    for k, value in zip(carries, state[1], strict=True):
-      environment[body.inputs[start + k]] = value
-    evaluate(needed(body.equations, news), environment)
-    return state[0] + 1, [read(environment, new) for new in news]
+    return state[0] + 1, body(*known[first:start], *state[1])
 
   with jax.ensure_compile_time_eval():
-    begin = [jnp.asarray(values[first + start + k]) for k in carries]
-    return int(lax.while_loop(goes_on, step, (jnp.int32(0), begin))[0])
+    known = [jnp.asarray(value) for value in values]
+    begin = (jnp.int32(0), known[start:])
+    return int(lax.while_loop(goes_on, step, begin)[0])
 
 
 class Part(NamedTuple):
@@ -189,10 +127,6 @@ def _part(
   constants: Constants,
   times: int,
 ) -> Part:
-  """With what is known of its first inputs."""
+  """The program of a jaxpr, with what is known of its first inputs."""
   program = inline(closed)
-  origins = {
-    v: Origin(constants, operand)
-    for v, operand in zip(program.inputs, operands, strict=False)
-  }
-  return Part(program, Constants(program.equations, origins), times)
+  return Part(program, constants.inside(program, operands), times)

@@ -22,7 +22,7 @@ from revmom.jacobian.log_determinants.determinant import (
   exact,
   product,
 )
-from revmom.jacobian.program.constants import Constants, Origin
+from revmom.jacobian.program.constants import Constants
 from revmom.jacobian.program.control_flow import (
   branches_of,
   scan_form,
@@ -92,7 +92,7 @@ def plan_body(
   program: Program,
   columns: Sequence[int],
   rows: Sequence[int],
-  origins: dict[Variable, Origin],
+  constants: Constants,
   planner: Planner,
 ) -> Body:
   """Plans d outputs[rows] / d inputs[columns] of a program."""
@@ -100,7 +100,7 @@ def plan_body(
     program.equations,
     [program.inputs[k] for k in columns],
     [program.outputs[k] for k in rows],
-    Constants(program.equations, origins),
+    constants,
   )
   return Body(program, plan)
 
@@ -163,8 +163,8 @@ def scan_block(
   if from_carry and from_carry != _carrying(part, carry):
     return None
   program = live(inline(form.body, keep), keep)
-  origins = _origins(program.inputs[:start], equation.operands, constants)
-  body = plan_body(program, places.columns, places.rows, origins, planner)
+  inside = constants.inside(program, equation.operands[:start])
+  body = plan_body(program, places.columns, places.rows, inside, planner)
   xs = [program.inputs[k] for k in places.columns if k >= start + carry]
   ys = [program.outputs[k] for k in places.rows if k >= carry]
   sign = interleaving([v.size for v in xs], form.length)
@@ -177,18 +177,6 @@ def interleaving(sizes: Sequence[int], length: int) -> int:
   odd = sum(size % 2 for size in sizes)
   swaps = odd * (odd - 1) // 2 * (length * (length - 1) // 2)
   return -1 if swaps % 2 else 1
-
-
-def _origins(
-  inputs: Sequence[Variable],
-  operands: Sequence[Operand],
-  constants: Constants,
-) -> dict[Variable, Origin]:
-  """Where the first inputs of a body come from."""
-  return {
-    v: Origin(constants, operand)
-    for v, operand in zip(inputs, operands, strict=False)
-  }
 
 
 class While(NamedTuple):
@@ -236,10 +224,9 @@ def while_block(
   if {k - start for k in places.columns} != carrying:
     return None
   program = live(inline(form.body, keep), keep)
-  operands = equation.operands[first:]
-  origins = _origins(program.inputs[: form.body_constants], operands, constants)
+  inside = constants.inside(program, equation.operands[first:start])
   columns = [k - first for k in places.columns]
-  body = plan_body(program, columns, places.rows, origins, planner)
+  body = plan_body(program, columns, places.rows, inside, planner)
   return While(part, body, inline(form.condition), places.sign)
 
 
@@ -276,9 +263,9 @@ def cond_block(
   bodies = []
   for closed in branches_of(equation):
     program = live(inline(closed, keep), keep)
-    origins = _origins(program.inputs, equation.operands[1:], constants)
+    inside = constants.inside(program, equation.operands[1:])
     columns = [k - 1 for k in places.columns]
-    bodies.append(plan_body(program, columns, places.rows, origins, planner))
+    bodies.append(plan_body(program, columns, places.rows, inside, planner))
   return Cond(part, tuple(bodies), places.sign)
 
 

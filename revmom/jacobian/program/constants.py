@@ -4,14 +4,19 @@ Which elements of an array meet which others may depend on a constant: on the
 indices of a gather, or on the zeros of a mask.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.jacobian.program.equations import Equation, Operand, Variable
+from revmom.jacobian.program.equations import (
+  Equation,
+  Operand,
+  Program,
+  Variable,
+)
 
 # Zero exactly where their only operand is, element by element.
 KEEP_ZEROS = {"neg", "copy", "copy_p", "abs", "sqrt", "tanh", "sin"}
@@ -45,6 +50,22 @@ class Constants:
     self._producer = {v: e for e in equations for v in e.outputs}
     self._origins = origins or {}
     self._values: dict[Variable, Any] = {}
+
+  def inside(
+    self, program: Program, operands: Sequence[Operand]
+  ) -> "Constants":
+    """What is known inside of a loop or a branch.
+
+    Args:
+      program: of the loop's body, or of the branch.
+      operands: what its first inputs are outside; of the others, as of those
+        that change from step to step, nothing is known.
+    """
+    origins = {
+      v: Origin(self, operand)
+      for v, operand in zip(program.inputs, operands, strict=False)
+    }
+    return Constants(program.equations, origins)
 
   def value(self, operand: Operand) -> np.ndarray | None:
     """The value, or None where it depends on an input or is traced."""

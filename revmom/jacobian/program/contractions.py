@@ -111,23 +111,47 @@ def _window(
   """Numbers of output places, taps and input places that meet."""
   o = t = i = np.zeros(1, int)
   for d in range(len(inputs)):
-    place, tap = np.indices((outputs[d], window[d])).reshape(2, -1)
-    stretched = (
-      place * params["window_strides"][d]
-      + tap * params["rhs_dilation"][d]
-      - params["padding"][d][0]
-    )
-    source, gap = np.divmod(stretched, params["lhs_dilation"][d])
-    inside = (gap == 0) & (source >= 0) & (source < inputs[d])
+    found = meetings(params, d, inputs[d], window[d], outputs[d])
     o, t, i = (
-      (whole[:, None] * length + part[inside]).ravel()
+      (whole[:, None] * length + part).ravel()
       for whole, length, part in (
-        (o, outputs[d], place),
-        (t, window[d], tap),
-        (i, inputs[d], source),
+        (o, outputs[d], found.outputs),
+        (t, window[d], found.taps),
+        (i, inputs[d], found.inputs),
       )
     )
   return o, t, i
+
+
+class Meetings(NamedTuple):
+  """Along an axis, which place of the window meets which of the image."""
+
+  outputs: np.ndarray
+  taps: np.ndarray
+  inputs: np.ndarray
+
+
+def meetings(
+  params: dict[str, Any], axis: int, image: int, window: int, result: int
+) -> Meetings:
+  """All meetings along an axis of space, but for those with the padding.
+
+  Args:
+    params: of the convolution.
+    axis: the number of the axis of space.
+    image: its size, without padding and dilation.
+    window: the size of the kernel.
+    result: the size of the output.
+  """
+  place, tap = np.indices((result, window)).reshape(2, -1)
+  stretched = (
+    place * params["window_strides"][axis]
+    + tap * params["rhs_dilation"][axis]
+    - params["padding"][axis][0]
+  )
+  source, gap = np.divmod(stretched, params["lhs_dilation"][axis])
+  inside = (gap == 0) & (source >= 0) & (source < image)
+  return Meetings(place[inside], tap[inside], source[inside])
 
 
 def scatter_places(

@@ -79,6 +79,28 @@ def _narrowed(equation: Equation, wanted: list[bool], keep: Keep) -> Equation:
 Narrowed = tuple[list[bool], list[bool], Parameters]
 
 
+def stopping(loop: Equation) -> tuple[WhileForm, list[bool]]:
+  """The part of a while loop that tells when it ends, and what that reads.
+
+  Args:
+    loop: the equation of a while loop.
+
+  Returns:
+    A loop of the carried values that its condition depends on, and for each
+    operand of the equation whether it is one of that loop.
+
+  >>> from revmom.jacobian.program.equations import trace
+  >>> loop = lambda n, x: jax.lax.fori_loop(0, n, lambda i, x: 2 * x, x)
+  >>> program, _ = trace(loop, 3, 1.0)
+  >>> stopping(program.equations[-1])[1]
+  [True, True, False]
+  """
+  used, _, params = _narrowed_while(
+    loop, [False] * len(loop.outputs), keep_none
+  )
+  return while_form(loop._replace(params=params)), used
+
+
 def _narrowed_scan(
   equation: Equation, wanted: list[bool], keep: Keep
 ) -> Narrowed:
