@@ -42,8 +42,8 @@ from revmom.analysis.gradients.gradient_flow import GradientFlow, gradient_flow
 from revmom.analysis.gradients.layer_spectrum import (
   LayerSpectra,
   layer_spectra,
-  module_spectra,
 )
+from revmom.analysis.gradients.module_spectra import module_spectra
 from revmom.analysis.gradients.norms import Norms
 from revmom.analysis.gradients.recurrent_flow import (
   RecurrentFlow,

@@ -12,9 +12,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from revmom.analysis.closed_forms.quadrature import Activation, as_float
 from revmom.analysis.closed_forms.variance_maps import (
-  Activation,
-  as_float,
   chi,
   correlation_map,
   correlation_slope,

@@ -18,9 +18,9 @@ from revmom.analysis.gradients import module_layers, norms
 from revmom.analysis.gradients.layer_spectrum import (
   LayerSpectra,
   layer_spectra,
-  module_spectra,
 )
 from revmom.analysis.gradients.layer_stack import LayerStack, layer_stack
+from revmom.analysis.gradients.module_spectra import module_spectra
 from revmom.analysis.gradients.norms import Norms
 from revmom.analysis.gradients.text import Names, number, table
 

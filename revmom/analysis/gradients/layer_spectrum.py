@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.analysis.gradients import linear_maps, module_layers, norms
+from revmom.analysis.gradients import linear_maps, norms
 from revmom.analysis.gradients.layer_stack import (
   Layers,
   LayerStack,
@@ -274,56 +274,3 @@ def _with_slope(slope: jax.Array, tree: Any) -> Any:
     return still + slope.astype(leaf.dtype) * (leaf - still)
 
   return jax.tree.map(one, tree)
-
-
-def module_spectra(
-  module: Any,
-  params: Any,
-  x: Any,
-  *,
-  key: jax.Array | None = None,
-  **options: Any,
-) -> LayerSpectra:
-  """The same of every call of a submodule of a Flax module, and of the whole.
-
-  The Jacobian of a submodule is that of all floats that it returns by all that
-  it is called with.  Submodules without either, and those that are called
-  within a loop or another transformation, where they have many Jacobians, are
-  left out, as are all calls of a submodule but the first.  Random masks are
-  drawn anew.
-
-  Args:
-    module, params, x, **options: as of `gradient_flow`.
-    key: of the random directions of estimates; None is key 0.
-
-  Returns:
-    `LayerSpectra` without bounds, with one product, that of the whole.
-
-  Raises:
-    ValueError: as `gradient_flow`; x has no floats.
-  """
-  key = jax.random.key(0) if key is None else key
-  calls = module_layers.module_calls(module, params, options)
-  inputs = module_layers.inputs_of_calls(calls, x)
-  keys = jax.random.split(key, len(inputs) + 1)
-  whole = linear_map(lambda x: calls.run(calls.params, x, _unwatched), x)[1]
-  maps = [
-    measured(linear_map(call.function, call.arguments)[1], own)
-    for call, own in zip(inputs, keys, strict=False)
-  ]
-  both = linear_maps.spectra([*maps, measured(whole, keys[-1])])
-  count = len(maps)
-  return LayerSpectra(
-    Names(call.name for call in inputs),
-    jax.tree.map(lambda leaf: leaf[:count], both),
-    jax.tree.map(lambda leaf: leaf[count:], both),
-    None,
-    None,
-  )
-
-
-def _unwatched(
-  path: Any, module: Any, call: Any, args: Any, kwargs: Any
-) -> Any:
-  del path, module
-  return call(*args, **kwargs)

@@ -23,11 +23,13 @@ from revmom.jacobian.conformance.comparisons import (
   neighbourhood,
   values,
 )
+from revmom.jacobian.conformance.drift import drift, in_single
 from revmom.jacobian.conformance.flat import (
   FlatBijection,
-  Local,
+  Functions,
   cast,
   flat_bijection,
+  rows,
   value_and_sign,
 )
 from revmom.jacobian.conformance.transforms import (
@@ -41,13 +43,6 @@ LARGEST_DENSE = 1000
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 # Samples whose Jacobians are also taken by other means.
 DERIVED = 4
-
-Functions = tuple[
-  Callable[[Any], Any],
-  Callable[[Any], Any],
-  Callable[[Any], Any],
-  Callable[[Any], Any] | None,
-]
 
 
 class BijectionReport(NamedTuple):
@@ -155,17 +150,19 @@ def check_bijection(
     points = _points(sampler, edges, num_points, seed, dtype)
     checks = _transforms(functions, points[:2], tolerance)
   if _all_passed(checks):
-    single = _single(functions, points) if both else None
+    single = in_single(functions, points) if both else None
     with _precision(dtype):
       flat = flat_bijection(*functions, points[0])
       evaluate = evaluator(flat)
-      near = neighbourhood(flat, evaluate, _rows(points))
+      near = neighbourhood(flat, evaluate, rows(points))
       checks += [_volume_preserving(near, num_points, volume_preserving)]
       checks += values(near, tolerance)
       checks += derivatives(flat, near, DERIVED, tolerance)
       checks += [_measure(flat, near.x, seed)]
       if single is not None:
-        checks += _drift(flat, evaluate, single, num_points)
+        checks += drift(
+          flat, evaluate, single, num_points, TOLERANCE["float32"]
+        )
   size = sum(np.size(leaf) for leaf in jax.tree.leaves(points[0]))
   report = BijectionReport(size, len(points), dtype.name, tuple(checks))
   if report.failed:
@@ -218,10 +215,6 @@ def _points(
   return [cast(point, dtype) for point in (*samples, *edges)]
 
 
-def _rows(points: list[Any]) -> np.ndarray:
-  return np.stack([np.asarray(ravel_pytree(point)[0]) for point in points])
-
-
 def _transforms(
   functions: Functions, points: list[Any], tolerance: float
 ) -> list[Check]:
@@ -266,68 +259,15 @@ def _volume_preserving(
   return Check("volume preserving", "skipped", "not promised.")
 
 
-def _measure(flat: FlatBijection, rows: np.ndarray, seed: int) -> Check:
+def _measure(flat: FlatBijection, x: np.ndarray, seed: int) -> Check:
   """Change of measure within five standard errors and a hundredth."""
   name = "change of measure"
-  if rows.shape[1] > LARGEST_BOX:
+  if x.shape[1] > LARGEST_BOX:
     return Check(name, "skipped", f"more than {LARGEST_BOX} variables.")
-  volume = change_of_measure(flat, rows, seed)
+  volume = change_of_measure(flat, x, seed)
   if volume is None:
     return Check(name, "failed", "no box between samples has a proper image.")
   error = volume.standard_error
   detail = f"got {volume.ratio:.4f} +- {error:.4f} of the volume, expected 1."
   right = abs(volume.ratio - 1) <= 5 * error + 0.01
   return Check(name, "passed" if right else "failed", detail)
-
-
-class _Single(NamedTuple):
-  """What the functions give in float32, under the caller's settings."""
-
-  x: np.ndarray  # [N, D]
-  y: np.ndarray  # [N, D]
-  back: np.ndarray  # [N, D]: f_inverse(y)
-  log_det: np.ndarray  # [N]
-
-
-def _single(functions: Functions, points: list[Any]) -> _Single:
-  singles = [cast(point, jnp.float32) for point in points]
-  flat = flat_bijection(*functions, singles[0])
-
-  def evaluate(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    y = flat.forward(x)
-    return y, flat.inverse(y), flat.log_det(x)[0]
-
-  x = _rows(singles)
-  results = jax.jit(jax.vmap(evaluate))(x)
-  return _Single(x, *map(np.asarray, results))
-
-
-def _drift(
-  flat: FlatBijection,
-  evaluate: Callable[[Any, Any], Local],
-  single: _Single,
-  count: int,
-) -> list[Check]:
-  """float32 against float64 at the same points."""
-  x = single.x.astype(np.float64)
-  near = neighbourhood(flat, evaluate, x, single.x.dtype)
-  at, spread = jax.tree.map(lambda a: a[:count], (near.at, near.spread))
-  compared = {
-    "f": (single.y, at.image, spread.image),
-    "f_inverse": (single.back, x, spread.back),
-    "log_det": (
-      single.log_det,
-      at.claimed,
-      spread.dense + spread.dense_inverse,
-    ),
-  }
-  return [
-    compare(
-      f"{name} in float32",
-      got[:count],
-      expected[:count],
-      slack,
-      TOLERANCE["float32"],
-    )
-    for name, (got, expected, slack) in compared.items()
-  ]

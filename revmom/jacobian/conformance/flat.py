@@ -5,9 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 
+# f, its inverse, its log-determinant, and that of the inverse if there is one.
+Functions = tuple[
+  Callable[[Any], Any],
+  Callable[[Any], Any],
+  Callable[[Any], Any],
+  Callable[[Any], Any] | None,
+]
 Differentiate = Callable[..., Callable[[jax.Array], jax.Array]]
 
 
@@ -60,6 +68,11 @@ class Slopes(NamedTuple):
 def cast(tree: Any, dtype: DTypeLike) -> Any:
   """The pytree with all its leaves in one type."""
   return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+
+
+def rows(points: list[Any]) -> np.ndarray:
+  """Pytrees as the rows of a matrix."""
+  return np.stack([np.asarray(ravel_pytree(point)[0]) for point in points])
 
 
 def flat_bijection(

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from revmom.jacobian.conformance.comparisons import Check, compare, first_line
+from revmom.jacobian.conformance.flat import rows
 
 
 def evaluations(
@@ -36,9 +36,9 @@ def evaluations(
     if jnp.result_type(leaf) != expected:
       detail = f"got {jnp.result_type(leaf)}, expected {expected}"
       return Check(label, "failed", f"{detail} as for the arguments.")
-  rows = {way: _rows(values) for way, values in results.items()}
+  found = {way: rows(values) for way, values in results.items()}
   checks = [
-    compare(label, rows[way], rows["eager"], 0, tolerance)
+    compare(label, found[way], found["eager"], 0, tolerance)
     for way in ("jit", "vmap")
   ]
   return max(checks, key=lambda check: check.status == "failed")
@@ -69,7 +69,3 @@ def _unstack(tree: Any, count: int) -> list[Any]:
     return jax.tree.map(lambda leaf: leaf[i], tree)
 
   return [at(i) for i in range(count)]
-
-
-def _rows(trees: list[Any]) -> np.ndarray:
-  return np.stack([np.asarray(ravel_pytree(tree)[0]) for tree in trees])
