@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 def expand(array: np.ndarray, shape: Shape) -> np.ndarray:
-  """With all axes of the program's array in full."""
+  """The array with all axes of the program's array in full."""
   return np.broadcast_to(array, (*shape, *array.shape[len(shape) :]))
 
 
@@ -44,7 +44,7 @@ def along(array: np.ndarray, axis: int, index: Any) -> np.ndarray:
 
 
 def _axis(array: np.ndarray, axis: int, size: int) -> np.ndarray:
-  """With one axis in full."""
+  """The array with one axis in full."""
   shape = list(array.shape)
   shape[axis] = size
   return np.broadcast_to(array, shape)

@@ -10,7 +10,7 @@ import numpy as np
 from revmom.analysis.costs import facts
 from revmom.analysis.costs.dataflow import Dataflow
 from revmom.analysis.costs.facts import DATA, Fact
-from revmom.analysis.costs.loops import TripCounts
+from revmom.analysis.costs.trip_counts import TripCounts
 from revmom.jacobian.program.equations import Program, trace
 
 # Positions that are followed through a program at once.

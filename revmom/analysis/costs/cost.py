@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from revmom.analysis.costs.activations import Derivative, derivative
 from revmom.analysis.costs.context import (
   MOST_POSITIONS,
   Window,
@@ -22,8 +21,9 @@ from revmom.analysis.costs.context import (
 )
 from revmom.analysis.costs.counting import Count, count
 from revmom.analysis.costs.facts import DATA, PARAMETERS
-from revmom.analysis.costs.loops import NESTED, TripCounts
+from revmom.analysis.costs.reverse_pass import Derivative, derivative
 from revmom.analysis.costs.rounds import Flow, dataflow, scheduled
+from revmom.analysis.costs.trip_counts import NESTED, TripCounts
 from revmom.jacobian.program.equations import (
   Program,
   inline,

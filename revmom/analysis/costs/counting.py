@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.analysis.costs.loops import NESTED, TripCounts, parts
+from revmom.analysis.costs.trip_counts import NESTED, TripCounts, parts
 from revmom.jacobian.program.constants import Constants
 from revmom.jacobian.program.contractions import meetings
 from revmom.jacobian.program.equations import Equation, Program

@@ -1,4 +1,4 @@
-"""A program on facts instead of numbers: when each element can be there.
+"""Dataflow analysis: a program is run on facts instead of numbers.
 
 Products with matrices and convolutions take one round, everything else none;
 an element is ready when the last element that it is made of is.  A loop is run
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from revmom.analysis.costs import compact, facts, products, readiness
+from revmom.analysis.costs import compact, facts, products, transfer
 from revmom.analysis.costs.facts import DATA, Fact
 from revmom.analysis.costs.iteration import Iterated, Step, iterate
-from revmom.analysis.costs.loops import TripCounts
 from revmom.analysis.costs.products import ZERO
+from revmom.analysis.costs.trip_counts import TripCounts
 from revmom.jacobian.program.control_flow import (
   branches_of,
   scan_form,
@@ -132,9 +132,9 @@ class Dataflow:
     if name in compact.MOVES:
       return compact.MOVES[name](arrays, equation)
     if name == "select_n":
-      return [readiness.select(operands)]
+      return [transfer.select(operands)]
     if name in _ELEMENTWISE:
-      return [readiness.elementwise(name, arrays)]
+      return [transfer.elementwise(name, arrays)]
     if name in IDENTITIES:
       return arrays
     found = self._contraction(equation, operands)
@@ -152,11 +152,11 @@ class Dataflow:
   def _contraction(
     self, equation: Equation, operands: list[Fact]
   ) -> list[np.ndarray] | None:
-    """Of products and other sums; None of anything else."""
+    """When products and other sums are ready; None of anything else."""
     name = equation.name
     if name in _REDUCTIONS:
-      return [readiness.reduction(equation, operands[0].ready)]
-    arrays = [readiness.unmasked(fact.ready) for fact in operands]
+      return [transfer.reduction(equation, operands[0].ready)]
+    arrays = [transfer.unmasked(fact.ready) for fact in operands]
     if name in ("dot_general", "conv_general_dilated"):
       of = products.dot if name == "dot_general" else products.convolution
       product = of(equation, *arrays)
@@ -167,12 +167,12 @@ class Dataflow:
       ready = np.where(product.ready == ZERO, ZERO, product.ready + self.step)
       return [ready.astype(np.int32)]
     if name in CUMULATIVE:
-      return [readiness.accumulate(equation, arrays[0])]
+      return [transfer.accumulate(equation, arrays[0])]
     if name in _WINDOWS:
-      return [readiness.window(equation, arrays[0])]
+      return [transfer.window(equation, arrays[0])]
     if name == "sort":
       axis = equation.params["dimension"]
-      late = readiness.elementwise("max", arrays)
+      late = transfer.elementwise("max", arrays)
       return [late.max(axis, keepdims=True)] * len(arrays)
     return None
 
@@ -181,7 +181,7 @@ class Dataflow:
     made_of = [fact.made_of for fact in operands]
     if equation.name == "mul" and facts.PARAMETERS in made_of:
       if any(of & DATA for of in made_of):
-        ready = readiness.elementwise("mul", [fact.ready for fact in operands])
+        ready = transfer.elementwise("mul", [fact.ready for fact in operands])
         product = Fact(ready, DATA)
         self.connections += facts.nonzeros(product, equation.outputs[0].shape)
 
@@ -266,28 +266,28 @@ def fact_value(fact: Fact, operand: Operand) -> np.ndarray | None:
 def _indexed(
   equation: Equation, operands: list[Fact]
 ) -> list[np.ndarray] | None:
-  """Of moves to or from places that operands tell."""
+  """When what is moved to or from places that operands tell is ready."""
   name = equation.name
   if name == "iota":
     return [np.zeros((1,) * (len(equation.outputs[0].shape) + 1), np.int32)]
   if name == "dynamic_slice":
-    return [readiness.slice_from(equation, operands)]
+    return [transfer.slice_from(equation, operands)]
   if name == "dynamic_update_slice":
-    return [readiness.slice_into(equation, operands)]
-  found = readiness.move(equation, operands) if name in INDEXING else None
+    return [transfer.slice_into(equation, operands)]
+  found = transfer.move(equation, operands) if name in INDEXING else None
   if found is None and name == "gather":
-    return [readiness.look_up(equation, operands)]
+    return [transfer.look_up(equation, operands)]
   if found is None and name in SCATTERS:
-    ready = readiness.scatter(equation, operands)
+    ready = transfer.scatter(equation, operands)
     return None if ready is None else [ready]
   return found
 
 
 def _either(index: Fact, outcomes: tuple[Fact, ...]) -> Fact:
-  """What is known if any of several may be the case."""
+  """The fact of a value that is one of several."""
   made_of = index.made_of
   for fact in outcomes:
     made_of |= fact.made_of
-  ready = readiness.elementwise("max", [fact.ready for fact in outcomes])
+  ready = transfer.elementwise("max", [fact.ready for fact in outcomes])
   late = products.latest([index.ready], ready.ndim - 1)
   return Fact(np.where(ready < 0, ready, np.maximum(ready, late)), made_of)

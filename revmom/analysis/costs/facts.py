@@ -1,8 +1,8 @@
 """What is known of the values in a program before it runs.
 
-A `Fact` tells of every element of an array when it is ready, that it is zero,
-or what it is.  Arrays are held as in `compact`; times have an axis of lanes
-behind, each of which is a count of its own.
+A `Fact`, as dataflow analysis calls it, tells of every element of an array when
+it is ready, that it is zero, or what it is.  Arrays are held as in `compact`;
+times have an axis of lanes behind, each of which is a count of its own.
 """
 
 import math
@@ -56,7 +56,7 @@ class Fact(NamedTuple):
 
 
 def of_constant(operand: Any) -> Fact:
-  """Of a literal, or of an array that a function closes over."""
+  """The fact of a literal, or of an array that a function closes over."""
   ndim = np.ndim(operand)
   if isinstance(operand, jax.core.Tracer):
     return Fact(_start(ndim), DATA)
@@ -67,7 +67,7 @@ def of_constant(operand: Any) -> Fact:
 
 
 def of_value(value: np.ndarray) -> Fact:
-  """Of a value that is known: it is there from the start."""
+  """The fact of a known value, which is there from the start."""
   ready = np.where(value == 0, np.int32(ZERO), np.int32(0))
   if jnp.issubdtype(value.dtype, jnp.floating):
     ready = np.where(value <= LOWEST, np.int32(MASKED), ready)
@@ -76,7 +76,7 @@ def of_value(value: np.ndarray) -> Fact:
 
 
 def of_input(ndim: int, made_of: int) -> Fact:
-  """Of an argument, which is there from the start."""
+  """The fact of an argument, which is there from the start."""
   return Fact(_start(ndim), made_of)
 
 

@@ -93,7 +93,7 @@ def _has_values(inputs: Sequence[Fact]) -> bool:
 
 
 def _forget(fact: Fact) -> Fact:
-  """Without values that change from step to step."""
+  """The fact without a value, if that changes from step to step."""
   return fact._replace(value=None) if _has_values([fact]) else fact
 
 
@@ -126,7 +126,7 @@ def _lifted(fact: Fact) -> Fact:
 
 
 def _joined(pieces: Sequence[Fact], variable: Variable, reverse: bool) -> Fact:
-  """The facts of what a loop has put together."""
+  """The fact of an array that a loop has stacked."""
   ndim = len(variable.shape)
   if not pieces:
     return of_input(ndim, CONSTANT)
@@ -185,7 +185,7 @@ def _steady(fact: Fact, done: int) -> bool:
 
 
 def _alike(first: Fact, second: Fact, third: Fact | None = None) -> bool:
-  """Of one nature, with equal increments from one to the next."""
+  """Whether facts differ in their times alone, by equal increments."""
   facts = [fact for fact in (first, second, third) if fact is not None]
   if any(fact.made_of != first.made_of for fact in facts):
     return False
@@ -203,7 +203,7 @@ def _alike(first: Fact, second: Fact, third: Fact | None = None) -> bool:
 def _further(
   first: Sequence[Fact], second: Sequence[Fact], steps: int
 ) -> list[Fact]:
-  """So many increments after the first."""
+  """The facts that lie so many increments after the first."""
   return [
     a._replace(ready=a.ready + steps * (b.ready - a.ready))
     for a, b in zip(first, second, strict=True)

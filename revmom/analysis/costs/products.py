@@ -99,7 +99,7 @@ def count_terms(
 
 
 def dot(equation: Equation, left: np.ndarray, right: np.ndarray) -> Product:
-  """Of a `dot_general`."""
+  """What is known of a `dot_general`."""
   contracting, batch = equation.params["dimension_numbers"]
   shapes = [np.shape(operand) for operand in equation.operands]
   free = [
@@ -153,7 +153,7 @@ def latest(arrays: Iterable[np.ndarray], ndim: int) -> np.ndarray:
 def convolution(
   equation: Equation, left: np.ndarray, right: np.ndarray
 ) -> Product:
-  """Of a `conv_general_dilated`."""
+  """What is known of a `conv_general_dilated`."""
   params = equation.params
   lhs, rhs, out = params["dimension_numbers"]
   window = [np.shape(equation.operands[1])[axis] for axis in rhs[2:]]
@@ -207,7 +207,7 @@ class _Shapes(NamedTuple):
     )
 
   def joint(self) -> tuple[int, ...]:
-    """Of patches and weights, [N, G, O, I, *results]."""
+    """The joint shape of patches and weights, [N, G, O, I, *results]."""
     return (
       self.batch,
       self.groups,

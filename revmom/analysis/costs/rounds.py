@@ -11,7 +11,7 @@ import numpy as np
 
 from revmom.analysis.costs import facts
 from revmom.analysis.costs.dataflow import Dataflow
-from revmom.analysis.costs.loops import NESTED, TripCounts, parts
+from revmom.analysis.costs.trip_counts import NESTED, TripCounts, parts
 from revmom.jacobian.program.constants import Constants
 from revmom.jacobian.program.equations import Equation, Program, Variable
 

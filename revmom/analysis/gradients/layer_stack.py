@@ -30,7 +30,7 @@ class LayerStack(NamedTuple):
     return callable(self.layers)
 
   def names(self) -> tuple[str, ...]:
-    """Of the layers, numbered as they are applied."""
+    """The names of the layers, numbered as they are applied."""
     if callable(self.layers):
       return tuple(f"layer {i}" for i in range(self.length))
     known = [getattr(layer, "__name__", "") for layer in self.layers]

@@ -170,7 +170,7 @@ def _padded(groups: Sequence[jax.Array]) -> jax.Array:
 
 
 def _wide(spectrum: Spectrum, width: int) -> Spectrum:
-  """With more singular values, of no weight."""
+  """The spectrum, padded with singular values of no weight."""
   more = [(0, 0), (0, width - spectrum.log_values.shape[-1])]
   return spectrum._replace(
     log_values=jnp.pad(

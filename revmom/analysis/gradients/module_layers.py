@@ -50,7 +50,7 @@ class ModuleCalls(NamedTuple):
 def module_calls(
   module: Any, variables: Any, options: dict[str, Any]
 ) -> ModuleCalls:
-  """Of a module of either kind.
+  """The calls of a module, of Linen or of NNX.
 
   Raises:
     ValueError: the variables are not those of the module.
@@ -61,7 +61,7 @@ def module_calls(
 
 
 def arguments(x: Any) -> tuple[Any, ...]:
-  """Of a module that is called with x: those of a tuple, or x alone."""
+  """What a module is called with: the elements of a tuple, or x alone."""
   return x if type(x) is tuple else (x,)
 
 

@@ -46,7 +46,7 @@ class Spectrum(NamedTuple):
   log_resolution: jax.Array  # what is below this may be rounding error
 
   def times(self, log_factors: jax.Array) -> "Spectrum":
-    """Of the maps times exp(log_factors [...])."""
+    """The spectra of the maps multiplied by exp(log_factors [...])."""
     shift = lambda log: log + log_factors[..., None]
     move = lambda figure, power=1: Figure(
       figure.value + power * log_factors,
@@ -196,7 +196,7 @@ def _moments(
 def _sampled_moments(
   values: jax.Array, weights: jax.Array, columns: np.ndarray
 ) -> tuple[Figure, Figure]:
-  """The same of nodes [L, S, m], with intervals over S directions.
+  """The moments of nodes [L, S, m], with intervals over S directions.
 
   Student's interval of the mean is too short (0.86 instead of 0.95) where one
   singular value stands out, as samples are then nearly those of chi^2 with one

@@ -45,7 +45,7 @@ def evaluations(
 
 
 def same_structure(name: str, got: Any, expected: Any) -> Check:
-  """The same pytree, with the same shapes."""
+  """Whether two pytrees have the same structure and shapes."""
   shapes = [jax.tree.map(np.shape, tree) for tree in (got, expected)]
   if shapes[0] == shapes[1]:
     return Check(name, "passed", f"{shapes[0]}.")
@@ -53,7 +53,7 @@ def same_structure(name: str, got: Any, expected: Any) -> Check:
 
 
 def same_size(name: str, got: Any, expected: Any) -> Check:
-  """As many numbers out as in."""
+  """Whether two pytrees have as many numbers."""
   sizes = [sum(np.size(a) for a in jax.tree.leaves(t)) for t in (got, expected)]
   if sizes[0] == sizes[1]:
     return Check(name, "passed", f"{sizes[0]} numbers.")

@@ -49,9 +49,10 @@ def t_quantile(num_samples: int) -> float:
 
 
 def standard_error(samples: jax.Array, population: int | None) -> jax.Array:
-  """Of the mean of samples [S], drawn without replacement from a population.
+  """The standard error of the mean of samples [S] from a population.
 
-  None stands for an infinite one, whose samples are independent.
+  They are drawn without replacement.  None stands for an infinite population,
+  whose samples are independent.
   """
   size = samples.shape[0]
   if size == population:

@@ -270,7 +270,7 @@ def cond_block(
 
 
 def _summary(kind: str, body: Body, times: int) -> tuple[str, int, int]:
-  """Of a body that is evaluated some number of times."""
+  """The summary of a body that is evaluated some number of times."""
   found = body.plan.report()
   blocks = sum(block.blocks for block in found)
   return kind, times * blocks, max((b.largest for b in found), default=0)

@@ -225,7 +225,7 @@ def _along(
   axis: int,
   meet: Callable[[int], tuple[np.ndarray, np.ndarray]],
 ) -> Pattern:
-  """The same pattern along an axis, wherever on the other axes."""
+  """The pattern of what is the same function of every line along an axis."""
   length, total = shape[axis], math.prod(shape)
   if length * total > MOST_ENTRIES:
     return None
@@ -243,7 +243,7 @@ def _contraction(
   constants: Constants,
   varying: Container[Variable],
 ) -> Pattern:
-  """Of products of the operand with another; None of anything else."""
+  """The pattern of a product with another array; None of anything else."""
   if equation.name not in ("conv_general_dilated", "dot_general"):
     return None
   other = equation.operands[1 - operand]
@@ -261,7 +261,7 @@ def _contraction(
 
 
 def _call(equation: Equation, output: int, operand: int) -> Pattern:
-  """Of a call: whatever the output is computed from."""
+  """The pattern of a call: whatever the output is computed from."""
   program = inside(equation)
   found = patterns(
     program.equations,

@@ -17,9 +17,8 @@ from revmom.jacobian.program.equations import (
   Program,
   Variable,
 )
+from revmom.jacobian.program.primitives import KEEP_ZEROS
 
-# Zero exactly where their only operand is, element by element.
-KEEP_ZEROS = {"neg", "copy", "copy_p", "abs", "sqrt", "tanh", "sin"}
 # They move elements about.
 MOVES = {
   "broadcast_in_dim",
@@ -118,7 +117,7 @@ class Constants:
       if not known:
         return None
       return np.broadcast_to(np.logical_and.reduce(known), shape)
-    if name in KEEP_ZEROS or name == "convert_element_type":
+    if name in KEEP_ZEROS and len(operands) == 1:
       return self.support(operands[0])
     if name in MOVES:
       support = self.support(operands[0])

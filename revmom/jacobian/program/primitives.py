@@ -58,6 +58,13 @@ CUMULATIVE = frozenset(
 )
 IDENTITIES = frozenset(["device_put", "optimization_barrier"])
 
+# Zero where their first operand is.
+KEEP_ZEROS = frozenset(
+  "abs asin asinh atan atanh bessel_i1e cbrt ceil convert_element_type copy "
+  "copy_p div erf erf_inv expm1 floor imag log1p name neg pvary "
+  "real reduce_precision rem round sharding_constraint sign sin sinh sqrt "
+  "square stop_gradient tan tanh".split()
+)
 KNOWN = (
   ELEMENTWISE
   | IN_ORDER

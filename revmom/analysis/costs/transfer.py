@@ -1,6 +1,7 @@
 """When the results of primitives are ready, element by element.
 
-Products are in `products`, and moves to places that are known from the start
+These are the transfer functions of the dataflow analysis.  Those of products
+are in `products`, and those of moves to places that are known from the start
 in `compact`.
 """
 
@@ -16,15 +17,8 @@ from revmom.analysis.costs.products import ZERO, latest
 from revmom.jacobian.program.constants import apply_now
 from revmom.jacobian.program.contractions import scatter_places
 from revmom.jacobian.program.equations import Equation
-from revmom.jacobian.program.primitives import INDEXING
+from revmom.jacobian.program.primitives import INDEXING, KEEP_ZEROS
 
-# Zero where their first operand is.
-KEEP_ZEROS = frozenset(
-  "abs asin asinh atan atanh bessel_i1e cbrt ceil convert_element_type copy "
-  "copy_p div erf erf_inv expm1 floor imag log1p name neg pvary "
-  "real reduce_precision rem round sharding_constraint sign sin sinh sqrt "
-  "square stop_gradient tan tanh".split()
-)
 # Zero where all of their operands are.
 SUMS = frozenset("add add_any clamp complex max min or sub xor".split())
 # Zero where any of their operands is.
@@ -38,7 +32,7 @@ _KEEP_MASKED = frozenset(
 
 
 def elementwise(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
-  """When functions of elements are ready."""
+  """When the results of functions of single elements are ready."""
   if name == "max":
     return _last(arrays)
   if name in _KEEP_MASKED:
@@ -59,7 +53,7 @@ def elementwise(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def unmasked(ready: np.ndarray) -> np.ndarray:
-  """Where masks are constants like any other."""
+  """The times, with masks taken for constants like any other."""
   if ready.min(initial=0) > MASKED:
     return ready
   return np.where(ready == MASKED, 0, ready)
@@ -74,7 +68,7 @@ def _first(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def select(facts: Sequence[Fact]) -> np.ndarray:
-  """Of what is chosen among, where that is known, or of all of it."""
+  """When a selection is ready: its case, where that is known, or all cases."""
   predicate, *cases = facts
   arrays = [case.ready for case in cases]
   if predicate.value is None:
@@ -88,7 +82,7 @@ def select(facts: Sequence[Fact]) -> np.ndarray:
 
 
 def reduction(equation: Equation, array: np.ndarray) -> np.ndarray:
-  """Of sums, products and the like over axes."""
+  """When sums, products and the like over axes are ready."""
   axes = tuple(equation.params["axes"])
   if equation.name == "reduce_max":
     return array.max(axes, initial=MASKED)
@@ -101,7 +95,7 @@ def reduction(equation: Equation, array: np.ndarray) -> np.ndarray:
 
 
 def accumulate(equation: Equation, array: np.ndarray) -> np.ndarray:
-  """Of running sums and the like: of all that came before."""
+  """When running sums are ready: they wait for all that came before."""
   axis, reverse = equation.params["axis"], equation.params["reverse"]
   if array.shape[axis] == 1:
     ready = array
@@ -114,7 +108,7 @@ def accumulate(equation: Equation, array: np.ndarray) -> np.ndarray:
 
 
 def slice_from(equation: Equation, facts: Sequence[Fact]) -> np.ndarray:
-  """Of a dynamic slice."""
+  """When a dynamic slice is ready."""
   source, *starts = facts
   shape = equation.operands[0].shape
   sizes = tuple(equation.params["slice_sizes"])
@@ -127,7 +121,7 @@ def slice_from(equation: Equation, facts: Sequence[Fact]) -> np.ndarray:
 
 
 def slice_into(equation: Equation, facts: Sequence[Fact]) -> np.ndarray:
-  """Of the update of a dynamic slice."""
+  """When an array with an updated dynamic slice is ready."""
   source, update, *starts = facts
   shape, sizes = (operand.shape for operand in equation.operands[:2])
   places = [int(start.value) for start in starts if start.value is not None]
@@ -139,13 +133,13 @@ def slice_into(equation: Equation, facts: Sequence[Fact]) -> np.ndarray:
 
 
 def _after(ready: np.ndarray, knobs: Sequence[Fact]) -> np.ndarray:
-  """Not before what tells which elements to take."""
+  """The times, but not before that of what tells which elements to take."""
   late = latest([knob.ready for knob in knobs], ready.ndim - 1)
   return np.where(ready < 0, ready, np.maximum(ready, late))
 
 
 def move(equation: Equation, facts: Sequence[Fact]) -> list[np.ndarray] | None:
-  """Of elements that the primitive itself moves; None if where is unknown."""
+  """When moved elements are ready, by moving their times; None if unknown."""
   first, last = INDEXING[equation.name]
   knobs = range(len(facts))[first:last] if first is not None else range(0)
   if any(facts[k].value is None for k in knobs):
@@ -169,7 +163,7 @@ def move(equation: Equation, facts: Sequence[Fact]) -> list[np.ndarray] | None:
 
 
 def look_up(equation: Equation, facts: Sequence[Fact]) -> np.ndarray:
-  """Of a gather from places that are not known: of all, and of the index."""
+  """When a gather from unknown places is ready: with its index and the last."""
   source, indices = facts
   numbers = equation.params["dimension_numbers"]
   ndim = len(equation.outputs[0].shape)
@@ -183,7 +177,7 @@ def look_up(equation: Equation, facts: Sequence[Fact]) -> np.ndarray:
 
 
 def scatter(equation: Equation, facts: Sequence[Fact]) -> np.ndarray | None:
-  """Of updates that are added at known places."""
+  """When an array with updates at known places is ready."""
   source, indices, updates = facts
   shape, size = equation.operands[0].shape, equation.operands[2].shape
   # `scatter_places` counts in float32.
@@ -201,7 +195,7 @@ def scatter(equation: Equation, facts: Sequence[Fact]) -> np.ndarray | None:
 
 
 def window(equation: Equation, array: np.ndarray) -> np.ndarray:
-  """Of reductions of windows, such as those of pooling."""
+  """When reductions of windows, such as those of pooling, are ready."""
   params = equation.params
   for axis, size in enumerate(params["window_dimensions"]):
     if size > 1 and array.shape[axis] > 1:
