@@ -22,12 +22,8 @@ from revmom.jacobian.estimates.trace import hutchinson, xtrace
 from revmom.jacobian.inverses.inverse import inverse, inverse_and_log_det
 from revmom.jacobian.inverses.knowledge import NotInvertible
 from revmom.jacobian.log_determinants.blocks import BlockReport
-from revmom.jacobian.log_determinants.log_det import (
-  LogDet,
-  custom_log_det,
-  log_det,
-)
-from revmom.jacobian.program.declarations import custom_inverse
+from revmom.jacobian.log_determinants.log_det import LogDet, log_det
+from revmom.jacobian.program.declarations import custom_inverse, custom_log_det
 
 __all__ = [
   "BijectionError",

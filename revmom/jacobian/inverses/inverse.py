@@ -69,6 +69,12 @@ def inverse(f: Callable[..., Any], *like: Any) -> Callable[[Any], Any]:
   Traceback (most recent call last):
   ...
   revmom.jacobian.inverses.knowledge.NotInvertible: ... `sin` has no rule...
+  >>> from revmom.jacobian import custom_inverse
+  >>> softplus = custom_inverse(
+  ...   jax.nn.softplus, lambda y: jnp.log(jnp.expm1(y))
+  ... )
+  >>> print(inverse(lambda x: 2 * softplus(x))(jnp.array([1.0])).round(4))
+  [-0.4328]
   """
 
   def inverted(y: Any) -> Any:

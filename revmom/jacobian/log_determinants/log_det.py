@@ -59,40 +59,6 @@ class LogDet(Pytree):
   report: tuple[BlockReport, ...] = static()
 
 
-class Declared:
-  """A function with a closed form; build it with `custom_log_det`."""
-
-  def __init__(self, f: Callable[..., Any], rule: Callable[..., Any]):
-    self._f = f
-    self.declared_log_det = rule
-
-  def __call__(self, *args: Any) -> Any:
-    return self._f(*args)
-
-
-def custom_log_det(
-  f: Callable[..., Any], rule: Callable[..., tuple[Any, Any]]
-) -> Declared:
-  """Declares the log-determinant of a function.
-
-  Args:
-    f: a function of pytrees.
-    rule: takes the same arguments; returns log|det J| and the sign of det J.
-
-  Returns:
-    A function with the values of `f` and an attribute `declared_log_det`,
-    which is all that `log_det` looks for.
-
-  >>> double = custom_log_det(
-  ...   lambda x: 2 * x, lambda x: (x.size * jnp.log(2.0), 1)
-  ... )
-  >>> result = log_det(double)(jnp.zeros(3))
-  >>> print(result.method, result.value)
-  declared 2.0794415
-  """
-  return Declared(f, rule)
-
-
 def log_det(
   f: Callable[..., Any],
   method: str = "auto",
