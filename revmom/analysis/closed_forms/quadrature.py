@@ -106,7 +106,7 @@ def correlated(
   inside = jnp.abs(c) <= 1 + 8 * info.eps
   rest = jnp.where(inside, jnp.sqrt(jnp.maximum(1 - c * c, 0)), jnp.nan)
   width = deviation(q) * rest
-  # Of u_2 the kinks are elsewhere for every u_1.
+  # For every u_1 the kinks of u_2 are elsewhere.
   away = jnp.append(kinks.places, 0) - c * u[:, None]
   z, of_second = _panels(away / jnp.maximum(width, info.tiny))
   second = c * u[:, None] + width * z

@@ -221,7 +221,7 @@ def _matrices(
 def _krylov(
   stack: LayerStack, x: Any, sizes: list[int], key: jax.Array
 ) -> list[Measured]:
-  """What is known of every layer, of which one is large."""
+  """What Krylov spaces say of every layer, where one is large."""
 
   def step(layer, params, key, x):
     x, linear = linear_map(lambda x: layer(params, x), x)

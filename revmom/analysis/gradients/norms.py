@@ -69,7 +69,7 @@ def _sums(values: jax.Array, leading: int) -> jax.Array:
   axes = tuple(range(leading, values.ndim))
   plain = jnp.sum(values.astype(wide) ** 2, axes)
   nonzero = _count(values != 0, axes, wide)
-  # Whatever left its type's range on the way is too small to be seen in these.
+  # Squares beyond these bounds may have left the range of their type.
   safe, none = _range(wide), jnp.zeros_like(plain)
   seen = (plain > safe.least) & (plain < safe.most)
   squares, not_finite = jax.lax.cond(

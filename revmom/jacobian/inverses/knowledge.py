@@ -11,7 +11,7 @@ from revmom.jacobian.program.equations import Equation, Variable
 
 
 class NotInvertible(ValueError):
-  """A function of which no inverse was found, and the reason."""
+  """No inverse of a function was found; the message says why."""
 
 
 def located(reason: str, equation: Equation) -> str:
@@ -44,7 +44,7 @@ def whole(value: Any) -> Known:
 
 
 def nothing(variable: Variable) -> Known:
-  """A value of which no element is known; of random keys there is no blank."""
+  """A value that is not known at all; random keys have no blank value."""
   mask = np.broadcast_to(np.False_, variable.shape)
   if jnp.issubdtype(variable.dtype, jax.dtypes.extended):
     return Known(None, mask)

@@ -50,7 +50,7 @@ def _known(values: Sequence[Any]) -> bool:
 
 
 def _cast(values: Sequence[Any], operands: Sequence[Operand]) -> Values:
-  """Arrays of the operands' types, as a loop wants of its carry."""
+  """The values in the types of the operands, as loops need their carry."""
   return [
     jnp.asarray(value, operand.dtype)
     for value, operand in zip(values, operands, strict=True)
@@ -91,7 +91,9 @@ def scan(
   )
   ends = _filled(ends, ran)
   if not _known(ends):
-    raise NotInvertible("`scan` has an end that is not complete")
+    raise NotInvertible(
+      "`scan` has an end that is not known, to be run backward from"
+    )
   begun, (new_xs, new_ys) = lax.scan(
     undo,
     _cast(ends, types),
@@ -109,10 +111,8 @@ def while_loop(
   form = while_form(equation)
   stops, body = program_of(form.condition), program_of(form.body)
   count, constants = len(images), form.body_constants
-  asked, rest = (
-    given[: form.condition_constants],
-    given[form.condition_constants :],
-  )
+  first = form.condition_constants
+  asked, rest = given[:first], given[first:]
   fixed, start = rest[:constants], rest[constants:]
   if not _known([*asked, *fixed]):
     raise NotInvertible("`while` closes over an unknown value")
@@ -140,7 +140,9 @@ def while_loop(
   steps, ran = lax.while_loop(goes_on, go_on, state)
   ends = _filled(images, ran)
   if not _known(ends):
-    raise NotInvertible("`while` has an end that is not complete")
+    raise NotInvertible(
+      "`while` has an end that is not known, to be run backward from"
+    )
   begun = lax.fori_loop(0, steps, undo, _cast(ends, types))
   return [*asked, *fixed, *begun], ends
 
@@ -251,7 +253,7 @@ def marked(
 
 
 Rule = Callable[[Equation, Values, Values, Solve], tuple[Values, Values]]
-# By the primitives' names; the calls among them are only those that are marked.
+# By the names of primitives; the only checkpoints are those that are marked.
 LOOPS: dict[str, Rule] = {
   CHECKPOINT: marked,
   "cond": cond,

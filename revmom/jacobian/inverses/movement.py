@@ -132,4 +132,6 @@ def updated(
 
 
 def _no_constant_index(equation: Equation) -> NotInvertible:
-  return NotInvertible(f"`{equation.name}` has an index that is no constant")
+  return NotInvertible(
+    f"`{equation.name}` has an index or a condition that is no constant"
+  )

@@ -38,7 +38,7 @@ from revmom.jacobian.program.rearrangement import REARRANGING
 def solve(
   program: Program, inputs: Sequence[Any], outputs: Sequence[Any]
 ) -> tuple[list[Any], list[Any]]:
-  """All inputs and outputs of a program, of which some are known.
+  """All inputs and outputs of a program, from those that are known.
 
   Args:
     program: the equations.

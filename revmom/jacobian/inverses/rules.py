@@ -20,7 +20,7 @@ from revmom.jacobian.program.equations import Equation
 
 Params = dict[str, Any]
 Unary = Callable[[jax.Array, Params], jax.Array]
-# From the place of the unknown operand, the output and the other operand.
+# (the place of the unknown operand, the output, the other operand) -> operand.
 Binary = Callable[[int, jax.Array, jax.Array], jax.Array]
 
 

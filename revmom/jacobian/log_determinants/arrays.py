@@ -39,7 +39,7 @@ class Partition(NamedTuple):
   sign: int
 
 
-# Of the columns that a variable varies with: whether element by element.
+# The columns that a variable varies with, and whether it does so by element.
 Relation = dict[Variable, bool]
 
 

@@ -70,7 +70,7 @@ def decompose(pattern: csr_array, components: Components) -> Decomposition:
 
 
 def whole(n: int) -> Decomposition:
-  """One block of size n, of which nothing is known."""
+  """One block of size n, without any known zeros."""
   everything = np.arange(n)[None]
   block = Blocks(everything, everything, np.ones((1, n, n), bool))
   return Decomposition((block,), np.arange(n), 1)

@@ -124,7 +124,7 @@ def _network(
   rows: Sequence[Variable],
   carriers: set[Variable],
 ) -> Network:
-  """The network of which a cut's price is its number of live floats.
+  """A network in which the price of a cut is its number of live floats.
 
   On the sink's side of a cut are the equations that compute the rows from the
   variables that were cut.  What those depend on without varying with the

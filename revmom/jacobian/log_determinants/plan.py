@@ -180,7 +180,7 @@ def _pattern(part: Part, constants: Constants) -> csr_array | None:
 
 
 def _dense(part: Part, kind: str, limits: Limits) -> Block:
-  """A part that is one block, or of which nothing is known."""
+  """The block of a part without structure, or without known structure."""
   if part.size <= limits.dense:
     return Sparse(part, whole(part.size), kind)
   if limits.estimate is not None:

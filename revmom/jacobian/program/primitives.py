@@ -19,7 +19,7 @@ ELEMENTWISE = frozenset(
   "one_minus_square polygamma polynomial pow pvary reduce_precision "
   "regularized_incomplete_beta rem rsqrt select_n "
   "sharding_constraint sin sinh sqrt square sub tan tanh zeta "
-  # Of no derivative, but custom ones may be made of them.
+  # They have no derivative, but custom derivatives may be made of them.
   "and ceil eq eq_to floor ge gt is_finite le le_to lt lt_to ne nextafter not "
   "or round sign stop_gradient xor".split()
 )

@@ -235,8 +235,16 @@ REFUSED = {
   "x + x": (lambda x: x + x, "`add` has two operands", S),
   "x + W x": (lambda x: x + W @ x, "`add` has two operands", X),
   "mix": (lambda x, y: (x + y, x - y), "`add` has two operands", Z, Z + 1),
-  "leaky_relu": (jax.nn.leaky_relu, "`select_n` has an index that is no", S),
-  "elu": (jax.nn.elu, "`select_n` has an index that is no constant", S),
+  "leaky_relu": (
+    jax.nn.leaky_relu,
+    "`select_n` has an index or a condition",
+    S,
+  ),
+  "elu": (
+    jax.nn.elu,
+    "`select_n` has an index or a condition that is no constant",
+    S,
+  ),
   "softplus": (jax.nn.softplus, "`add` has two operands", S),
   "rectangular": (
     lambda x: jnp.concatenate([W[:5] @ x, x[:1]]),
@@ -250,7 +258,7 @@ REFUSED = {
   ),
   "an index of the input": (
     lambda x: x[jnp.argsort(x)] + 0 * x,
-    "has an index that is no constant",
+    "has an index or a condition that is no constant",
     X,
   ),
   "times 0": (
@@ -280,7 +288,7 @@ REFUSED = {
   ),
   "scan from a known start": (
     autoregressive,
-    "`scan` has an end that is not complete",
+    "`scan` has an end that is not known",
     X,
   ),
   "scan over its own product": (
