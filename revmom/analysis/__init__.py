@@ -1,4 +1,9 @@
-"""What networks cost, and what they do to signals and gradients."""
+"""What networks cost, and what they do to signals and gradients.
+
+- `costs` counts what a function costs from its program, without running it;
+- `gradients` measures signals, gradients, Jacobians and Hessians of networks;
+- `closed_forms` has what theory says of them, and initializers that follow.
+"""
 
 from revmom.analysis.closed_forms import (
   convnet_notation,

@@ -1,4 +1,13 @@
-"""Log-determinants and inverses of JAX functions."""
+"""Log-determinants and inverses of JAX functions.
+
+The packages inside, each of which imports from those before it alone:
+
+- `program`: functions as lists of equations, and what is known of primitives;
+- `estimates`: traces, spectra and log-determinants from products with a matrix;
+- `log_determinants`: `log_det`, by the structure of a program;
+- `inverses`: `inverse`, equation by equation;
+- `conformance`: `check_bijection`, which needs none of the others.
+"""
 
 from revmom.jacobian.conformance.check_bijection import (
   BijectionError,

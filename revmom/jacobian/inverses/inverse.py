@@ -2,12 +2,11 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr
 
 from revmom.jacobian.inverses.knowledge import NotInvertible
 from revmom.jacobian.inverses.verification import (
@@ -15,14 +14,6 @@ from revmom.jacobian.inverses.verification import (
   round_trip,
 )
 from revmom.jacobian.log_determinants.log_det import log_det
-
-
-class Problem(NamedTuple):
-  """A function, as a program between the leaves of two pytrees."""
-
-  closed: ClosedJaxpr
-  arguments: tuple[Any, ...]  # shapes and dtypes
-  image: Any  # shapes and dtypes
 
 
 def inverse(f: Callable[..., Any], *like: Any) -> Callable[[Any], Any]:
@@ -78,11 +69,8 @@ def inverse(f: Callable[..., Any], *like: Any) -> Callable[[Any], Any]:
   """
 
   def inverted(y: Any) -> Any:
-    y = jax.tree.map(jnp.asarray, y)
-    problem = _problem(f, like, y)
-    round_trip(problem.closed, like)
-    leaves = preimage(problem.closed, _arrays(y))
-    return _as_arguments(problem, leaves)
+    arguments = _arguments(f, like, y)
+    return arguments if len(arguments) > 1 else arguments[0]
 
   return inverted
 
@@ -113,20 +101,20 @@ def inverse_and_log_det(
   """
 
   def inverted(y: Any) -> tuple[Any, jax.Array]:
-    y = jax.tree.map(jnp.asarray, y)
-    problem = _problem(f, like, y)
-    round_trip(problem.closed, like)
-    x = _as_arguments(problem, preimage(problem.closed, _arrays(y)))
-    arguments = x if len(problem.arguments) > 1 else (x,)
+    arguments = _arguments(f, like, y)
+    x = arguments if len(arguments) > 1 else arguments[0]
     return x, -log_det(f)(*arguments).value
 
   return inverted
 
 
-def _problem(f: Callable[..., Any], like: Sequence[Any], y: Any) -> Problem:
-  """Traces f, and compares its result with y."""
-  arguments = _shapes(tuple(like) if like else _arguments_like(f, y))
-  closed, image = jax.make_jaxpr(f, return_shape=True)(*arguments)
+def _arguments(
+  f: Callable[..., Any], like: Sequence[Any], y: Any
+) -> tuple[Any, ...]:
+  """The arguments of f with the result y, after a trial on known numbers."""
+  y = jax.tree.map(jnp.asarray, y)
+  shapes = _shapes(tuple(like) if like else _arguments_like(f, y))
+  closed, image = jax.make_jaxpr(f, return_shape=True)(*shapes)
   got, expected = _shapes(y), _shapes(image)
   if got != expected:
     hint = "" if like else "  Give examples of f's arguments: inverse(f, x)."
@@ -134,16 +122,15 @@ def _problem(f: Callable[..., Any], like: Sequence[Any], y: Any) -> Problem:
       f"inverse: got y of {_show(got)}, expected what f gives: "
       f"{_show(expected)}.{hint}"
     )
-  sizes = [
-    sum(leaf.size for leaf in jax.tree.leaves(tree) if _is_float(leaf))
-    for tree in (arguments, image)
-  ]
-  if sizes[0] != sizes[1]:
+  inputs, outputs = map(_floats, (shapes, image))
+  if inputs != outputs:
     raise NotInvertible(
-      f"inverse: f maps {sizes[0]} floats to {sizes[1]}; an inverse needs as "
-      "many of one as of the other."
+      f"inverse: f maps {inputs} floats to {outputs}; an inverse needs as many "
+      "of one as of the other."
     )
-  return Problem(closed, arguments, image)
+  round_trip(closed, like)
+  leaves = preimage(closed, jax.tree.leaves(y))
+  return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def _arguments_like(f: Callable[..., Any], y: Any) -> tuple[Any, ...]:
@@ -168,11 +155,6 @@ def _arguments_like(f: Callable[..., Any], y: Any) -> tuple[Any, ...]:
   return (y,)
 
 
-def _arrays(tree: Any) -> list[jax.Array]:
-  """The leaves, in the types that JAX gives to NumPy's."""
-  return [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-
-
 def _shapes(tree: Any) -> Any:
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf)),
@@ -184,10 +166,7 @@ def _show(tree: Any) -> str:
   return str(jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree))
 
 
-def _is_float(leaf: Any) -> bool:
-  return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _as_arguments(problem: Problem, leaves: list[Any]) -> Any:
-  arguments = jax.tree.unflatten(jax.tree.structure(problem.arguments), leaves)
-  return arguments if len(arguments) > 1 else arguments[0]
+def _floats(tree: Any) -> int:
+  """How many floats there are in a pytree of shapes."""
+  leaves = jax.tree.leaves(tree)
+  return sum(a.size for a in leaves if jnp.issubdtype(a.dtype, jnp.inexact))
