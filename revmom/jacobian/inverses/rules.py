@@ -51,12 +51,13 @@ def _integer_root(y: jax.Array, params: Params) -> jax.Array:
   return _odd_root(y if power > 0 else 1 / y, abs(power))
 
 
-def _cast(y: jax.Array, params: Params, dtype: Any) -> jax.Array:
-  if not jnp.issubdtype(y.dtype, jnp.inexact) and jnp.issubdtype(
-    dtype, jnp.inexact
-  ):
+def _cast(y: jax.Array, dtype: Any) -> jax.Array:
+  """Undoes a conversion, unless that rounded to integers."""
+  kept = jnp.issubdtype(y.dtype, jnp.inexact)
+  if jnp.issubdtype(dtype, jnp.inexact) and not kept:
     raise NotInvertible(f"`convert_element_type` rounds {dtype} to {y.dtype}")
-  return y.astype(dtype)
+  counts = kept and jnp.issubdtype(dtype, jnp.integer)
+  return (jnp.round(y) if counts else y).astype(dtype)
 
 
 def _range(low: float, high: float, inverse: Unary) -> Unary:
@@ -163,7 +164,7 @@ def elementwise_inverse(
   if name not in EXACT and not jnp.issubdtype(y.dtype, jnp.floating):
     raise NotInvertible(f"`{name}` has no rule for {y.dtype}")
   if name == "convert_element_type":
-    return _cast(y, equation.params, equation.operands[0].dtype)
+    return _cast(y, equation.operands[0].dtype)
   if name in UNARY:
     return UNARY[name](y, equation.params)
   return BINARY[name](k, y, others[1 - k])
