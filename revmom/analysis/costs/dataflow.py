@@ -42,7 +42,7 @@ from revmom.jacobian.program.primitives import (
   SCATTERS,
 )
 
-# Further names than those of `revmom.jacobian.primitives`.
+# Further names than those of `revmom.jacobian.program.primitives`.
 _ELEMENTWISE = ELEMENTWISE | frozenset(
   "bitcast_convert_type clz complex conj imag population_count real "
   "shift_left shift_right_arithmetic shift_right_logical".split()
