@@ -25,10 +25,8 @@ import numpy as np
 import report
 from absl import app, flags
 
-from revmom.analysis import linear_maps
-from revmom.analysis.curvature import layer_curvature
-from revmom.analysis.gradient_flow import gradient_flow
-from revmom.analysis.layer_spectrum import layer_spectra
+from revmom.analysis import gradient_flow, layer_curvature, layer_spectra
+from revmom.analysis.gradients import linear_maps
 
 _QUICK = flags.DEFINE_bool("quick", False, "tiny sizes; only prints")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "times that all contenders run")

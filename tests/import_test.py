@@ -1,5 +1,10 @@
-"""What `import revmom` loads, and what is loaded when it is first used."""
+"""What `import revmom` loads, and which way imports point."""
 
+import ast
+import collections
+import functools
+import graphlib
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -11,6 +16,26 @@ from revmom import training
 
 SLOW = ("flax", "matplotlib", "scipy", "sklearn", "jax.extend")
 ROOMS = ("analysis", "cells", "depth", "jacobian", "models")
+# What each package may import from besides itself; `revmom` may from all.
+BELOW = {
+  "numerics": set(),
+  "exact": set(),
+  "jacobian": {"exact"},
+  "steps": {"exact"},
+  "depth": {"exact", "steps"},
+  "optimizers": {"exact", "steps"},
+  "training": {"exact", "jacobian", "optimizers", "steps"},
+  "cells": {"exact", "jacobian", "numerics"},
+  "models": {"exact", "jacobian", "cells", "numerics"},
+  "analysis": {
+    "exact",
+    "jacobian",
+    "optimizers",
+    "cells",
+    "models",
+    "numerics",
+  },
+}
 
 
 def test_importing_loads_nothing_slow():
@@ -40,3 +65,62 @@ def test_importing_loads_nothing_slow():
 def test_what_is_not_public_is_missing(module):
   with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
     module.nonsense  # noqa: B018
+
+
+@functools.cache
+def _modules():
+  """The name of every module, with its file."""
+  library = pathlib.Path(revmom.__file__).parent
+  names = {}
+  for path in library.rglob("*.py"):
+    parts = path.relative_to(library.parent).with_suffix("").parts
+    names[".".join(p for p in parts if p != "__init__")] = path
+  return names
+
+
+@functools.cache
+def _arrows():
+  """What each module imports, also inside of functions and for types only."""
+  modules = _modules()
+  arrows = collections.defaultdict(set)
+  for name, path in modules.items():
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import):
+        found = [alias.name for alias in node.names]
+      elif isinstance(node, ast.ImportFrom):
+        assert not node.level, f"{name} has a relative import"
+        # `from package import x` may name a module or what is in the package.
+        full = [f"{node.module}.{alias.name}" for alias in node.names]
+        found = [f if f in modules else node.module for f in full]
+      else:
+        continue
+      arrows[name].update(f for f in found if f in modules)
+  return arrows
+
+
+def _room(name):
+  """The package that a module lies in; that of a package is its own."""
+  is_package = _modules()[name].name == "__init__.py"
+  return name if is_package else name.rpartition(".")[0]
+
+
+def test_imports_point_downwards():
+  for importer, imported in _arrows().items():
+    if importer == "revmom":
+      continue
+    package = importer.split(".")[1]
+    assert package in BELOW, f"say in BELOW what {package} may import from"
+    for name in imported:
+      below = name.partition(".")[2].split(".")[0]
+      allowed = below == package or below in BELOW[package]
+      assert allowed, f"{importer} imports {name}, which lies above it"
+
+
+def test_no_circle_of_modules_or_of_rooms():
+  arrows = _arrows()
+  graphlib.TopologicalSorter(arrows).prepare()  # raises CycleError
+  rooms = collections.defaultdict(set)
+  for importer, imported in arrows.items():
+    room = _room(importer)
+    rooms[room].update(r for name in imported if (r := _room(name)) != room)
+  graphlib.TopologicalSorter(rooms).prepare()

@@ -24,7 +24,7 @@ from jax import lax
 from revmom.exact import compensated
 from revmom.exact.compensated import Sum
 from revmom.exact.pytree import Pytree, static
-from revmom.jacobian.estimate import (
+from revmom.jacobian.estimates.estimate import (
   CONFIDENCE,
   Deviation,
   Estimate,
@@ -33,7 +33,7 @@ from revmom.jacobian.estimate import (
   make_estimate,
   standard_error,
 )
-from revmom.jacobian.trace import Estimator
+from revmom.jacobian.estimates.trace import Estimator
 from revmom.optimizers.reversible import ReversibleOptimizer
 from revmom.optimizers.state import State
 

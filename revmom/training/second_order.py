@@ -123,7 +123,7 @@ def _asymmetric(program: Any) -> str | None:
   # Slow to import.
   from jax.extend.core import ClosedJaxpr, Jaxpr
 
-  from revmom.jacobian.control_flow import CUSTOM_JVP, CUSTOM_VJP, HIGH
+  from revmom.jacobian.program.control_flow import CUSTOM_JVP, CUSTOM_VJP, HIGH
 
   made_by = {}
   for equation in program.eqns:

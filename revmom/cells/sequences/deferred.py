@@ -26,8 +26,8 @@ import jax.numpy as jnp
 from revmom.cells.sequences import blocks, step_program
 from revmom.cells.sequences.deferred_loop import recurrence
 from revmom.cells.sequences.step_program import StepProgram
-from revmom.jacobian import program
-from revmom.jacobian.program import Operand, Variable
+from revmom.jacobian.program import equations as program
+from revmom.jacobian.program.equations import Operand, Variable
 
 BLOCK_ROWS = 256  # steps times rows of the state in a block
 

@@ -16,8 +16,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from revmom.cells.sequences.step_program import StepProgram, Tap
-from revmom.jacobian import program
-from revmom.jacobian.program import Variable
+from revmom.jacobian.program import equations as program
+from revmom.jacobian.program.equations import Variable
 
 
 @jax.custom_jvp

@@ -16,9 +16,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from revmom.jacobian import program
-from revmom.jacobian.control_flow import RULES
-from revmom.jacobian.program import Equation, Operand, Program, Variable
+from revmom.jacobian.program import equations as program
+from revmom.jacobian.program.control_flow import RULES
+from revmom.jacobian.program.equations import (
+  Equation,
+  Operand,
+  Program,
+  Variable,
+)
 
 
 class Tap(NamedTuple):

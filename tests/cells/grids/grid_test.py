@@ -10,7 +10,7 @@ import pytest
 
 from revmom.cells import grid
 from revmom.cells.grids import grid_weights, sweep
-from revmom.jacobian.control_flow import scan_form
+from revmom.jacobian.program.control_flow import scan_form
 
 SHAPES = [(5,), (3, 4), (4, 3), (1, 6), (2, 3, 4), (3, 1, 2), (2, 2, 3, 2)]
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from revmom.cells import grid, mdlstm, mdrnn, multidirectional
-from revmom.jacobian.control_flow import scan_form
+from revmom.jacobian.program.control_flow import scan_form
 
 B, D, H = 2, 3, 2
 CELLS = {

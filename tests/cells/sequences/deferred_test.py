@@ -11,7 +11,7 @@ from jax import lax
 
 from revmom.cells import gru, lstm
 from revmom.cells.sequences import deferred
-from revmom.jacobian.control_flow import scan_form
+from revmom.jacobian.program.control_flow import scan_form
 
 STEPS, BATCH, INPUTS, HIDDEN = 5, 2, 3, 4
 

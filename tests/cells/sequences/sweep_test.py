@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from revmom.cells import elman, gated_input, gru, lstm, ugrnn
 from revmom.cells.sequences import blocks, residuals
-from revmom.jacobian.control_flow import scan_form
+from revmom.jacobian.program.control_flow import scan_form
 
 
 def draw(seed, *shape):

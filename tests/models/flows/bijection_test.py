@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from revmom.jacobian import check_bijection
-from revmom.jacobian.log_det import log_det
+from revmom.jacobian import check_bijection, log_det
 from revmom.models import (
   EVEN_ODD,
   actnorm,

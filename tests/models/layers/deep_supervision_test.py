@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from revmom.analysis.cost import cost
+from revmom.analysis import cost
 from revmom.models.layers.deep_supervision import (
   deeply_supervised,
   squared_losses,

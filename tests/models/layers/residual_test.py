@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 from jax.nn import initializers
 
-from revmom.analysis.batch_norm import batch_norm_product
-from revmom.analysis.initializers import fixup
+from revmom.analysis import batch_norm_product
+from revmom.analysis.closed_forms.initializers import fixup
 from revmom.models import nnx as modules
 from revmom.models.layers.layer import batch_norm, convolution, dense, repeated
 from revmom.models.layers.residual import (
