@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from revmom.cells.exchange.nnx_weights import Weighted
-from revmom.models import ugcnn
+from revmom.models.layers import ugcnn
 from revmom.models.layers.residual import residual_sum
 
 __all__ = [
