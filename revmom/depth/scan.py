@@ -166,6 +166,12 @@ def reversible_scan(
 
 
 def _check(updates: Updates, carry: tuple, layers: Any) -> int:
+  if not isinstance(updates, Updates):
+    raise ValueError(
+      f"reversible_scan got {updates!r}; a layer that can be undone is given "
+      "by the updates of its arrays, such as revmom.depth.revnet(f, g), not by "
+      "one function of the carry as in jax.lax.scan."
+    )
   if len(carry) != len(updates.functions):
     raise ValueError(
       f"the carry has {len(carry)} arrays, but there are "

@@ -38,7 +38,12 @@ def build(
     ValueError: a factor outside (0, 1], an argument of the wrong kind, or a
       grid with roles that the optimizer does not have.
   """
-  grid = grid or Grid()
+  if grid is None:
+    grid = Grid()
+  if not isinstance(grid, Grid):
+    raise ValueError(
+      f"grid={grid!r}; pass revmom.Grid(fraction_bits, floors, integer)."
+    )
   known = kind.__dataclass_fields__
   for slot in kind.slots:
     if slot.decay is not None:

@@ -136,7 +136,12 @@ def train(
       f"checksum_every={checksum_every}; there must be one step or more "
       "between checksums."
     )
-  policy = plan or plans.keep()
+  policy = plans.keep() if plan is None else plan
+  if not isinstance(policy, Policy):
+    raise ValueError(
+      f"plan={plan!r}; pass revmom.plans.recompute(bytes), "
+      "revmom.plans.offload() or revmom.plans.keep()."
+    )
   _check_residues(residue_bits, policy)
   check_params(optimizer.role(PARAMS), params)
   steps = run_length(optimizer, batches, num_steps)

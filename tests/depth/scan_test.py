@@ -187,6 +187,8 @@ def test_errors():
     parameters = jax.tree.map(lambda a: jnp.asarray(a, "float32"), parameters)
     with pytest.raises(ValueError, match=message):
       depth.reversible_scan(updates, arrays, parameters)
+  with pytest.raises(ValueError, match="not by one function of the carry"):
+    depth.reversible_scan(lambda c, x: (c, None), carry, layers(3))
   zero = depth.momentum(dense("f"), 0.0)
   floats = jax.tree.map(lambda a: jnp.asarray(a, "float32"), layers(3))
   with pytest.raises(ValueError, match="forgets the value"):

@@ -72,6 +72,19 @@ def test_of_a_grid(arguments):
     revmom.Grid(**arguments)
 
 
+def test_of_a_grid_and_a_plan_of_another_kind():
+  with pytest.raises(ValueError, match=r"pass revmom\.Grid"):
+    revmom.sgd(0.1, 0.9, grid={"params": 20})
+  with pytest.raises(ValueError, match=r"pass revmom\.plans\.recompute"):
+    revmom.train(
+      _loss,
+      revmom.sgd(0.1, 0.9),
+      jnp.zeros(2),
+      jnp.ones((3, 2)),
+      plan="recompute",
+    )
+
+
 def test_update_names_what_to_call():
   with pytest.raises(ValueError, match=r"optimizer\.forward.*as_optax"):
     revmom.sgd(0.1, 0.9).update(jnp.ones(2), None, jnp.ones(2))

@@ -105,6 +105,11 @@ def log_det(
   >>> print(f"{result.value:.3f} {result.sign} {result.method}")
   -105.361 1.0 structure
   """
+  if not isinstance(method, str):
+    raise ValueError(
+      f"log_det got a {type(method).__name__} beside the function; call its "
+      "result with the arguments, as in log_det(f)(x)."
+    )
   if method not in METHODS:
     raise ValueError(f"method={method!r}; choose one of {METHODS}.")
   if method == "stochastic" and key is None:

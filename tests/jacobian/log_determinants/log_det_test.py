@@ -578,3 +578,10 @@ def test_small_determinants_are_not_taken_for_rounding(dtype):
   np.testing.assert_array_equal(np.asarray(found.sign), signs)
   np.testing.assert_array_equal(found.bias_bound, np.zeros(4))
   np.testing.assert_allclose(found.value, values, rtol=1e-3, atol=1e-3)
+
+
+def test_arguments_beside_the_function():
+  with pytest.raises(ValueError, match=r"log_det\(f\)\(x\)"):
+    log_det(jnp.tanh, jnp.ones(3))
+  with pytest.raises(ValueError, match="choose one of"):
+    log_det(jnp.tanh, "exact")
