@@ -25,7 +25,8 @@ class Costs(NamedTuple):
 
   state: int  # integers and numbers
   words_per_step: float  # spilled
-  kept: int = 0  # on the device, whatever the plan: states of the model
+  # On the device, whatever the plan: states of the model and residues.
+  kept: int = 0
 
 
 class Plan(NamedTuple):

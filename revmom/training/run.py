@@ -133,9 +133,14 @@ def _empty_log(problem: Problem, now: Moving) -> Log:
 
 
 def forward_steps(
-  problem: Problem, inputs: Inputs, now: Moving, start: Any, length: int
+  problem: Problem,
+  inputs: Inputs,
+  now: Moving,
+  start: Any,
+  length: int,
+  reference: Reference | None,
 ) -> tuple[Moving, Log]:
-  """Steps start, ..., start + length - 1."""
+  """Steps start, ..., start + length - 1; again, if there is a reference."""
   if not length:
     return now, _empty_log(problem, now)
   dynamics, spills, data = inputs
@@ -146,7 +151,11 @@ def forward_steps(
     views = dynamics.views(leaves)
     out, gradients = problem.gradient(views, state, data.at(t), t)
     gradients = problem.consume(gradients, views, dynamics.thresholds(t), t)
-    gradients, residues = rounded(problem, gradients)
+    if reference is None:
+      gradients, residues = rounded(problem, gradients)
+    else:
+      residues = []
+      gradients = restored(problem, gradients, reference.residues, t)
     leaves = dynamics.forward(leaves, gradients, t, schedules)
     # Of the new integers, which nothing overwrites in this step: a compiler
     # would copy the old ones for it.
@@ -162,13 +171,23 @@ def forward_steps(
 
 
 def forward(
-  problem: Problem, inputs: Inputs, now: Moving, plan: Plan, start: Any
+  problem: Problem,
+  inputs: Inputs,
+  now: Moving,
+  plan: Plan,
+  start: Any,
+  reference: Reference | None = None,
 ) -> tuple[Moving, list, list]:
-  """A run or segment by its plan: what it changed, [Log], kept."""
+  """A run or segment by its plan: what it changed, [Log], kept.
+
+  A segment that is run again has a reference: what the run left.
+  """
   if not plan.segments:
     leaves = with_rows(now.leaves, inputs.spills.rows(plan.steps))
     now = now._replace(leaves=leaves)
-    now, logs = forward_steps(problem, inputs, now, start, plan.steps)
+    now, logs = forward_steps(
+      problem, inputs, now, start, plan.steps, reference
+    )
     return now, [logs], []
   streams = plan.words == "host"
 
@@ -178,7 +197,9 @@ def forward(
     if not streams:  # one row for all, which nothing reads
       rows = [{role: min(1, n) for role, n in own.items()} for own in rows]
     now = now._replace(leaves=with_rows(leaves, rows))
-    now, logs = forward_steps(problem, inputs, now, first, plan.length)
+    now, logs = forward_steps(
+      problem, inputs, now, first, plan.length, reference
+    )
     kept = before
     if streams:
       kept = jax.device_put(_words(now.leaves), jax.memory.Space.Host)
@@ -189,7 +210,7 @@ def forward(
   now, (logs, kept) = lax.scan(segment, now, firsts)
   logs = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), logs)
   now, final_logs, final_kept = forward(
-    problem, inputs, now, plan.final, start + plan.final_start
+    problem, inputs, now, plan.final, start + plan.final_start, reference
   )
   return now, [logs, *final_logs], [kept, *final_kept]
 
@@ -228,7 +249,9 @@ def backward(
       leaves = put_words(leaves, own)
     else:
       before = Moving(own, reference.at(first)[1])
-      again, _, inner = forward(problem, inputs, before, plan.leading, first)
+      again, _, inner = forward(
+        problem, inputs, before, plan.leading, first, reference
+      )
       # Only words are taken from the second pass: integers must agree anyway.
       leaves = put_words(leaves, _words(again.leaves))
     state = backward(

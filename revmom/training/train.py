@@ -1,5 +1,6 @@
 """Training as one bijection, and the gradient through it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -110,7 +111,7 @@ def train(
       bits of each element are kept at each step, which forgive a reversal
       whose gradients are computed otherwise: in other microbatches, on other
       devices, by another program (see `revmom.exact.residue` for how much).
-      The memory for them is not counted by the plan.
+      They stay on the device, and the plan counts them.
 
   Returns:
     A `Run` of params, losses (NaN from where a value left its grid), state,
@@ -142,7 +143,7 @@ def train(
       f"plan={plan!r}; pass revmom.plans.recompute(bytes), "
       "revmom.plans.offload() or revmom.plans.keep()."
     )
-  _check_residues(residue_bits, policy)
+  _check_residues(residue_bits)
   check_params(optimizer.role(PARAMS), params)
   steps = run_length(optimizer, batches, num_steps)
   dynamics = optimizer.resolve(params, steps)
@@ -163,7 +164,9 @@ def train(
   arrays, structure = jax.tree.flatten(params)
   dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
   packed = dynamics.pack(arrays)
-  made = policy.make(steps, _costs(packed, spills, steps, model.state))
+  made = policy.make(
+    steps, _costs(packed, spills, steps, model.state, residue_bits)
+  )
   results, extra = differentiable(problem, made, dynamics, spills)(
     dynamics.hyperparameters,
     (spills.schedules, spills.valid),
@@ -209,22 +212,20 @@ def train(
   return run
 
 
-def _check_residues(bits: int, policy: Policy) -> None:
+def _check_residues(bits: int) -> None:
   if bits not in residue.BITS:
     raise ValueError(f"residue_bits={bits!r}; choose one of {residue.BITS}.")
-  if bits and policy != plans.keep():
-    raise ValueError(
-      "residue_bits keeps bits of every step on the device, where no plan "
-      "moves them; leave out the plan."
-    )
 
 
 def _costs(
-  arrays: list, spills: Any, steps: int, model_state: list
+  arrays: list, spills: Any, steps: int, model_state: list, residue_bits: int
 ) -> plans.Costs:
   sizes = [jnp.size(array) for array in arrays]
+  kept = sum(leaf.size * leaf.dtype.itemsize for leaf in model_state)
+  if residue_bits:
+    kept += sum(residue.bytes_of(size, residue_bits) for size in sizes)
   return plans.Costs(
     spills.state_bytes(sizes),
     spills.bytes_per_step(sizes),
-    steps * sum(leaf.size * leaf.dtype.itemsize for leaf in model_state),
+    math.ceil(steps * kept),
   )

@@ -23,6 +23,7 @@ class Held(NamedTuple):
   spilled: int  # rows of bits that were pushed out
   heads: int  # of the buffers
   kept: int  # by the plan
+  residues: int  # of gradients
 
   @property
   def total(self) -> int:
@@ -40,6 +41,7 @@ def held(state: Any) -> Held:
     spilled=size([buffer.words for buffer in buffers]),
     heads=size([buffer.number for buffer in buffers]),
     kept=size(state.kept),
+    residues=size(state.residues),
   )
 
 

@@ -43,6 +43,20 @@ class Config:
     "Bytes on the device for integers and buffers; none is no limit.",
     at_least=1,
   )
+  residue_bits: int = flag(
+    0,
+    "Bits kept of each gradient, so that it may be computed otherwise going "
+    "back: 0, 1, 2, 4 or 8.",
+    at_least=0,
+    at_most=8,
+  )
+  reverse_microbatches: int = flag(
+    1,
+    "Equal parts of a batch that gradients are computed in going back; other "
+    "than 1 needs --residue_bits.",
+    at_least=1,
+    may_change=True,
+  )
   dtype: str = flag(
     "float32", "Of weights and activations.", choices=["float32", "bfloat16"]
   )

@@ -41,6 +41,7 @@ def reversible_training(problem: Problem, config: Config) -> Wrapped:
       *args,
       num_steps=config.steps,
       plan=plan,
+      residue_bits=config.residue_bits,
     )
 
   return jax.jit(run)
@@ -71,11 +72,15 @@ def plain_training(problem: Problem, config: Config) -> Wrapped:
   return jax.jit(run)
 
 
-def reversal(problem: Problem) -> Wrapped:
+def reversal(problem: Problem, config: Config) -> Wrapped:
   """(state, images, labels) -> Rewound."""
+  parts = config.reverse_microbatches
+  loss_fn = problem.loss_fn
+  if parts > 1:
+    loss_fn = revmom.accumulated(loss_fn, parts)
   return jax.jit(
     lambda state, *args: revmom.rewind(
-      problem.loss_fn, problem.optimizer, state, problem.batches, *args
+      loss_fn, problem.optimizer, state, problem.batches, *args
     )
   )
 
@@ -123,13 +128,13 @@ def train(problem: Problem, config: Config) -> Trained:
   )
 
 
-def rewind(problem: Problem, state: Any) -> dict[str, Any]:
+def rewind(problem: Problem, config: Config, state: Any) -> dict[str, Any]:
   """Reverses a run: what its receipt says, time and memory.
 
   Raises:
     RuntimeError: the reversal was not exact.
   """
-  compiled = reversal(problem).lower(state, *problem.args).compile()
+  compiled = reversal(problem, config).lower(state, *problem.args).compile()
   rewound, seconds = timed(compiled, state, *problem.args)
   receipt = rewound.receipt
   receipt.check(state.checksum_every, state.steps)
@@ -198,7 +203,7 @@ def restore(
   state = run.state.replace(fingerprint=fingerprint)
   # Before arrays are read into an environment that can't reverse them.
   try:
-    jax.eval_shape(reversal(problem), state, *problem.args)
+    jax.eval_shape(reversal(problem, config), state, *problem.args)
   except ValueError as error:
     raise ValueError(
       f"can't rewind from {checkpoints.workdir}: {error}.  Rerun in that "

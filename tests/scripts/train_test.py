@@ -107,3 +107,13 @@ def test_a_loss_that_explodes_stops_the_run(script, tmp_path):
 )
 def test_a_wrong_flag_is_named(script, flag, message):
   assert message in script.fails(flag)
+
+
+def test_a_reversal_in_other_microbatches(script, tmp_path):
+  script = script.at(tmp_path)
+  flags = "--steps=60", "--batch_size=40", "--reverse_microbatches=4"
+  assert (
+    "receipt            OK" in script.run(*flags, "--residue_bits=2").stdout
+  )
+  result = script.result()
+  assert result["bits_kept"] > result["bits_spilled"] + 2

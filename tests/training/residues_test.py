@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import revmom
+from revmom.training import plans
 
 STEPS = 40
 OPTIMIZERS = {
@@ -34,10 +35,10 @@ def in_parts(params, batch):
   return jnp.mean(jax.lax.map(lambda part: loss_fn(params, part), turned))
 
 
-def rewind_in_parts(optimizer, bits):
+def rewind_in_parts(optimizer, bits, plan=None):
   params, batches = problem()
   train = lambda p: revmom.train(
-    loss_fn, optimizer, p, batches, residue_bits=bits
+    loss_fn, optimizer, p, batches, residue_bits=bits, plan=plan
   )
   run = jax.jit(train)(params)
   undo = lambda s: revmom.rewind(in_parts, optimizer, s, batches)
@@ -47,6 +48,22 @@ def rewind_in_parts(optimizer, bits):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_other_microbatches_restore_every_bit(name):
   run, back = rewind_in_parts(OPTIMIZERS[name], 2)
+  assert bool(back.receipt.ok)
+  jax.tree.map(np.testing.assert_array_equal, back.params, run.initial_params)
+
+
+class Again(plans.Policy):
+  """Segments that are run again, though there is room for all words."""
+
+  def make(self, steps, costs):
+    return plans._split(steps, 3, "recompute", 1)
+
+
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_segments_that_are_run_again_in_other_microbatches(name):
+  """The second pass computes other gradients, too."""
+  run, back = rewind_in_parts(OPTIMIZERS[name], 2, plan=Again())
+  assert run.state.plan.segments == 3
   assert bool(back.receipt.ok)
   jax.tree.map(np.testing.assert_array_equal, back.params, run.initial_params)
 
@@ -100,5 +117,7 @@ def test_what_is_kept_and_refused():
   assert not run().state.residues
   with pytest.raises(ValueError, match="choose one of"):
     run(residue_bits=3)
-  with pytest.raises(ValueError, match="leave out the plan"):
-    run(residue_bits=2, plan=revmom.plans.recompute(10**9))
+  plan = revmom.plans.recompute(30_000)
+  assert run(residue_bits=2, plan=plan).state.plan.steps == STEPS
+  with pytest.raises(ValueError, match="raise the budget"):
+    run(residue_bits=8, plan=plan)
