@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from revmom.depth.scan import Updates
+from revmom.depth.layer import Updates
 
 Branch = Callable[[Any, jax.Array], jax.Array]  # (layer, x) -> like x
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from revmom.exact import bit_buffer, compensated
+from revmom.exact import capacities, compensated
 from revmom.exact.pytree import Pytree, static
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep
@@ -68,7 +68,7 @@ class Resolved(Pytree):
 
   def forgetting(self, leaf: int) -> dict[str, jax.Array]:
     """1 - rho of every role, [] if no step differs from another or [steps]."""
-    dtype = bit_buffer.layout(self.integer).float_dtype
+    dtype = capacities.layout(self.integer).float_dtype
     of_step = lambda step: self._forgetting(leaf, step, dtype)
     part = self.part[leaf]
     varies = any(
@@ -130,13 +130,13 @@ class Resolved(Pytree):
       schedules.append({})
       bounds.append({})
       for role, forgetting in self.factors(part).items():
-        schedules[-1][role] = bit_buffer.schedule(forgetting, self.integer)
+        schedules[-1][role] = capacities.schedule(forgetting, self.integer)
         known = hyperparameters.concrete(forgetting)
         if known is None:
           largest = 1 - equations.role(role).floor
           known = np.full(forgetting.shape, largest)
           valid &= jnp.all((forgetting >= 0) & (forgetting <= largest))
-        bit_buffer.check_invertible(role, known, self.integer)
+        capacities.check_invertible(role, known, self.integer)
         bounds[-1][role] = known
     groups = [self._group(leaf) for leaf in range(len(self.part))]
     roles = [len(self.equations[part].roles) for part in self.part]
@@ -167,7 +167,7 @@ class Resolved(Pytree):
     """Of an element of each leaf, what `count` steps multiply volume with."""
     factors = []
     for leaf in range(len(self.part)):
-      log = compensated.zero(bit_buffer.layout(self.integer).float_dtype)
+      log = compensated.zero(capacities.layout(self.integer).float_dtype)
       with jax.ensure_compile_time_eval():  # what is known stays known
         forgetting = self.forgetting(leaf)
       for forgotten in forgetting.values():

@@ -1,21 +1,8 @@
-"""One step of an optimizer as a bijection.
+"""One step of an optimizer as a bijection: what its equations give for free."""
 
-Every optimizer that changes its slots z_1, ..., z_n and the parameters theta
-in turn,
-
-    z_k'   = rho_k z_k + phi_k(g(theta), z_1', ..., z_{k-1}'),          (1)
-    theta' = rho_theta theta + u(z_1', ..., z_n'),                      (2)
-
-is a step of `revmom.steps.equations`: going back, theta comes first, so that
-the gradient is known when the slots are undone.
-
-An optimizer states phi, u and the factors; all else is derived here.
-"""
-
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NoReturn, Self
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -23,23 +10,20 @@ import optax
 from jax import lax
 
 from revmom.exact import compensated
-from revmom.exact.pytree import is_static, static
 from revmom.exact.refusal import refuse_derivative
-from revmom.optimizers import hyperparameters
 from revmom.optimizers.checks import (
   check_factors,
   check_like,
   check_params,
   check_slots,
 )
+from revmom.optimizers.declared import Declared
 from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.gradients import consumed
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.resolve import resolve
-from revmom.optimizers.slot import AVERAGE, PARAMS, Slot
+from revmom.optimizers.slot import PARAMS
 from revmom.optimizers.state import State, check_in_range
-from revmom.steps.equations import Equations
-from revmom.steps.leaf import Role
 
 DEFAULT_STEPS = 1000
 NO_DERIVATIVE = (
@@ -51,76 +35,12 @@ NO_DERIVATIVE = (
 )
 
 
-class ReversibleOptimizer(Equations, kw_only=True):
+class ReversibleOptimizer(Declared, kw_only=True):
   """A reversible optimizer, as a pytree of its hyperparameters.
 
-  A subclass declares its hyperparameters as fields, equation (1) as a table of
-  slots, and equation (2) as `displacement`.  Each is written for one parameter
-  array at one step: there the hyperparameters are scalars.
-
-  Attributes:
-    slots: equation (1) of each slot, in the order in which a step changes them.
-    elementwise: whether phi and u of an element depend on nothing but its own
-      gradient and slots, so that small arrays may be packed into one.
-    roles: the slots, the parameters and their average with their grids.
-    learning_rate, weight_decay: theta is multiplied by one minus their product
-      in every step; without a weight decay it is not.
-    clip: see `revmom.clipped`; None is no limit.
-    average: factor rho of an average of the parameters, see `revmom.averaged`.
-    preprocess: see `revmom.preprocessed`.
-    shown_bits: fraction bits of the floats that the parameters are shown as,
-      where their low bits are to stay hidden in the state; None shows all.
+  Its equations are those of `revmom.optimizers.declared.Declared`; all else is
+  derived here.
   """
-
-  slots: ClassVar[tuple[Slot, ...]] = ()
-  elementwise: ClassVar[bool] = False
-
-  learning_rate: Any = None
-  weight_decay: Any = None
-  clip: Any = None
-  average: Any = None
-  preprocess: optax.GradientTransformation | None = static(default=None)
-  shown_bits: int | None = static(default=None)
-
-  def displacement(
-    self, slots: dict[str, jax.Array], step: jax.Array
-  ) -> jax.Array:
-    """u, equation (2): what is added to the parameters."""
-    raise NotImplementedError
-
-  # What `revmom.steps.equations` asks for.
-
-  @property
-  def early(self) -> tuple[Role, ...]:
-    return self.before(PARAMS)
-
-  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
-    factors = {}
-    for slot in self.slots:
-      if slot.decay is not None:
-        factors[slot.name] = 1 - self.value(slot.decay)
-      elif slot.fine:  # its buffer holds what is below its grid
-        factors[slot.name] = jnp.zeros((), self.learning_rate.dtype)
-    if self.weight_decay is not None:
-      factors[PARAMS] = self.learning_rate * self.weight_decay
-    if self.average is not None:
-      factors[AVERAGE] = 1 - self.average
-    return factors
-
-  def increment(
-    self, name: str, given: Any, values: dict[str, jax.Array], step: jax.Array
-  ) -> jax.Array:
-    if name == AVERAGE:
-      return (1 - self.average) * values[PARAMS]
-    if name == PARAMS:
-      return self.displacement(values, step)
-    (slot,) = (slot for slot in self.slots if slot.name == name)
-    return slot.increment(self, given, values, step)
-
-  def contracts(self, name: str) -> bool:
-    return not self.elementwise
-
-  # What follows from them.
 
   def init(self, params: Any, num_steps: int | None = None) -> State:
     """Snaps the parameters to the grid and makes empty buffers.
@@ -279,61 +199,11 @@ class ReversibleOptimizer(Equations, kw_only=True):
     """
     check_in_range(state, self.resolve_for(state))
 
-  @property
-  def floors(self) -> dict[str, float]:
-    """The smallest factor of each role that buffers have room for if traced."""
-    return {r.name: r.floor for r in self.roles if r.floor is not None}
-
-  def with_floors(self, floors: Mapping[str, float]) -> Self:
-    """The optimizer, with room for smaller factors; none is raised.
-
-    >>> import revmom
-    >>> revmom.sgd(0.1, 0.9).with_floors({"velocity": 0.5}).floors
-    {'velocity': 0.5}
-    """
-
-    def lower(role: Role) -> Role:
-      if role.floor is None:
-        return role
-      lowest = min(role.floor, floors.get(role.name, role.floor))
-      return role._replace(floor=lowest)
-
-    return self.replace(roles=tuple(map(lower, self.roles)))
-
-  # Machinery shared with the drivers of whole runs.
-
-  def hyperparameters(self) -> dict[str, Any]:
-    """The fields that are hyperparameters and in use."""
-    values = {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-      if not is_static(field)
-    }
-    return {name: v for name, v in values.items() if v is not None}
-
-  def value(self, name: str) -> Any:
-    """One of the hyperparameters, by its name."""
-    return getattr(self, name)
-
-  def with_values(self, values: dict[str, Any]) -> "ReversibleOptimizer":
-    """The optimizer with other values of some of its hyperparameters."""
-    return self.replace(**values)
-
-  def num_steps(self) -> int | None:
-    """The length of the hyperparameters' step axis, if one has it."""
-    return hyperparameters.num_steps(self.hyperparameters())
-
   def resolve(
     self, params: Any, steps: int, packing: Packing | None = None
   ) -> Dynamics:
     """The dynamics of a run; hyperparameters differentiate through it."""
     return resolve(self, params, steps, packing)
-
-  def parts(self, params: Any) -> tuple[list[tuple[Any, list[int]]], dict]:
-    """(optimizer, its leaves) of each part, and what concerns all leaves."""
-    everything = list(range(len(jax.tree.leaves(params))))
-    shared = {} if self.clip is None else {"clip": self.clip}
-    return [(self.replace(clip=None), everything)], shared
 
   def resolve_for(self, state: State) -> Dynamics:
     """The dynamics of the run that a state belongs to."""

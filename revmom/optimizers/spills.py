@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.exact import bit_buffer
-from revmom.exact.bit_buffer import Schedule
+from revmom.exact import capacities
+from revmom.exact.capacities import Schedule
 
 
 class Spills(NamedTuple):
@@ -27,7 +27,7 @@ class Spills(NamedTuple):
     """For each leaf, role -> words an element spills in so many steps."""
     known = {
       group: {
-        role: bit_buffer.rows_needed(bound[:, group[1]], self.integer, length)
+        role: capacities.rows_needed(bound[:, group[1]], self.integer, length)
         for role, bound in self.bounds[group[0]].items()
       }
       for group in set(self.groups)

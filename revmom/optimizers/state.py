@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from revmom.exact import fixed_point
-from revmom.exact.bit_buffer import Schedule
+from revmom.exact.capacities import Schedule
 from revmom.exact.pytree import Pytree, static
 from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.packing import Packing

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from revmom.exact.bit_buffer import Schedule
+from revmom.exact.capacities import Schedule
 from revmom.exact.fence import fence, isolate
 from revmom.exact.pytree import Pytree, static
 from revmom.steps import leaf as leaves

@@ -8,7 +8,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from revmom.exact import bit_buffer, fixed_point
-from revmom.exact.bit_buffer import BitBuffer, Schedule
+from revmom.exact.bit_buffer import BitBuffer
+from revmom.exact.capacities import Schedule
 
 _TANGENT = "_tangent"
 

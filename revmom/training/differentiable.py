@@ -14,6 +14,7 @@ from revmom.optimizers.slot import AVERAGE
 from revmom.optimizers.spills import Spills
 from revmom.steps.checksum import checksum
 from revmom.training import receipt as receipts
+from revmom.training import reverse
 from revmom.training import run as runs
 from revmom.training.model import is_float
 from revmom.training.plans import Plan
@@ -153,10 +154,10 @@ def _backward(problem, plan, inputs, residuals, bars):
     ],
     residuals.wanted,
   )
-  back = runs.backward(
+  back = reverse.backward(
     problem,
     inputs,
-    runs.Backward(
+    reverse.Backward(
       extra["leaves"],
       adjoint,
       receipts.of_start(extra["leaves"], extra["checksums"], plan.steps),
@@ -194,7 +195,7 @@ def _first_adjoint(
   averages_bar: list,
   state_bar: list,
   wanted: tuple,
-) -> runs.Adjoint:
+) -> reverse.Adjoint:
   dynamics, _, data = inputs
   bars = []
   for i, leaf in enumerate(leaves):
@@ -211,7 +212,7 @@ def _first_adjoint(
     for array, want in zip([*data.shared, *data.stacked], wanted, strict=True)
   ]
   count = len(data.shared)
-  return runs.Adjoint(
+  return reverse.Adjoint(
     leaves=bars,
     state=state_bar,
     hyperparameters=jax.tree.map(jnp.zeros_like, dynamics.hyperparameters),

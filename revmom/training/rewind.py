@@ -16,6 +16,7 @@ from revmom.optimizers.reversible import (
 )
 from revmom.optimizers.state import State
 from revmom.training import receipt as receipts
+from revmom.training import reverse
 from revmom.training import run as runs
 from revmom.training.model import Model
 from revmom.training.problem import pose, run_length
@@ -101,10 +102,10 @@ def rewind(
   )
   dynamics = dynamics.replace(hyperparameters=values)
   inputs = runs.Inputs(dynamics, spills, data)
-  back = runs.backward(
+  back = reverse.backward(
     problem,
     inputs,
-    runs.Backward(
+    reverse.Backward(
       state.leaves,
       None,
       receipts.of_start(state.leaves, state.checksums, state.steps),

@@ -1,4 +1,4 @@
-"""A whole run forward, backward, and backward with its adjoint.
+"""A whole run forward; backward is in `revmom.training.reverse`.
 
 All loops are scans over one step.  A step's gradient is computed from the
 float view of integers and consumed as rounded increments.  It is isolated, so
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact import residue
-from revmom.exact.bit_buffer import Schedule
-from revmom.exact.fence import keep_alive, origin
+from revmom.exact.capacities import Schedule
+from revmom.exact.fence import origin
 from revmom.exact.residue import Residues
-from revmom.optimizers.dynamics import Bars, Dynamics
+from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.slot import PARAMS
 from revmom.optimizers.spills import Spills
 from revmom.steps.checksum import checksum
@@ -25,23 +25,6 @@ from revmom.training.model import Outputs
 from revmom.training.plans import Plan
 from revmom.training.problem import Data, Problem
 from revmom.training.rounding import restored, rounded
-
-
-class Adjoint(NamedTuple):
-  """The cotangents of everything, between two steps of the reverse pass."""
-
-  leaves: list[Bars]
-  state: list[Any]  # of the model; None for what is no float
-  hyperparameters: tuple[dict[str, tuple], ...]
-  data: Data  # None for what is not differentiated
-
-
-class Backward(NamedTuple):
-  """The state of the reverse pass."""
-
-  leaves: list[Leaf]
-  adjoint: Adjoint | None
-  diverged_at: jax.Array  # int32 []
 
 
 class Inputs(NamedTuple):
@@ -83,11 +66,13 @@ def first_step(leaves: list[Leaf]) -> jax.Array:
   return origin([leaf.integers[PARAMS] for leaf in leaves])
 
 
-def _bare(leaves: list[Leaf]) -> list[Leaf]:
+def bare(leaves: list[Leaf]) -> list[Leaf]:
+  """The leaves without words."""
   return [leaf.bare() for leaf in leaves]
 
 
-def _words(leaves: list[Leaf]) -> list[dict[str, jax.Array | None]]:
+def words_of(leaves: list[Leaf]) -> list[dict[str, jax.Array | None]]:
+  """The words of all leaves."""
   return [leaf.words() for leaf in leaves]
 
 
@@ -101,7 +86,7 @@ def with_rows(leaves: list[Leaf], rows: list[dict[str, int]]) -> list[Leaf]:
   return [leaf.with_rows(n) for leaf, n in zip(leaves, rows, strict=True)]
 
 
-def _rebased(schedules: list[dict[str, Schedule]], start: Any) -> list:
+def rebased(schedules: list[dict[str, Schedule]], start: Any) -> list:
   """Schedules whose rows count from the first of a segment."""
   return [
     {
@@ -144,7 +129,7 @@ def forward_steps(
   if not length:
     return now, _empty_log(problem, now)
   dynamics, spills, data = inputs
-  schedules = _rebased(spills.schedules, start)
+  schedules = rebased(spills.schedules, start)
 
   def step(now, t):
     leaves, state = now
@@ -202,169 +187,14 @@ def forward(
     )
     kept = before
     if streams:
-      kept = jax.device_put(_words(now.leaves), jax.memory.Space.Host)
-    return now._replace(leaves=_bare(now.leaves)), (logs, kept)
+      kept = jax.device_put(words_of(now.leaves), jax.memory.Space.Host)
+    return now._replace(leaves=bare(now.leaves)), (logs, kept)
 
   firsts = start + plan.length * jnp.arange(plan.segments, dtype=jnp.int32)
-  now = now._replace(leaves=_bare(now.leaves))
+  now = now._replace(leaves=bare(now.leaves))
   now, (logs, kept) = lax.scan(segment, now, firsts)
   logs = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), logs)
   now, final_logs, final_kept = forward(
     problem, inputs, now, plan.final, start + plan.final_start, reference
   )
   return now, [logs, *final_logs], [kept, *final_kept]
-
-
-def backward(
-  problem: Problem,
-  inputs: Inputs,
-  state: Backward,
-  plan: Plan,
-  kept: list,
-  start: Any,
-  reference: Reference,
-) -> Backward:
-  """Undoes `forward`; `reference` is what the run left.
-
-  `state.leaves` have the words of the plan's last segment.
-  """
-  if not plan.segments:
-    return backward_steps(problem, inputs, state, start, plan.steps, reference)
-  state = backward(
-    problem,
-    inputs,
-    state,
-    plan.final,
-    kept[1:],
-    start + plan.final_start,
-    reference,
-  )
-
-  def segment(state, xs):
-    first, own = xs
-    leaves = state.leaves
-    inner: list = []
-    if plan.words == "host":
-      own = jax.device_put(own, jax.memory.Space.Device)
-      leaves = put_words(leaves, own)
-    else:
-      before = Moving(own, reference.at(first)[1])
-      again, _, inner = forward(
-        problem, inputs, before, plan.leading, first, reference
-      )
-      # Only words are taken from the second pass: integers must agree anyway.
-      leaves = put_words(leaves, _words(again.leaves))
-    state = backward(
-      problem,
-      inputs,
-      state._replace(leaves=leaves),
-      plan.leading,
-      inner,
-      first,
-      reference,
-    )
-    return state._replace(leaves=_bare(state.leaves)), None
-
-  firsts = start + plan.length * jnp.arange(plan.segments, dtype=jnp.int32)
-  state = state._replace(leaves=_bare(state.leaves))
-  return lax.scan(segment, state, (firsts, kept[0]), reverse=True)[0]
-
-
-def backward_steps(
-  problem: Problem,
-  inputs: Inputs,
-  state: Backward,
-  start: Any,
-  length: int,
-  reference: Reference,
-) -> Backward:
-  """Undoes steps start + length - 1, ..., start, words being in the leaves."""
-  if not length:
-    return state
-  words = _words(state.leaves)
-  schedules = _rebased(inputs.spills.schedules, start)
-
-  def step(carry, _):
-    state, t = carry
-    state = state._replace(leaves=put_words(state.leaves, words))
-    state = _undo(problem, inputs, state, t, schedules, reference)
-    return (state._replace(leaves=_bare(state.leaves)), t - 1), None
-
-  state = state._replace(leaves=_bare(state.leaves))
-  last = jnp.asarray(start + length - 1, jnp.int32)
-  return lax.scan(step, (state, last), length=length)[0][0]
-
-
-def _undo(
-  problem: Problem,
-  inputs: Inputs,
-  state: Backward,
-  t: jax.Array,
-  schedules: list,
-  reference: Reference,
-) -> Backward:
-  """One step back, with the adjoint if there is one.
-
-  Integers are restored in two halves, `after` -> `between` -> `before`, with
-  the gradient, which the parameters in `between` give, in the middle.
-  """
-  dynamics, _, data = inputs
-  after = state.leaves
-  between = dynamics.undo_update(after, t, schedules)
-  views, item = dynamics.views(between), data.at(t)
-  thresholds = dynamics.thresholds(t)
-  bars, model_state = reference.at(t)
-  out, raw = problem.gradient(views, model_state, item, t)
-  gradients = problem.consume(raw, views, thresholds, t)
-  gradients = restored(problem, gradients, reference.residues, t)
-  t = keep_alive(t, out.witness)
-  before = dynamics.undo_increments(between, gradients, t, schedules)
-  adjoint = state.adjoint
-  if adjoint is not None:
-    own, totals = adjoint.leaves, adjoint.hyperparameters
-    nothing = [None] * len(after)
-    own, _, totals = dynamics.pull_back(
-      after, between, nothing, own, totals, t, schedules
-    )
-    own, gradients_bar, totals = dynamics.pull_back(
-      between, before, gradients, own, totals, t, schedules
-    )
-    _, pull_back = jax.vjp(
-      lambda raw, views, thresholds: problem.consume(raw, views, thresholds, t),
-      raw,
-      views,
-      thresholds,
-    )
-    raw_bar, views_bar, thresholds_bar = pull_back(gradients_bar)
-    more_bar, state_bar, item_bar = problem.pull_back(
-      views,
-      model_state,
-      item,
-      t,
-      raw_bar,
-      bars._replace(state=adjoint.state),
-      adjoint.data,
-    )
-    adjoint = Adjoint(
-      leaves=[
-        _plus(leaf, dynamics.bars_of(a + b))
-        for leaf, a, b in zip(own, views_bar, more_bar, strict=True)
-      ],
-      state=state_bar,
-      hyperparameters=dynamics.add_thresholds_bar(totals, thresholds_bar, t),
-      data=adjoint.data.plus(item_bar, t),
-    )
-  every = problem.checksum_every
-  diverged = lax.cond(
-    t % every == 0,
-    lambda: jnp.any(checksum(before) != reference.checksums[t // every]),
-    lambda: jnp.zeros((), bool),
-  )
-  diverged_at = jnp.where(
-    diverged & (state.diverged_at < 0), t, state.diverged_at
-  )
-  return Backward(before, adjoint, diverged_at)
-
-
-def _plus(bars: Bars, more: Bars) -> Bars:
-  return bars | {name: bars[name] + bar for name, bar in more.items()}

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from revmom.exact import bit_buffer, fixed_point
+from revmom.exact import bit_buffer, capacities, fixed_point
 
 # Of a fixed length, so that every example runs the same compiled program.
 SIZE, WALK = 8, 40
@@ -46,7 +46,7 @@ def ratio(numerators, denominators, bits):
     for n, d in zip(numerators, denominators, strict=True)
   ]
   columns = numerators, denominators, whole, fraction
-  return bit_buffer.Ratio(*(integers(column, bits) for column in columns))
+  return capacities.Ratio(*(integers(column, bits) for column in columns))
 
 
 def rescaled(i, r, numerator, denominator):
@@ -180,7 +180,7 @@ def inverse_walk(end, increments, schedule):
 
 @partial(jax.jit, static_argnums=3)
 def there_and_back(start, increments, forgetting, row_count):
-  schedule = bit_buffer.schedule(forgetting, start.dtype)
+  schedule = capacities.schedule(forgetting, start.dtype)
   end, visited = forward_walk(start, increments, schedule, row_count)
   back, revisited = inverse_walk(end, increments, schedule)
   return schedule, end, visited, back, revisited
@@ -278,7 +278,7 @@ def check_long_round_trip(bits):
   forgetting = forgetting_of_groups(dtype)
   groups = forgetting.shape[1]
   needed = [
-    bit_buffer.rows_needed(forgetting[:, g], f"int{bits}")
+    capacities.rows_needed(forgetting[:, g], f"int{bits}")
     for g in range(groups)
   ]
   rng = np.random.default_rng(1)
@@ -331,7 +331,7 @@ def test_float_multiply_and_divide_lose_bits(beta):
 def test_integers_without_a_buffer_lose_bits():
   start = integers([12345, -6789, 2**29, -(2**29)], 32)
   increments = np.zeros((50, 4), np.int32)
-  schedule = bit_buffer.schedule(jnp.full((50, 1), 0.1))
+  schedule = capacities.schedule(jnp.full((50, 1), 0.1))
   (value, buffer), _ = forward_walk(start, increments, schedule, 4)
   forgotten = jax.tree.map(jnp.zeros_like, buffer)
   kept, _ = inverse_walk((value, buffer), increments, schedule)
@@ -347,7 +347,7 @@ def test_integers_without_a_buffer_lose_bits():
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("beta", [*BETAS, 1 - 1e-5, 1.0])
 def test_bits_used(beta, bits, steps):
-  rows_ = bit_buffer.rows_needed(np.full(steps, 1 - beta), f"int{bits}")
+  rows_ = capacities.rows_needed(np.full(steps, 1 - beta), f"int{bits}")
   allowed = steps * (1.03 * math.log2(1 / beta) + 0.002) + WORD[bits]
   assert WORD[bits] * rows_ <= allowed
   # The words themselves keep to it; the head is the one word more.
@@ -359,7 +359,7 @@ def test_bits_used(beta, bits, steps):
 
 def spill_counts(forgetting, bits):
   dtype = {32: "float32", 64: "float64"}[bits]
-  schedule = jax.jit(bit_buffer.schedule, static_argnums=1)(
+  schedule = jax.jit(capacities.schedule, static_argnums=1)(
     forgetting.astype(dtype), f"int{bits}"
   )
   return np.asarray(schedule.spill), np.asarray(schedule.row)
@@ -379,15 +379,15 @@ def test_no_segment_spills_more_rows_than_needed():
     most = np.max(total[length:] - total[: len(total) - length], 0)
     for g in range(groups):
       column = forgetting[:, g]
-      assert most[g] <= bit_buffer.rows_needed(column, "int32", length)
-  assert bit_buffer.rows_needed(forgetting[:, 1], "int32", 0) == 0
+      assert most[g] <= capacities.rows_needed(column, "int32", length)
+  assert capacities.rows_needed(forgetting[:, 1], "int32", 0) == 0
 
 
 def drift(forgetting, bits):
   """log of the product of all capacity ratios over that of the betas."""
   dtype = {32: "float32", 64: "float64"}[bits]
   forgetting = forgetting.astype(dtype)
-  schedule = jax.jit(bit_buffer.schedule, static_argnums=1)(
+  schedule = jax.jit(capacities.schedule, static_argnums=1)(
     forgetting, f"int{bits}"
   )
   exact = np.log1p(-forgetting.astype(np.longdouble))
@@ -418,7 +418,7 @@ def test_product_of_ratios_int64(x64):
 
 def test_overflow_is_sticky():
   start = integers([fixed_point.overflow("int32"), 5], 32)
-  schedule = bit_buffer.schedule(jnp.full((30, 1), 0.5))
+  schedule = capacities.schedule(jnp.full((30, 1), 0.5))
   increments = np.full((30, 2), 7, np.int32)
   _, visited = forward_walk(start, increments, schedule, 3)
   flags = np.asarray(fixed_point.has_overflowed(visited[0]))
@@ -426,7 +426,7 @@ def test_overflow_is_sticky():
 
 
 def test_nan_is_sticky():
-  schedule = bit_buffer.schedule(jnp.full((30, 1), 0.5))
+  schedule = capacities.schedule(jnp.full((30, 1), 0.5))
   increments = np.ones((30, 2), np.float32)
   increments[3, 0] = np.nan
   increments = fixed_point.to_fixed(increments, 20)
@@ -437,9 +437,9 @@ def test_nan_is_sticky():
 
 def test_no_rows():
   value = integers([3, -7], 32)
-  schedule = bit_buffer.schedule(jnp.full((5, 1), 0.001))
+  schedule = capacities.schedule(jnp.full((5, 1), 0.001))
   increments = np.ones((5, 2), np.int32)
-  assert bit_buffer.rows_needed(np.full(5, 0.001)) == 0
+  assert capacities.rows_needed(np.full(5, 0.001)) == 0
   end, _ = forward_walk(value, increments, schedule, 0)
   assert end[1].words is None
   back, _ = inverse_walk(end, increments, schedule)
@@ -452,7 +452,7 @@ def test_vmap_over_betas():
   forgetting = jnp.array([0.1, 0.5])
 
   def round_trip(start, forgotten):
-    schedule = bit_buffer.schedule(jnp.full((100, 1), forgotten))
+    schedule = capacities.schedule(jnp.full((100, 1), forgotten))
     end, _ = forward_walk(start, increments, schedule, 12)
     back, _ = inverse_walk(end, increments, schedule)
     return end, back
@@ -488,9 +488,9 @@ def finer_numbers(draw, bits):
 def _there_and_back(i, r, forward, inverse, j, parts):
   never, row = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
   before, after = forward.numerator, forward.denominator
-  limbs = 2 * bit_buffer.layout(i.dtype).limb
+  limbs = 2 * capacities.layout(i.dtype).limb
   factor = (forward.whole << limbs) + forward.fraction
-  step = bit_buffer.Schedule(
+  step = capacities.Schedule(
     never, row, before, before, after, factor, inverse.whole, inverse.fraction
   )
   full = bit_buffer.init(i, 0)._replace(number=i * before + r)

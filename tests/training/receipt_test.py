@@ -145,9 +145,9 @@ def test_a_gradient_whose_reversal_fails_is_nan(
   optimizer, under_jit, monkeypatch, caplog
 ):
   """The reverse pass is given another batch than the run had."""
-  from revmom.training import run as runs
+  from revmom.training import reverse
 
-  honest = runs.backward
+  honest = reverse.backward
 
   def backward(problem, inputs, *args):
     data = inputs.data
@@ -158,7 +158,7 @@ def test_a_gradient_whose_reversal_fails_is_nan(
   objective = lambda optimizer, start: jnp.sum(train(optimizer, start).params)
   gradient = jax.grad(objective, (0, 1))
   gradient = jax.jit(gradient) if under_jit else gradient
-  monkeypatch.setattr(runs, "backward", backward)
+  monkeypatch.setattr(reverse, "backward", backward)
   # absl's logger does not propagate to the one that pytest listens to.
   with caplog.at_level(logging.ERROR, logger="absl"):
     logger = logging.getLogger("absl")

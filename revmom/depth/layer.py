@@ -1,0 +1,167 @@
+"""Layers that change the arrays of their carry in turn."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from revmom.exact import capacities
+from revmom.exact.pytree import static
+from revmom.steps.closure import hoist
+from revmom.steps.equations import Equations
+from revmom.steps.leaf import Role
+
+
+class Updates(NamedTuple):
+  """The equations of a layer.
+
+  Attributes:
+    functions: phi of each array of the carry, in the order in which they
+      change: (layer, carry) -> increment, where the array's own place in the
+      carry holds None.
+    decays: rho of each array, in (0, 1]: a number or a function of the layer
+      that gives one; None is 1.
+  """
+
+  functions: tuple[Callable[[Any, tuple], jax.Array], ...]
+  decays: tuple[Any, ...]
+
+
+class Layer(Equations, kw_only=True):
+  """One layer, of concrete parameters."""
+
+  params: list[jax.Array]
+  constants: tuple[list[jax.Array], ...]  # that the functions close over
+  decays: dict[str, jax.Array]
+  functions: tuple[Callable, ...] = static()
+
+  @property
+  def early(self) -> tuple[Role, ...]:
+    return ()
+
+  def seen_by(self, role: Role) -> tuple[Role, ...]:
+    return tuple(other for other in self.roles if other != role)
+
+  def forgetting(self, step: jax.Array) -> dict[str, jax.Array]:
+    return {name: 1 - decay for name, decay in self.decays.items()}
+
+  def increment(
+    self, name: str, given: Any, values: dict[str, jax.Array], step: jax.Array
+  ) -> jax.Array:
+    place = self.names.index(name)
+    others = [values[other] for other in self.names if other != name]
+    return self.functions[place](self.constants[place], self.params, *others)
+
+  def contracts(self, name: str) -> bool:
+    return True
+
+
+def check(updates: Updates, carry: tuple, layers: Any) -> int:
+  if not isinstance(updates, Updates):
+    raise ValueError(
+      f"reversible_scan got {updates!r}; a layer that can be undone is given "
+      "by the updates of its arrays, such as revmom.depth.revnet(f, g), not by "
+      "one function of the carry as in jax.lax.scan."
+    )
+  if len(carry) != len(updates.functions):
+    raise ValueError(
+      f"the carry has {len(carry)} arrays, but there are "
+      f"{len(updates.functions)} updates; give one array for each."
+    )
+  kinds = {(array.shape, array.dtype) for array in carry}
+  if len(kinds) != 1 or not jnp.issubdtype(carry[0].dtype, jnp.floating):
+    raise ValueError(
+      "the arrays of the carry must have one shape and one floating-point "
+      "type, but they are "
+      + ", ".join(f"{a.dtype}{list(a.shape)}" for a in carry)
+    )
+  depths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(layers)}
+  if len(depths) != 1 or () in depths:
+    raise ValueError(
+      "every array of the layers needs the same leading axis, over layers, but "
+      f"these axes are {sorted(map(str, depths))}."
+    )
+  return depths.pop()[0]
+
+
+def pure(updates, structure, arrays, carry, wide) -> tuple[tuple, tuple]:
+  """The functions of flat arrays, and what they close over."""
+  layer = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in arrays]
+  other = jax.ShapeDtypeStruct(carry[0].shape, wide)
+  dtype = carry[0].dtype
+  functions, constants = [], []
+  for place, function in enumerate(updates.functions):
+
+    def flat(params, *others, place=place, function=function):
+      seen = [value.astype(dtype) for value in others]
+      values = (*seen[:place], None, *seen[place:])
+      increment = function(structure.unflatten(params), values)
+      if jnp.shape(increment) != carry[0].shape:
+        raise ValueError(
+          f"update {place} has shape {jnp.shape(increment)}, but the carry has "
+          f"{carry[0].shape}."
+        )
+      return jnp.asarray(increment).astype(wide)
+
+    function_of, own = hoist(flat, layer, *[other] * (len(carry) - 1))
+    functions.append(function_of)
+    constants.append(own)
+  return tuple(functions), tuple(constants)
+
+
+def decays_of(updates, structure, arrays, depth, roles) -> dict[str, jax.Array]:
+  """The factors of all layers, [depth]."""
+  decays = {}
+  for role, decay in zip(roles, updates.decays, strict=True):
+    if decay is None:
+      continue
+    with jax.ensure_compile_time_eval():  # what is known stays known
+      if callable(decay):
+        of = lambda params, decay=decay: decay(structure.unflatten(params))
+        values = jax.vmap(of)(arrays)
+      else:
+        values = jnp.broadcast_to(jnp.asarray(decay, jnp.float32), (depth,))
+    if values.shape != (depth,):
+      raise ValueError(
+        f"the decay of array {role.name[1:]} has shape {values.shape[1:]} in a "
+        "layer; a factor must be one number, because all elements spill "
+        "together."
+      )
+    with jax.ensure_compile_time_eval():
+      kind = capacities.layout(role.integer).float_dtype
+      decays[role.name] = values.astype(kind)
+  return decays
+
+
+def timing_of(decays, floors, depth, roles) -> tuple[tuple, dict[str, int]]:
+  """When each buffer spills, whether that is right, and its number of words.
+
+  It is wrong where a factor that was not known is below its floor.
+  """
+  floors = floors or [0.5] * len(roles)
+  schedules, rows, valid = {}, {}, jnp.ones((), bool)
+  for role, floor in zip(roles, floors, strict=True):
+    if role.name not in decays:
+      continue
+    with jax.ensure_compile_time_eval():
+      forgetting = 1 - lax.stop_gradient(decays[role.name])
+      schedules[role.name] = capacities.schedule(
+        forgetting[:, None], role.integer
+      )
+    known = _concrete(forgetting)
+    if known is None:
+      known = np.full(depth, 1 - floor)
+      valid &= jnp.all((forgetting >= 0) & (forgetting <= 1 - floor))
+    capacities.check_invertible(role.name, known, role.integer)
+    rows[role.name] = capacities.rows_needed(known, role.integer)
+  return (schedules, valid), rows
+
+
+def _concrete(values: jax.Array) -> np.ndarray | None:
+  try:
+    return np.asarray(values)
+  except jax.errors.TracerArrayConversionError:
+    return None
