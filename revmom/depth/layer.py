@@ -106,7 +106,7 @@ def pure(updates, structure, arrays, carry, wide) -> tuple[tuple, tuple]:
         )
       return jnp.asarray(increment).astype(wide)
 
-    function_of, own = hoist(flat, layer, *[other] * (len(carry) - 1))
+    function_of, own, _ = hoist(flat, layer, *[other] * (len(carry) - 1))
     functions.append(function_of)
     constants.append(own)
   return tuple(functions), tuple(constants)

@@ -13,7 +13,7 @@ import jax
 
 def hoist(
   function: Callable[..., Any], *examples: Any
-) -> tuple[Callable[..., Any], list[jax.Array]]:
+) -> tuple[Callable[..., Any], list[jax.Array], Any]:
   """Splits a function into a pure one and the arrays that it closes over.
 
   Args:
@@ -21,7 +21,8 @@ def hoist(
     *examples: arguments, or their shapes and dtypes.
 
   Returns:
-    `pure` and `constants`, with pure(constants, *args) == function(*args).
+    `pure` and `constants`, with pure(constants, *args) == function(*args), and
+    the shapes and dtypes of what it gives.  The function is called once.
   """
   from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # slow to import
 
@@ -32,4 +33,4 @@ def hoist(
     program = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))
     return structure.unflatten(program(*jax.tree.leaves(args)))
 
-  return pure, list(closed.consts)
+  return pure, list(closed.consts), out_shape

@@ -44,20 +44,25 @@ class Model:
     self._aux_keys: list = []
 
   def __call__(self, params: Any, state: list, batch: Any, *args: Any) -> Any:
-    value, state_after, aux = self._parts(
-      self._called(params, state, batch, *args)
-    )
-    aux_leaves, self.aux_structure = jax.tree.flatten(aux)
-    self._aux_keys = [_key_type(leaf) for leaf in aux_leaves]
+    """Calls the loss, and checks what it gives.
+
+    Raises:
+      ValueError: the loss is no scalar, or the state after a step is not like
+        the state before it.
+    """
+    before = self.as_state(state)
+    own = [before] if self.has_state else []
+    value, after, aux = self._parts(self.loss_fn(params, *own, batch, *args))
+    _check_scalar(value)
+    if self.has_state:
+      _check_state(before, after)
+    leaves, self.aux_structure = jax.tree.flatten(aux)
+    self._aux_keys = [_key_type(leaf) for leaf in leaves]
     return Outputs(
       value,
-      [_without_key(leaf) for leaf in jax.tree.leaves(state_after)],
-      [_without_key(leaf) for leaf in aux_leaves],
+      [_without_key(leaf) for leaf in jax.tree.leaves(after)],
+      [_without_key(leaf) for leaf in leaves],
     )
-
-  def _called(self, params: Any, state: list, batch: Any, *args: Any) -> Any:
-    own = [self.as_state(state)] if self.has_state else []
-    return self.loss_fn(params, *own, batch, *args)
 
   def _parts(self, out: Any) -> tuple[Any, Any, Any]:
     if not self.has_aux and not self.has_state:
@@ -68,53 +73,19 @@ class Model:
       if self.has_aux:
         wants = "(loss, (model_state, aux))"
     if not (isinstance(out, tuple) and len(out) == 2):
-      raise ValueError(f"loss_fn returned {out!r}; it must return {wants}.")
+      raise ValueError(
+        f"loss_fn returned {_named(out)}; it must return {wants}."
+      )
     value, beside = out
     if not self.has_state:
       return value, None, beside
     if not self.has_aux:
       return value, beside, None
     if not (isinstance(beside, tuple) and len(beside) == 2):
-      raise ValueError(f"loss_fn returned {out!r}; it must return {wants}.")
+      raise ValueError(
+        f"loss_fn returned {_named(out)}; it must return {wants}."
+      )
     return value, *beside
-
-  def check(self, params: Any, state: Any, batch: Any, *args: Any) -> Outputs:
-    """Shapes and dtypes of what the loss gives.
-
-    Raises:
-      ValueError: the loss is no scalar, or the state after a step is not like
-        the state before it.
-    """
-    out = jax.eval_shape(self._called, params, state, batch, *args)
-    value, after, _ = self._parts(out)
-    shape = getattr(value, "shape", None)
-    if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-      raise ValueError(
-        f"loss_fn returned {value} as its loss, which must be one "
-        "floating-point scalar: take a mean or a sum.  What is returned beside "
-        "it needs has_aux=True or model_state=."
-      )
-    if self.has_state:
-      self._check_state(jax.eval_shape(self.as_state, state), after)
-    return jax.eval_shape(self, params, state, batch, *args)
-
-  def _check_state(self, before: Any, after: Any) -> None:
-    expected: Any = jax.tree.structure(before)
-    got: Any = jax.tree.structure(after)
-    if got != expected:
-      raise ValueError(
-        f"loss_fn returned the model_state {got}, but it was given {expected}; "
-        "return a state of the same structure."
-      )
-    for (path, old), new in zip(
-      jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True
-    ):
-      if (old.shape, old.dtype) != (new.shape, new.dtype):
-        raise ValueError(
-          f"model_state{jax.tree_util.keystr(path)} is {old.dtype}"
-          f"{list(old.shape)} before a step, but {new.dtype}{list(new.shape)} "
-          "after it; a state keeps its shapes and types."
-        )
 
   def as_state(self, leaves: list) -> Any:
     """The model's state of the user's form."""
@@ -123,6 +94,45 @@ class Model:
   def as_aux(self, leaves: list) -> Any:
     """What the loss returned beside, of the user's form."""
     return self.aux_structure.unflatten(_with_keys(leaves, self._aux_keys))
+
+
+def _named(out: Any) -> Any:
+  """What a loss returned, with arrays as their shapes."""
+  return jax.tree.map(
+    lambda leaf: jax.typeof(leaf) if hasattr(leaf, "dtype") else leaf, out
+  )
+
+
+def _check_scalar(value: Any) -> None:
+  shape = getattr(value, "shape", () if isinstance(value, float) else None)
+  if shape == () and is_float(value):
+    return
+  raise ValueError(
+    f"loss_fn returned {_named(value)} as its loss, which must be one "
+    "floating-point scalar: take a mean or a sum.  What is returned beside it "
+    "needs has_aux=True or model_state=."
+  )
+
+
+def _check_state(before: Any, after: Any) -> None:
+  expected: Any = jax.tree.structure(before)
+  got: Any = jax.tree.structure(after)
+  if got != expected:
+    raise ValueError(
+      f"loss_fn returned the model_state {got}, but it was given {expected}; "
+      "return a state of the same structure."
+    )
+  for (path, old), new in zip(
+    jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True
+  ):
+    kinds = [(jnp.result_type(leaf), jnp.shape(leaf)) for leaf in (old, new)]
+    if kinds[0] != kinds[1]:
+      (old_type, old_shape), (new_type, new_shape) = kinds
+      raise ValueError(
+        f"model_state{jax.tree_util.keystr(path)} is {old_type}"
+        f"{list(old_shape)} before a step, but {new_type}{list(new_shape)} "
+        "after it; a state keeps its shapes and types."
+      )
 
 
 def is_float(leaf: Any) -> bool:

@@ -99,9 +99,9 @@ def _source(batches: Any) -> Source:
       check_arrays("batches(step)", batch)
       return batch
 
-    pure, constants = hoist(checked, step)
+    pure, constants, example = hoist(checked, step)
     make = lambda constants, item, t: pure(constants, t)
-    return Source(make, constants, [], jax.eval_shape(checked, step))
+    return Source(make, constants, [], example)
   structure: Any
   arrays, structure = jax.tree.flatten(batches)
   stacked = [jnp.asarray(array) for array in arrays]
@@ -128,8 +128,7 @@ def pose(
   check_arrays("args", args)
   source = _source(batches)
   examples = shaped(params), shaped(model.state), source.example, *args
-  example = model.check(*examples)
-  pure_loss, loss_constants = hoist(model, *examples)
+  pure_loss, loss_constants, example = hoist(model, *examples)
   structure: Any
   shared_structure: Any
   arrays, structure = jax.tree.flatten(params)

@@ -8,7 +8,7 @@ from revmom.steps.closure import hoist
 
 
 def test_a_function_without_closure_is_itself():
-  pure, constants = hoist(lambda x, y: x * y["a"], 2.0, {"a": 3.0})
+  pure, constants, _ = hoist(lambda x, y: x * y["a"], 2.0, {"a": 3.0})
   assert constants == []
   assert float(pure(constants, 2.0, {"a": 5.0})) == 10
 
@@ -16,7 +16,7 @@ def test_a_function_without_closure_is_itself():
 def test_closed_over_arrays_are_found():
   array = jnp.arange(3.0)
   structured = lambda x: {"sum": jnp.sum(array * x), "x": [x]}
-  pure, constants = hoist(structured, jnp.zeros(3))
+  pure, constants, _ = hoist(structured, jnp.zeros(3))
   assert len(constants) == 1
   x = jnp.array([1.0, 2.0, 3.0])
   out = pure(constants, x)
@@ -28,13 +28,14 @@ def test_closed_over_arrays_are_found():
 def test_shapes_are_enough_as_examples():
   array = jnp.ones(2)
   example = jax.ShapeDtypeStruct((2,), jnp.float32)
-  pure, constants = hoist(lambda x: x @ array, example)
+  pure, constants, shape = hoist(lambda x: x @ array, example)
+  assert (shape.shape, shape.dtype) == ((), jnp.float32)
   assert float(pure(constants, jnp.ones(2))) == 2
 
 
 def test_tracers_are_found():
   def outer(array):
-    pure, constants = hoist(lambda x: jnp.sum(array * x), jnp.zeros(2))
+    pure, constants, _ = hoist(lambda x: jnp.sum(array * x), jnp.zeros(2))
     (constant,) = constants
     return jax.grad(lambda c: pure([c], jnp.ones(2)))(constant)
 
@@ -45,7 +46,7 @@ def test_tracers_are_found():
 
 def test_gradients_reach_through():
   def outer(array):
-    pure, constants = hoist(lambda x: jnp.sum(array**2 * x), jnp.zeros(2))
+    pure, constants, _ = hoist(lambda x: jnp.sum(array**2 * x), jnp.zeros(2))
     return pure(constants, jnp.ones(2))
 
   array = jnp.array([3.0, 4.0])
@@ -58,7 +59,7 @@ def test_integers_and_keys_pass():
   def draw(x):
     return jax.random.normal(jax.random.fold_in(key, 1), (2,)) + x[labels]
 
-  pure, constants = hoist(draw, jnp.zeros(2))
+  pure, constants, _ = hoist(draw, jnp.zeros(2))
   assert len(constants) == 2
   x = jnp.array([1.0, 2.0])
   np.testing.assert_array_equal(pure(constants, x), draw(x))
@@ -66,5 +67,5 @@ def test_integers_and_keys_pass():
 
 def test_a_closed_over_scalar_of_numpy():
   scale = np.float32(3)
-  pure, constants = hoist(lambda x: scale * x, jnp.ones(2))
+  pure, constants, _ = hoist(lambda x: scale * x, jnp.ones(2))
   np.testing.assert_array_equal(pure(constants, jnp.ones(2)), [3, 3])
