@@ -15,3 +15,12 @@ def test_example_proves_a_reversal():
     capture_output=True, text=True, timeout=300, check=True,
   )  # fmt: skip
   assert "SGD(" in out.stdout and "nan" not in out.stdout
+
+
+def test_commands_stand_in_one_section():
+  text = README.read_text()
+  section = text.partition("## Install and run\n")[2].partition("\n## ")[0]
+  commands = re.findall(r"```sh\n(.*?)\n```", section, re.S)
+  assert [len(command.splitlines()) for command in commands] == [1, 1]
+  assert "scripts/learn_schedule.py" in commands[0]
+  assert commands[1].endswith("-m pytest -n 2")
