@@ -63,7 +63,9 @@ def mark_up(app, what, name, obj, options, lines):
         found += ["::", ""] if literal else []
     if line.strip():
       above = line
-    plain = literal or directive or line.lstrip().startswith((">>>", "...", ":"))
+    plain = (
+      literal or directive or line.lstrip().startswith((">>>", "...", ":"))
+    )
     found.append(line if plain else _escaped(line))
   lines[:] = found
 

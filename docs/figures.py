@@ -1,7 +1,9 @@
 """The figure of the README, from the results of benchmarks.
 
-    python benchmarks/memory.py   # measures, if you like
-    python docs/figures.py        # draws docs/figures/memory.png
+    python benchmarks/memory.py
+    python docs/figures.py
+
+The second command draws docs/figures/memory.png from what the first one left.
 """
 
 import json

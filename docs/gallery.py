@@ -94,7 +94,9 @@ def shown(promise: Any) -> str:
   if not isinstance(promise, list):
     return "yes" if promise is True else str(promise)
   value, tolerance = promise
-  return f"at most {tolerance:g}" if value == 0 and tolerance else f"{value:.7g}"
+  return (
+    f"at most {tolerance:g}" if value == 0 and tolerance else f"{value:.7g}"
+  )
 
 
 def main(names: list[str]) -> None:

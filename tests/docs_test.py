@@ -20,9 +20,7 @@ def documented():
   """Names in the tables of the reference, each of which has a page."""
   names = []
   for path in DOCS.glob("api/*.md"):
-    for block in re.findall(
-      r"autosummary::\n(.*?)```", path.read_text(), re.S
-    ):
+    for block in re.findall(r"autosummary::\n(.*?)```", path.read_text(), re.S):
       names += re.findall(r"^   (revmom[\w.]+)$", block, re.M)
   return names
 
@@ -63,15 +61,17 @@ def test_every_page_is_of_something_with_a_docstring():
     assert inspect.getdoc(find(name)), name
 
 
+def contents(index):
+  """Pages that an index names, relative to its folder."""
+  for block in re.findall(r"```{toctree}\n(.*?)```", index.read_text(), re.S):
+    yield from (name for name in block.split("\n") if name and name[0] != ":")
+
+
 def test_every_page_of_the_site_is_in_its_contents():
-  contents = set()
-  for index, folder in ((DOCS / "index.md", ""), (DOCS / "api/index.md", "api/")):
-    for block in re.findall(r"```{toctree}\n(.*?)```", index.read_text(), re.S):
-      lines = [line for line in block.splitlines() if line and line[0] != ":"]
-      contents |= {folder + line for line in lines}
+  listed = {"index", *contents(DOCS / "index.md")}
+  listed |= {f"api/{name}" for name in contents(DOCS / "api/index.md")}
   pages = {str(p.relative_to(DOCS).with_suffix("")) for p in DOCS.rglob("*.md")}
-  pages = {page for page in pages if "generated" not in page}
-  assert contents | {"index"} == pages
+  assert listed == pages
 
 
 def test_links_between_pages_lead_somewhere():
@@ -94,17 +94,17 @@ def test_the_gallery_shows_what_is_promised():
   assert gallery.PAGE.read_text().endswith(gallery.page()), (
     "docs/gallery.md is not what docs/gallery.py writes; run it."
   )
-  scripts = {p["command"].split()[0] for p in gallery.promised().values()}
-  shown = {gallery.promised()[n]["command"].split()[0] for n in gallery.entries()}
-  assert shown == scripts
+  script = {k: p["command"].split()[0] for k, p in gallery.promised().items()}
+  shown = {script[name] for name in gallery.entries()}
+  assert shown == set(script.values())
   for figure in (DOCS / "gallery").glob("*.png"):
     assert figure.stem in gallery.entries()
 
 
 def test_versions_agree():
   project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-  log = re.findall(r"^## \[(\d[\d.]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
-  citation = re.search(
-    r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M
-  )[1]
-  assert project["version"] == revmom.__version__ == log[0] == citation
+  changes = (ROOT / "CHANGELOG.md").read_text()
+  latest = re.search(r"^## \[(\d[\d.]*)\]", changes, re.M)[1]
+  citation = (ROOT / "CITATION.cff").read_text()
+  cited = re.search(r"^version: (\S+)$", citation, re.M)[1]
+  assert project["version"] == revmom.__version__ == latest == cited
