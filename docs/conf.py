@@ -60,7 +60,7 @@ def mark_up(app, what, name, obj, options, lines):
       directive = directive and indent > 0 or line.startswith(".. ")
       if indent >= 4 and found and not found[-1].strip():
         literal = not above.startswith((" ", "..", ">>>")) and not directive
-        found += ["::", ""] if literal else []
+        found += [".. code-block:: text", ""] if literal else []
     if line.strip():
       above = line
     plain = (

@@ -11,6 +11,7 @@ made, docs/gallery/NAME.png.  Then the page, docs/gallery.md, is written anew
 below its first part.
 """
 
+import itertools
 import os
 import pathlib
 import shlex
@@ -23,7 +24,8 @@ DOCS = pathlib.Path(__file__).parent
 ROOT = DOCS.parent
 PAGE = DOCS / "gallery.md"
 BEGIN = "<!-- written by docs/gallery.py -->"
-WIDTH, LARGEST = 860, 60_000  # pixels, bytes
+WIDTHS, COLORS = (860, 760, 660, 560, 460), (256, 64, 32)
+LARGEST = 60_000  # bytes
 
 
 def promised() -> dict[str, dict[str, Any]]:
@@ -57,16 +59,15 @@ def shrink(source: pathlib.Path, target: pathlib.Path) -> None:
   from PIL import Image
 
   image = Image.open(source).convert("RGB")
-  width = min(WIDTH, image.width)
-  while True:
+  for width, colors in itertools.product(WIDTHS, COLORS):
     size = width, round(image.height * width / image.width)
     small = image.resize(size, Image.Resampling.LANCZOS)
     # Without dithering areas stay even and the file small.
-    small = small.quantize(256, kmeans=2, dither=Image.Dither.NONE)
+    small = small.quantize(colors, kmeans=2, dither=Image.Dither.NONE)
     small.save(target, optimize=True)
     if target.stat().st_size <= LARGEST:
       return
-    width = round(0.9 * width)
+  raise ValueError(f"{source} does not fit into {LARGEST} bytes.")
 
 
 def page() -> str:

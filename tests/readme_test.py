@@ -10,6 +10,8 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 def test_example_proves_a_reversal():
   example = re.search(r"```python\n(.*?)```", README.read_text(), re.S)[1]
+  index = README.parent / "docs" / "index.md"
+  assert example in index.read_text(), "copy the README's example to the index"
   out = subprocess.run(
     [sys.executable, "-c", example],
     capture_output=True, text=True, timeout=300, check=True,
