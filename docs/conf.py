@@ -6,6 +6,7 @@ import re
 import textwrap
 
 import revmom
+from revmom import cells
 
 project = "revmom"
 author = "The revmom Authors"
@@ -34,6 +35,14 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 autosummary_generate = True
+# Modules whose functions are methods of a cell, which autosummary leaves out.
+autosummary_context = {
+  "cells": [
+    module.__name__
+    for module in vars(cells).values()
+    if inspect.ismethod(getattr(module, "apply", None))
+  ]
+}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
