@@ -111,7 +111,7 @@ def _preamble(result: dict[str, Any]) -> str:
 
 
 def _floors_table(rows: list[dict[str, Any]]) -> str:
-  words = {True: "reached", False: "**not reached**", None: "not measured"}
+  words = {True: "yes", False: "**no**", None: "not measured"}
 
   def got(row):
     return "" if row["got"] is None else spread_text(Spread(*row["got"]))
@@ -125,7 +125,7 @@ def _floors_table(rows: list[dict[str, Any]]) -> str:
     )
     for row in rows
   ]
-  return table(("floor", "wanted", "measured", ""), body)
+  return table(("what", "aim", "measured", "aim met"), body)
 
 
 def _run_tables(run: dict[str, Any]) -> str:

@@ -20,23 +20,23 @@ def promises():
 
 
 def test_every_script_keeps_a_promise_that_the_documentation_makes(promises):
-  readme = (ROOT / "README.md").read_text()
+  gallery = (ROOT / "docs" / "gallery.md").read_text()
   scripts = set()
   for name, promise in promises.promised().items():
     path = ROOT / promise["command"].split()[0]
-    text = " ".join((readme + path.read_text()).split())
+    text = " ".join((gallery + path.read_text()).split())
     assert promise["says"] in text, name
     scripts.add(path.name)
   assert scripts == {path.name for path in ROOT.glob("scripts/*.py")}
 
 
 def documented():
-  """(script, flag) of the README's table, for each flag of each row.
+  """(script, flag) of the gallery's table, for each flag of each row.
 
   What `--figure=11` (or 1, 2) says counts as three flags.
   """
   flag = re.compile(r"--\w+(?:=\"[^\"]*\"|=[^\s\"]+)?")
-  for row in (ROOT / "README.md").read_text().splitlines():
+  for row in (ROOT / "docs" / "gallery.md").read_text().splitlines():
     cells = row.split("|")
     if len(cells) < 4 or not (
       script := re.search(r"scripts/\w+\.py", cells[2])
@@ -51,7 +51,7 @@ def documented():
       yield script[0], one
 
 
-def test_every_command_of_the_readme_is_promised(promises):
+def test_every_command_of_the_gallery_is_promised(promises):
   every = promises.promised().values()
   commands = [shlex.split(promise["command"]) for promise in every]
   found = list(documented())
