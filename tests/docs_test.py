@@ -13,7 +13,15 @@ import revmom
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-ROOMS = ("optimizers", "training", "jacobian", "cells", "models", "analysis")
+ROOMS = (
+  "optimizers",
+  "training",
+  "depth",
+  "jacobian",
+  "cells",
+  "models",
+  "analysis",
+)
 
 
 def documented():
