@@ -71,6 +71,11 @@ def check(updates: Updates, carry: tuple, layers: Any) -> int:
       f"the carry has {len(carry)} arrays, but there are "
       f"{len(updates.functions)} updates; give one array for each."
     )
+  if len(updates.decays) != len(updates.functions):
+    raise ValueError(
+      f"there are {len(updates.functions)} updates, but "
+      f"{len(updates.decays)} decays; give one for each, which may be None."
+    )
   kinds = {(array.shape, array.dtype) for array in carry}
   if len(kinds) != 1 or not jnp.issubdtype(carry[0].dtype, jnp.floating):
     raise ValueError(
@@ -99,10 +104,11 @@ def pure(updates, structure, arrays, carry, wide) -> tuple[tuple, tuple]:
       seen = [value.astype(dtype) for value in others]
       values = (*seen[:place], None, *seen[place:])
       increment = function(structure.unflatten(params), values)
-      if jnp.shape(increment) != carry[0].shape:
+      got = getattr(increment, "shape", type(increment).__name__)
+      if got != carry[0].shape:
         raise ValueError(
-          f"update {place} has shape {jnp.shape(increment)}, but the carry has "
-          f"{carry[0].shape}."
+          f"update {place} gives {got}, but the arrays of the carry have the "
+          f"shape {carry[0].shape}."
         )
       return jnp.asarray(increment).astype(wide)
 
@@ -118,22 +124,32 @@ def decays_of(updates, structure, arrays, depth, roles) -> dict[str, jax.Array]:
   for role, decay in zip(roles, updates.decays, strict=True):
     if decay is None:
       continue
+    kind = capacities.layout(role.integer).float_dtype
     with jax.ensure_compile_time_eval():  # what is known stays known
       if callable(decay):
         of = lambda params, decay=decay: decay(structure.unflatten(params))
-        values = jax.vmap(of)(arrays)
+        values = jnp.asarray(jax.vmap(of)(arrays), kind)
       else:
-        values = jnp.broadcast_to(jnp.asarray(decay, jnp.float32), (depth,))
+        check_number(f"the decay of array {role.name[1:]}", decay)
+        values = jnp.full(depth, jnp.asarray(decay, kind))
     if values.shape != (depth,):
       raise ValueError(
         f"the decay of array {role.name[1:]} has shape {values.shape[1:]} in a "
         "layer; a factor must be one number, because all elements spill "
         "together."
       )
-    with jax.ensure_compile_time_eval():
-      kind = capacities.layout(role.integer).float_dtype
-      decays[role.name] = values.astype(kind)
+    decays[role.name] = values
   return decays
+
+
+def check_number(name: str, value: Any) -> None:
+  """Raises ValueError for an array where a layer needs one number."""
+  if jnp.ndim(value):
+    raise ValueError(
+      f"{name} has shape {jnp.shape(value)}; give a number, or a function of "
+      "the layer, as in gamma=lambda layer: layer['gamma'], with its values "
+      "among the layers."
+    )
 
 
 def timing_of(decays, floors, depth, roles) -> tuple[tuple, dict[str, int]]:
@@ -141,7 +157,13 @@ def timing_of(decays, floors, depth, roles) -> tuple[tuple, dict[str, int]]:
 
   It is wrong where a factor that was not known is below its floor.
   """
-  floors = floors or [0.5] * len(roles)
+  if floors is None:
+    floors = [0.5] * len(roles)
+  if len(floors) != len(roles) or not all(0 < floor <= 1 for floor in floors):
+    raise ValueError(
+      f"floors={floors}; give one number in (0, 1] for each of the "
+      f"{len(roles)} arrays."
+    )
   schedules, rows, valid = {}, {}, jnp.ones((), bool)
   for role, floor in zip(roles, floors, strict=True):
     if role.name not in decays:
@@ -153,9 +175,12 @@ def timing_of(decays, floors, depth, roles) -> tuple[tuple, dict[str, int]]:
       )
     known = _concrete(forgetting)
     if known is None:
-      known = np.full(depth, 1 - floor)
-      valid &= jnp.all((forgetting >= 0) & (forgetting <= 1 - floor))
-    capacities.check_invertible(role.name, known, role.integer)
+      least = np.full(depth, 1 - floor)
+      capacities.check_invertible(role.name, least, role.integer)
+      known = np.full(depth, capacities.largest_forgotten(floor))
+      valid &= jnp.all((forgetting >= 0) & (forgetting <= known))
+    else:
+      capacities.check_invertible(role.name, known, role.integer)
     rows[role.name] = capacities.rows_needed(known, role.integer)
   return (schedules, valid), rows
 

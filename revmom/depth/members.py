@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from revmom.depth.layer import Updates
+from revmom.depth.layer import Updates, check_number
 
 Branch = Callable[[Any, jax.Array], jax.Array]  # (layer, x) -> like x
 
@@ -44,9 +44,13 @@ def momentum(f: Branch, gamma: Any = 0.9) -> Updates:
   Args:
     f: (layer, x) -> the residual.
     gamma: in (0, 1], a number or a function of the layer, through which
-      gradients go.
+      gradients go.  Where it is traced it may not fall below 0.5, or give
+      `reversible_scan` lower `floors`.
+
+  Raises:
+    ValueError: gamma is an array.
   """
-  gamma_of = gamma if callable(gamma) else lambda layer: gamma
+  gamma_of = _of_layer("gamma", gamma)
   return Updates(
     (
       lambda layer, carry: (1 - gamma_of(layer)) * f(layer, carry[1]),
@@ -68,8 +72,11 @@ def leapfrog(force: Branch, step_size: Any) -> Updates:
   Args:
     force: (layer, x) -> the second derivative of x.
     step_size: h, a number or a function of the layer.
+
+  Raises:
+    ValueError: step_size is an array.
   """
-  h = step_size if callable(step_size) else lambda layer: step_size
+  h = _of_layer("step_size", step_size)
   return Updates(
     (
       lambda layer, carry: h(layer) * force(layer, carry[1]),
@@ -77,3 +84,11 @@ def leapfrog(force: Branch, step_size: Any) -> Updates:
     ),
     (None, None),
   )
+
+
+def _of_layer(name: str, value: Any) -> Callable[[Any], Any]:
+  """A number as a function of the layer."""
+  if callable(value):
+    return value
+  check_number(name, value)
+  return lambda layer: value

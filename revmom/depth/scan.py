@@ -62,7 +62,8 @@ def reversible_scan(
   to a buffer of log2(1 / rho) bits a layer and element.  The reverse pass
   undoes one layer after the other, bit for bit; if it does not come back to
   the first carry, all derivatives are NaN.  Rounding is differentiated as the
-  identity.
+  identity.  There are no second derivatives: `revmom.train` trains a loss with
+  such layers, but has no hypergradients of it.
 
   Args:
     updates: the equations, such as those of `revmom.depth.revnet`.
@@ -77,7 +78,8 @@ def reversible_scan(
       where the factor is traced; 0.5 by default.
 
   Returns:
-    Arrays like the carry; NaN where a value left its grid.
+    Arrays like the carry; NaN where a value left its grid, and everywhere if a
+    traced factor fell below its floor.
 
   Raises:
     ValueError: arrays of the carry differ, there is not one for each function,
@@ -97,7 +99,9 @@ def reversible_scan(
   """
   carry = tuple(map(jnp.asarray, arrays))
   depth = check(updates, carry, layers)
-  bits = fraction_bits or _FRACTION_BITS[integer]
+  bits = _bits(fraction_bits, integer)
+  if not depth:
+    return carry
   roles = tuple(
     Role(f"z{i}", bits, integer=np.dtype(integer))
     for i in range(len(updates.functions))
@@ -124,6 +128,24 @@ def reversible_scan(
   inputs = ([a.astype(wide) for a in carry], params, constants, decays)
   out = _scanned(layer_of, roles, rows, depth)(inputs, timing)
   return tuple(array.astype(dtype) for array in out)
+
+
+def _bits(fraction_bits: int | None, integer: str) -> int:
+  if integer not in _FRACTION_BITS:
+    raise ValueError(f"integer={integer!r}; choose int32 or int64.")
+  if jax.dtypes.canonicalize_dtype(integer) != np.dtype(integer):
+    raise ValueError(
+      'integer="int64" needs 64-bit types; set JAX_ENABLE_X64=1 or '
+      'jax.config.update("jax_enable_x64", True) first, or use int32.'
+    )
+  if fraction_bits is None:
+    return _FRACTION_BITS[integer]
+  most = jnp.iinfo(integer).bits - 2
+  if not (isinstance(fraction_bits, int) and 0 <= fraction_bits <= most):
+    raise ValueError(
+      f"fraction_bits={fraction_bits!r}; give a whole number from 0 to {most}."
+    )
+  return fraction_bits
 
 
 def _scanned(layer_of: Callable, roles: tuple, rows: dict, depth: int):

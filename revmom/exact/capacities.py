@@ -109,6 +109,15 @@ def rows_needed(
   return max(0, math.ceil(most + 2.0**-16)) if length != 0 else 0
 
 
+def largest_forgotten(floor: float) -> float:
+  """1 - floor, and a little more, for a factor that rounding put below it.
+
+  >>> 0.1 < largest_forgotten(0.9) < 0.1000003
+  True
+  """
+  return 1 - floor + 2.0**-22
+
+
 def check_invertible(
   role: str, forgetting: np.ndarray, integer: DTypeLike
 ) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from revmom.optimizers.build import Optimizer, check_factor, floor
-from revmom.optimizers.hyperparameters import wrap
+from revmom.optimizers.hyperparameters import extreme, wrap
 from revmom.optimizers.partition import Partition
 from revmom.optimizers.reversible import check_optimizer
 from revmom.optimizers.slot import AVERAGE, PARAMS
@@ -29,10 +30,10 @@ def averaged(optimizer: Optimizer, decay: Any) -> Optimizer:
 
   Args:
     optimizer: of this library, not yet averaged.
-    decay: rho, in (0, 1]; see `revmom.sgd` for the kinds of hyperparameters.
+    decay: rho, in (0, 1); see `revmom.sgd` for the kinds of hyperparameters.
 
   Raises:
-    ValueError: decay outside (0, 1].
+    ValueError: decay outside (0, 1), or an average that is kept already.
 
   >>> import jax.numpy as jnp, revmom
   >>> optimizer = revmom.averaged(
@@ -46,6 +47,10 @@ def averaged(optimizer: Optimizer, decay: Any) -> Optimizer:
   """
   check_optimizer("averaged", optimizer)
   check_factor("decay", decay)
+  if extreme(decay, np.max) == 1:
+    raise ValueError(
+      "decay=1 keeps an average that has no weight; give a smaller one."
+    )
   if AVERAGE in optimizer.names:
     raise ValueError(
       "the optimizer keeps an average already; average it once, with one decay."
@@ -90,7 +95,7 @@ def clipped(optimizer: Optimizer, max_norm: Any) -> Optimizer:
     raise ValueError("the optimizer clips gradients already; clip them once.")
   if max_norm is None:
     raise ValueError("max_norm is None; give a number, or don't clip.")
-  return optimizer.replace(clip=wrap("clip", max_norm))
+  return optimizer.replace(clip=wrap("max_norm", max_norm))
 
 
 def preprocessed(

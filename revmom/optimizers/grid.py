@@ -45,6 +45,12 @@ class Grid:
 
   def __post_init__(self) -> None:
     _check_integer(np.dtype(self.integer))
+    for name in ("fraction_bits", "floors"):
+      if not isinstance(getattr(self, name), Mapping):
+        raise ValueError(
+          f"{name}={getattr(self, name)!r}; give a dict by role, as in "
+          'revmom.Grid({"params": 20}).'
+        )
     for role, bits in self.fraction_bits.items():
       if not isinstance(bits, int | np.integer):
         raise ValueError(

@@ -25,6 +25,7 @@ _KINDS = (
 _OPTIONAL = ("clip", "eps_root", "weight_decay")
 _LEAST = {
   "clip": "more than 0",
+  "max_norm": "more than 0",
   "eps": "at least 0",
   "eps_root": "at least 0",
   "initial_accumulator_value": "at least 0",
@@ -133,10 +134,7 @@ def check_range(name: str, numbers: Any) -> None:
   inside = known > 0 if _LEAST[name] == "more than 0" else known >= 0
   if not np.all(inside):
     bad = known[~inside].flat[0] if known.ndim else known
-    raise ValueError(
-      f"{name}={bad}, but it must be {_LEAST[name]}"
-      + (" (None is no limit)." if name == "clip" else ".")
-    )
+    raise ValueError(f"{name}={bad}, but it must be {_LEAST[name]}.")
 
 
 def _is_leaf(value: Any) -> bool:

@@ -7,7 +7,7 @@ import jax
 
 from revmom.exact.pytree import static
 from revmom.optimizers.reversible import ReversibleOptimizer, check_optimizer
-from revmom.optimizers.slot import PARAMS
+from revmom.optimizers.slot import AVERAGE, PARAMS
 
 
 class Labels(NamedTuple):
@@ -130,6 +130,12 @@ def partition(
         "would do without those of the others; give the partition to "
         "revmom.clipped or revmom.preprocessed instead."
       )
+  average = [AVERAGE in optimizer.names for optimizer in optimizers.values()]
+  if any(average) and not all(average):
+    raise ValueError(
+      "some of the optimizers keep an average of their parameters and some "
+      "don't; give the partition to revmom.averaged instead."
+    )
   return Partition(
     optimizers=dict(optimizers),
     labels=labels if callable(labels) else _labels_of(labels),

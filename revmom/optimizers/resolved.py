@@ -132,11 +132,14 @@ class Resolved(Pytree):
       for role, forgetting in self.factors(part).items():
         schedules[-1][role] = capacities.schedule(forgetting, self.integer)
         known = hyperparameters.concrete(forgetting)
+        floor = equations.role(role).floor
         if known is None:
-          largest = 1 - equations.role(role).floor
-          known = np.full(forgetting.shape, largest)
-          valid &= jnp.all((forgetting >= 0) & (forgetting <= largest))
-        capacities.check_invertible(role, known, self.integer)
+          least = np.full(forgetting.shape, 1 - floor)
+          capacities.check_invertible(role, least, self.integer)
+          known = np.full(forgetting.shape, capacities.largest_forgotten(floor))
+          valid &= jnp.all((forgetting >= 0) & (forgetting <= known))
+        else:
+          capacities.check_invertible(role, known, self.integer)
         bounds[-1][role] = known
     groups = [self._group(leaf) for leaf in range(len(self.part))]
     roles = [len(self.equations[part].roles) for part in self.part]

@@ -274,7 +274,7 @@ def check_optimizer(where: str, optimizer: Any) -> None:
       "the revmom optimizer of the same name and arguments: revmom.adamw for "
       "optax.adamw, and likewise sgd (with a momentum), adam, adagrad, rmsprop "
       "and muon; revmom.partition for optax.partition.  Transformations of "
-      "gradients without a state, such as clipping, go into its `preprocess`."
+      "gradients without a state are given to revmom.preprocessed."
     )
   raise ValueError(
     f"{where} got {optimizer!r} as its optimizer; build one with revmom.sgd, "

@@ -144,7 +144,12 @@ def _check_model_state(state: RunState, model: Model) -> None:
   given = [(leaf.shape, leaf.dtype) for leaf in model.state]
   if kept != given:
     raise ValueError(
-      f"the run kept {len(kept)} arrays of a model_state, but rewind got "
-      f"{len(given)}, or others; pass model_state=run.model_state, as it came "
-      "back from revmom.train."
+      f"the run kept a model_state of {_listed(kept)}, but rewind got "
+      f"{_listed(given)}; pass model_state=run.model_state, as it came back "
+      "from revmom.train."
     )
+
+
+def _listed(kinds: list[tuple]) -> str:
+  arrays = [f"{dtype}{list(shape)}" for shape, dtype in kinds]
+  return ", ".join(arrays) or "no arrays"

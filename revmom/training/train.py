@@ -213,7 +213,7 @@ def train(
 
 
 def _check_residues(bits: int) -> None:
-  if bits not in residue.BITS:
+  if type(bits) is not int or bits not in residue.BITS:
     raise ValueError(f"residue_bits={bits!r}; choose one of {residue.BITS}.")
 
 

@@ -98,6 +98,11 @@ def pose(config: Config) -> Problem:
     key = jax.random.fold_in(batch_key, step)
     return jax.random.randint(key, (config.batch_size,), 0, len(labels))
 
+  if config.batch_size % config.reverse_microbatches:
+    raise ValueError(
+      f"--reverse_microbatches={config.reverse_microbatches} does not divide "
+      f"--batch_size={config.batch_size}."
+    )
   params = jax.jit(model.init)(weights_key, images[:1])
   optimizer = revmom.sgd(
     config.learning_rate,

@@ -175,6 +175,67 @@ def test_a_reversal_that_fails_gives_no_number(monkeypatch):
   assert bool(jnp.isnan(jax.grad(objective)(carry[0])).all())
 
 
+def test_factors_in_twice_the_precision(x64):
+  """A number is not rounded to float32 on its way."""
+  parameters, carry = layers(50), start("float64")
+  of = lambda gamma, carry: depth.reversible_scan(
+    depth.momentum(dense("f"), gamma), carry, parameters, integer="int64"
+  )
+  loss = lambda out: jnp.sum(jnp.sin(out[1]))
+  number = jax.jit(jax.grad(lambda c: loss(of(0.9, c))))(carry)
+  kept_ = lambda c: loss(kept(depth.momentum(dense("f"), 0.9), c, parameters))
+  chex.assert_trees_all_close(
+    number, jax.jit(jax.grad(kept_))(carry), rtol=1e-8
+  )
+  traced = jax.jit(jax.grad(lambda gamma: loss(of(gamma, carry))))(0.9)
+  exact = lambda gamma: loss(
+    kept(depth.momentum(dense("f"), lambda layer: gamma), carry, parameters)
+  )
+  np.testing.assert_allclose(traced, jax.jit(jax.grad(exact))(0.9), rtol=1e-8)
+
+
+def test_floors_and_no_layers():
+  parameters = jax.tree.map(lambda a: jnp.asarray(a, "float32"), layers(4))
+  carry = start("float32")
+  of = jax.jit(
+    lambda gamma, floors: depth.reversible_scan(
+      depth.momentum(dense("f"), gamma), carry, parameters, floors=floors
+    )[1],
+    static_argnums=1,
+  )
+  at_its_floor = of(0.9, (0.9, 1.0))
+  np.testing.assert_array_equal(at_its_floor, of(0.9, (0.5, 1.0)))
+  assert bool(jnp.isnan(of(0.3, None)).all())
+  assert bool(jnp.isfinite(of(0.3, (0.25, 1.0))).all())
+  none = jax.tree.map(lambda a: a[:0], parameters)
+  out = depth.reversible_scan(MEMBERS["revnet"], carry, none)
+  chex.assert_trees_all_equal(out, carry)
+
+
+def test_other_choices():
+  updates, carry = MEMBERS["revnet"], start("float32")
+  parameters = jax.tree.map(lambda a: jnp.asarray(a, "float32"), layers(3))
+  scan = lambda **kwargs: depth.reversible_scan(
+    updates, carry, parameters, **kwargs
+  )
+  large = tuple(1000 * a for a in carry)
+  coarse = depth.reversible_scan(updates, large, parameters, fraction_bits=0)
+  assert bool(jnp.isfinite(coarse[0]).all())
+  for kwargs, message in (
+    ({"fraction_bits": 20.5}, "whole number"),
+    ({"fraction_bits": -1}, "from 0 to 30"),
+    ({"integer": "int16"}, "choose int32 or int64"),
+    ({"integer": "int64"}, "needs 64-bit types"),
+    ({"floors": (0.5,)}, "each of the 2 arrays"),
+    ({"floors": (0.5, 2.0)}, r"in \(0, 1\]"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      scan(**kwargs)
+  for build in (depth.momentum, depth.leapfrog):
+    with pytest.raises(ValueError, match="a function of the layer"):
+      build(dense("f"), jnp.array([0.5, 0.7, 0.9]))
+
+
 def test_errors():
   updates, carry = MEMBERS["revnet"], start("float32")
   cases = [

@@ -166,6 +166,11 @@ def test_errors():
     ValueError, match=r"revmom\.clipped or revmom\.preprocessed"
   ):
     revmom.partition({"a": revmom.clipped(sgd, 1.0)}, lambda p: "a")
+  some = {"a": sgd, "b": revmom.averaged(sgd, 0.9)}
+  with pytest.raises(ValueError, match="some of the optimizers keep"):
+    revmom.partition(some, lambda p: "a")
+  with pytest.raises(ValueError, match="no weight"):
+    revmom.averaged(sgd, 1.0)
   with pytest.raises(ValueError, match=r"decay=1.5.*\(0, 1\]"):
     revmom.averaged(sgd, 1.5)
   with pytest.raises(ValueError, match="keeps no average"):
