@@ -50,12 +50,12 @@ class Model:
       ValueError: the loss is no scalar, or the state after a step is not like
         the state before it.
     """
-    before = self.as_state(state)
-    own = [before] if self.has_state else []
+    own = [self.as_state(state)] if self.has_state else []
     value, after, aux = self._parts(self.loss_fn(params, *own, batch, *args))
     _check_scalar(value)
     if self.has_state:
-      _check_state(before, after)
+      # Made anew, since a loss may use a state up (as Equinox's are).
+      _check_state(self.as_state(state), after)
     leaves, self.aux_structure = jax.tree.flatten(aux)
     self._aux_keys = [_key_type(leaf) for leaf in leaves]
     return Outputs(
