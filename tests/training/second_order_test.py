@@ -39,6 +39,16 @@ def point():
   return params, others, bars
 
 
+def alone(loss):
+  """The loss, with nothing beside it."""
+  return lambda params, others: (loss(params, others), [])
+
+
+def beside(params, others):
+  """What a loss gives beside its value."""
+  return [jnp.sin(params["b"]), others["x"] * jnp.sum(params["w"])]
+
+
 def close(a, b):
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
@@ -64,10 +74,23 @@ def test_pullback_equals_autodiff(point, evaluate, with_value):
 
   def ours(params, others):
     bar = value_bar if with_value else None
-    return evaluate(loss_fn, params, others, gradient_bar, bar)
+    return evaluate(alone(loss_fn), params, others, gradient_bar, bar, [])
 
   bars = jax.jit(ours)(params, others)
   close(bars, jax.grad(dotted, (0, 1))(params, others))
+  beside_bar = [jnp.array([0.3, -1.1]), jnp.array([1.0, 0.2, -0.4])]
+
+  def more(params, others):
+    pairs = zip(beside(params, others), beside_bar, strict=True)
+    return dotted(params, others) + sum(jnp.vdot(a, b) for a, b in pairs)
+
+  both = lambda params, others: (
+    loss_fn(params, others),
+    beside(params, others),
+  )
+  bar = value_bar if with_value else None
+  bars = evaluate(both, params, others, gradient_bar, bar, beside_bar)
+  close(bars, jax.grad(more, (0, 1))(params, others))
 
 
 def test_auto_prefers_forward_mode(point):
@@ -80,9 +103,9 @@ def test_auto_knows_a_model_without_forward_mode(point):
   params, others, (gradient_bar, value_bar) = point
   chosen = second_order.choose("auto", without_forward_mode, params, others)
   assert chosen is second_order.reverse_over_reverse
-  bars = gradient_bar, value_bar
-  got = chosen(without_forward_mode, params, others, *bars)
-  expected = second_order.forward_over_reverse(loss_fn, params, others, *bars)
+  bars = params, others, gradient_bar, value_bar, []
+  got = chosen(alone(without_forward_mode), *bars)
+  expected = second_order.forward_over_reverse(alone(loss_fn), *bars)
   close(got, expected)
 
 
@@ -102,9 +125,10 @@ def solved(z):
 def test_auto_goes_through_an_implicit_function(point):
   params, others, bars = point
   chosen = second_order.choose("auto", rooted(solved), params, others)
-  got = chosen(rooted(solved), params, others, *bars)
-  plain = rooted(lambda z: z**0.5)
-  close(got, second_order.reverse_over_reverse(plain, params, others, *bars))
+  inputs = params, others, *bars, []
+  got = chosen(alone(rooted(solved)), *inputs)
+  plain = alone(rooted(lambda z: z**0.5))
+  close(got, second_order.reverse_over_reverse(plain, *inputs))
 
 
 def straight_through(params, others):
