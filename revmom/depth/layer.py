@@ -177,8 +177,9 @@ def timing_of(decays, floors, depth, roles) -> tuple[tuple, dict[str, int]]:
     if known is None:
       least = np.full(depth, 1 - floor)
       capacities.check_invertible(role.name, least, role.integer)
-      known = np.full(depth, capacities.largest_forgotten(floor))
-      valid &= jnp.all((forgetting >= 0) & (forgetting <= known))
+      most = capacities.largest_forgotten(floor)
+      known = np.full(depth, most)
+      valid &= jnp.all((forgetting >= 0) & (forgetting <= most))
     else:
       capacities.check_invertible(role.name, known, role.integer)
     rows[role.name] = capacities.rows_needed(known, role.integer)

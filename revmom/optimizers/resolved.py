@@ -136,8 +136,9 @@ class Resolved(Pytree):
         if known is None:
           least = np.full(forgetting.shape, 1 - floor)
           capacities.check_invertible(role, least, self.integer)
-          known = np.full(forgetting.shape, capacities.largest_forgotten(floor))
-          valid &= jnp.all((forgetting >= 0) & (forgetting <= known))
+          most = capacities.largest_forgotten(floor)
+          known = np.full(forgetting.shape, most)
+          valid &= jnp.all((forgetting >= 0) & (forgetting <= most))
         else:
           capacities.check_invertible(role, known, self.integer)
         bounds[-1][role] = known
