@@ -88,7 +88,7 @@ def clipped(optimizer: Optimizer, max_norm: Any) -> Optimizer:
   >>> optimizer = revmom.clipped(revmom.sgd(1.0, 1.0), 0.5)
   >>> state = optimizer.init(jnp.zeros(2), num_steps=1)
   >>> print(optimizer.params(optimizer.forward(state, lambda x: x - 3)))
-  [0.35355338 0.35355338]
+  [0.3535534 0.3535534]
   """
   check_optimizer("clipped", optimizer)
   if optimizer.clip is not None:
@@ -116,8 +116,8 @@ def preprocessed(
   >>> import revmom
   >>> optimizer = revmom.preprocessed(revmom.sgd(1.0, 1.0), optax.scale(2.0))
   >>> state = optimizer.init(jnp.zeros(2), num_steps=1)
-  >>> print(optimizer.params(optimizer.forward(state, lambda x: x - 3)))
-  [6. 6.]
+  >>> print(optimizer.params(optimizer.forward(state, lambda x: x - 1)))
+  [2. 2.]
   """
   check_optimizer("preprocessed", optimizer)
   if optimizer.preprocess is not None:
