@@ -60,6 +60,7 @@ class Layer(Equations, kw_only=True):
 
 
 def check(updates: Updates, carry: tuple, layers: Any) -> int:
+  """The depth; raises ValueError for what is no carry of such layers."""
   if not isinstance(updates, Updates):
     raise ValueError(
       f"reversible_scan got {updates!r}; a layer that can be undone is given "

@@ -27,7 +27,7 @@ from revmom.depth.layer import (
   pure,
   timing_of,
 )
-from revmom.exact import bit_buffer, fixed_point
+from revmom.exact import bit_buffer, capacities, fixed_point
 from revmom.exact.capacities import Schedule
 from revmom.exact.fence import origin
 from revmom.exact.refusal import refuse_derivative
@@ -131,13 +131,7 @@ def reversible_scan(
 
 
 def _bits(fraction_bits: int | None, integer: str) -> int:
-  if integer not in _FRACTION_BITS:
-    raise ValueError(f"integer={integer!r}; choose int32 or int64.")
-  if jax.dtypes.canonicalize_dtype(integer) != np.dtype(integer):
-    raise ValueError(
-      'integer="int64" needs 64-bit types; set JAX_ENABLE_X64=1 or '
-      'jax.config.update("jax_enable_x64", True) first, or use int32.'
-    )
+  capacities.check_integer(integer)
   if fraction_bits is None:
     return _FRACTION_BITS[integer]
   most = jnp.iinfo(integer).bits - 2

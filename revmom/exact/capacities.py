@@ -56,6 +56,18 @@ def layout(dtype: DTypeLike) -> Layout:
   raise ValueError(f"integers are {jnp.dtype(dtype)}; use int32 or int64.")
 
 
+def check_integer(integer: DTypeLike) -> None:
+  """Raises ValueError for integers of another type, or int64 without x64."""
+  integer = np.dtype(integer)
+  if integer not in (np.dtype("int32"), np.dtype("int64")):
+    raise ValueError(f"integer={integer.name}; choose int32 or int64.")
+  if jax.dtypes.canonicalize_dtype(integer) != integer:
+    raise ValueError(
+      'integer="int64" needs 64-bit types; set JAX_ENABLE_X64=1 or '
+      'jax.config.update("jax_enable_x64", True) first, or use int32.'
+    )
+
+
 class Ratio(NamedTuple):
   """numerator / denominator = whole + fraction / 2^(2 limb), of capacities."""
 

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
+from revmom.exact.capacities import check_integer
 from revmom.optimizers.hyperparameters import is_real
 
 
@@ -44,7 +44,7 @@ class Grid:
   integer: Any = "int32"
 
   def __post_init__(self) -> None:
-    _check_integer(np.dtype(self.integer))
+    check_integer(self.integer)
     for name in ("fraction_bits", "floors"):
       if not isinstance(getattr(self, name), Mapping):
         raise ValueError(
@@ -73,13 +73,3 @@ class Grid:
         raise ValueError(
           f"{name} has roles {sorted(unknown)}; choose from {sorted(known)}."
         )
-
-
-def _check_integer(integer: np.dtype) -> None:
-  if integer not in (np.dtype("int32"), np.dtype("int64")):
-    raise ValueError(f"integer={integer.name}; choose int32 or int64.")
-  if jax.dtypes.canonicalize_dtype(integer) != integer:
-    raise ValueError(
-      'integer="int64" needs 64-bit types; set JAX_ENABLE_X64=1 or '
-      'jax.config.update("jax_enable_x64", True) first, or use int32.'
-    )

@@ -114,6 +114,8 @@ def correlated(
 
 
 def derivative(phi: Activation) -> Activation:
+  """The slope of an activation, which keeps NaN."""
+
   def slope(u: jax.Array) -> jax.Array:
     _, tangent = jax.jvp(phi, (u,), (jnp.ones_like(u),))
     return jnp.where(jnp.isnan(u), u, tangent)  # of relu it would be 0
