@@ -130,20 +130,43 @@ def test_hessian_vector_products_are_those_of_the_stored_run(name, x64):
 
 @pytest.mark.slow
 def test_float32():
-  with jax.enable_x64(True):
-    wide = problem(OPTIMIZERS["adamw"](grid=revmom.Grid(integer="int64")))
-    v = direction(wide, 1)
-    expected = jax.jit(jax.grad(slope))(wide, v)
+  """It is as near to the derivative as autodiff in float32 of the stored run.
+
+  That by b2 is a difference of numbers a thousand times larger.
+  """
   narrow = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, "float32"), tree)
-  optimizer = narrow(revmom.adamw(0.02, eps=1e-3, weight_decay=0.1))
-  along = jax.tree.structure(optimizer).unflatten(jax.tree.leaves(narrow(v[0])))
-  got = jax.jit(jax.grad(slope))(
-    (optimizer, *narrow(wide[1:])), (along, *narrow(v[1:]))
+  widened = lambda tree: jax.tree.map(
+    lambda a: jnp.asarray(a, "float64"), narrow(tree)
   )
-  for a, b in zip(
-    jax.tree.leaves(got[:2]), jax.tree.leaves(expected[:2]), strict=True
+  with jax.enable_x64(True):
+    grid = revmom.Grid(integer="int64")
+    wide = widened(problem(OPTIMIZERS["adamw"](grid=grid)))
+    v = widened(direction(wide, 1))
+    expected = jax.jit(jax.grad(slope))(wide, v)
+  optimizer = narrow(revmom.adamw(0.02, eps=1e-3, weight_decay=0.1))
+  like = jax.tree.structure(optimizer)
+  narrowed = lambda tree: (
+    like.unflatten(jax.tree.leaves(narrow(tree[0]))),
+    *narrow(tree[1:]),
+  )
+  x, along = narrowed(wide), narrowed(v)
+
+  @jax.jit
+  def both(x):
+    reference = lambda x: jax.jvp(stored, (x,), (along,))[1]
+    return jax.grad(slope)(x, along), jax.grad(reference)(x)
+
+  with jax.numpy_dtype_promotion("standard"):  # of the reference
+    got, of_stored = both(x)
+  for ours, theirs, right in zip(
+    *(
+      map(np.asarray, jax.tree.leaves(tree[:2]))
+      for tree in (got, of_stored, expected)
+    ),
+    strict=True,
   ):
-    np.testing.assert_allclose(a, b, atol=2e-3 * np.abs(b).max())
+    error = lambda a, right=right: float(np.abs(a - right).max())
+    assert error(ours) <= 2 * error(theirs) + 2e-4 * np.abs(right).max()
 
 
 def test_losses_schedules_integers_and_functions():
