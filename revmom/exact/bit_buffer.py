@@ -32,6 +32,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from revmom.exact import fixed_point
 from revmom.exact.capacities import Ratio, Schedule, layout
+from revmom.exact.fence import origin
 
 
 class BitBuffer(NamedTuple):
@@ -49,10 +50,15 @@ def init(integers: jax.Array, rows: int) -> BitBuffer:
 
 
 def empty_words(integers: jax.Array, rows: int) -> jax.Array | None:
-  """Words for an array of integers, zero; None for no rows."""
+  """Words for integers on a grid, all zero; None for no rows.
+
+  They are spread over devices as the integers are, which inside of `jit` only
+  arithmetic on those can tell a compiler.
+  """
   if not rows:
     return None
-  words = jnp.zeros_like(integers, layout(integers.dtype).word_dtype)
+  zeros = integers * origin([integers]).astype(integers.dtype)
+  words = zeros.astype(layout(integers.dtype).word_dtype)
   return jnp.broadcast_to(words, (rows, *integers.shape))
 
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-# More than any integer on a grid (see `fixed_point.limit`), less than 2^31.
-_NEVER = 2**30 + 12_345
+from revmom.exact import fixed_point
+
 # Elements.  XLA compiles a loop on CPU as one function, branches and all, if a
 # round of it touches less than a kilobyte; the branch not taken touches more.
 _LARGE = 2**10
@@ -36,20 +36,21 @@ def origin(arrays: Sequence[jax.Array]) -> jax.Array:
   Array(0, dtype=int32)
   """
   for array in arrays:
-    if array.size:
-      return _unknown_zero(array[(0,) * array.ndim])
+    if array.size:  # all of it, since it may be spread over devices
+      return _unknown_zero(jnp.max(array))
   return jnp.zeros((), jnp.int32)
 
 
 @custom_vmap
 def _unknown_zero(integer: jax.Array) -> jax.Array:
-  return (integer == _NEVER).astype(jnp.int32)
+  never = fixed_point.limit(integer.dtype) + 12_345
+  return (integer == never).astype(jnp.int32)
 
 
 @_unknown_zero.def_vmap
 def _same_for_all(axis_size, batched, integers):
   """One for the whole batch: a branch on a batched one would be no branch."""
-  return _unknown_zero(integers[0] if batched[0] else integers), False
+  return _unknown_zero(jnp.max(integers) if batched[0] else integers), False
 
 
 @jax.custom_jvp
@@ -114,7 +115,7 @@ def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:
     angles = jnp.arange(_LARGE, dtype=jnp.float32) + step.astype(jnp.float32)
     noise = jnp.sort(jnp.sin(angles))
     nan = jnp.sqrt(-1 - noise[0] ** 2)
-    return [flatten(jnp.full(x.shape, nan.astype(x.dtype))) for x in results]
+    return [flatten(jnp.full_like(x, nan.astype(x.dtype))) for x in results]
 
   flat = [flatten(leaf) for leaf in leaves]
   out = lax.cond(step >= 0, once, never, *flat)

@@ -9,6 +9,7 @@ import numpy as np
 
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.dynamics import Dynamics
+from revmom.optimizers.processes import check_copies
 from revmom.optimizers.slot import PARAMS
 from revmom.steps.leaf import Leaf, Role
 
@@ -106,15 +107,25 @@ def check_params(role: Role, params: Any) -> None:
         "must be floating point (pass anything else as an argument of the "
         "loss)."
       )
-    known = hyperparameters.concrete(leaf)
-    if known is not None and known.size:
-      magnitude = float(np.max(np.abs(known.astype(np.float64))))
+    magnitude = _largest(leaf)
+    if magnitude is not None:
       if not magnitude <= role.largest:
         raise ValueError(
           f"the parameter array {name} holds a magnitude of {magnitude}, but "
           f"{role.bits} fraction bits reach only {role.largest:g}; pass "
           f'grid=revmom.Grid({{"{PARAMS}": bits}}) with fewer.'
         )
+  check_copies(params)
+
+
+def _largest(array: Any) -> float | None:
+  """The largest magnitude, known to all processes; None while it is traced."""
+  known = hyperparameters.concrete(array)
+  if known is not None:
+    return float(np.max(np.abs(known.astype(np.float64)), initial=0))
+  if isinstance(array, jax.core.Tracer):
+    return None
+  return float(jnp.max(jnp.abs(array)))
 
 
 def check_like(name: str, tree: Any, params: Any) -> None:

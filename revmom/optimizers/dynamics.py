@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact import bit_buffer, fixed_point
+from revmom.exact.fence import origin
 from revmom.exact.pytree import static
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.gradients import compute_dtype
@@ -62,8 +63,9 @@ class Dynamics(Resolved):
       bits = self.equations[part].role(PARAMS).bits
       start = fixed_point.to_fixed(values, bits, self.integer)
       start = jnp.where(spills.valid, start, fixed_point.overflow(self.integer))
-      # Each slot has a buffer of its own, so that a step may donate them.
-      begun = {r.name: jnp.zeros_like(start) for r in roles} | {PARAMS: start}
+      # Spread over devices as the parameters are, see `bit_buffer.empty_words`.
+      zeros = start * origin([start]).astype(start.dtype)
+      begun = {r.name: zeros for r in roles} | {PARAMS: start}
       buffers = {
         name: bit_buffer.init(begun[name], 0) for name in spills.schedules[part]
       }

@@ -251,9 +251,13 @@ def accumulate(
 
 
 def concrete(value: Any) -> np.ndarray | None:
-  """The numbers of a value that is known now, None while it is traced."""
+  """The numbers of a value that is known here and now.
+
+  None while it is traced, and where other processes hold parts of it.
+  """
   try:
-    return np.asarray(value)
+    here = getattr(value, "is_fully_addressable", True)
+    return np.asarray(value) if here or value.is_fully_replicated else None
   except (
     jax.errors.TracerArrayConversionError,
     jax.errors.ConcretizationTypeError,

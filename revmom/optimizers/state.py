@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from revmom.exact import fixed_point
 from revmom.exact.capacities import Schedule
@@ -66,38 +65,38 @@ def check_in_range(state: State, dynamics: Dynamics) -> None:
   Raises:
     ValueError: naming the parameter array, its shape and the remedy.
   """
+  for leaf, group, part in zip(
+    state.leaves, state.packing.groups, dynamics.part, strict=True
+  ):
+    # Sums are known to all processes, where integers may not be.
+    if jnp.any(leaf.overflowed):
+      _refuse(state, dynamics.equations[part], leaf, group)
+
+
+def _refuse(state: State, equations: Any, leaf: Leaf, group: Any) -> None:
+  split = lambda flags: state.packing.split(flags, group)
+  outside = split(leaf.overflowed)
+  flags = {
+    name: split(fixed_point.has_overflowed(integers))
+    for name, integers in leaf.integers.items()
+  }
   names = [
     jax.tree_util.keystr(path) or "params"
     for path, _ in jax.tree.leaves_with_path(state.like_params())
   ]
-  for leaf, group, part in zip(
-    state.leaves, state.packing.groups, dynamics.part, strict=True
-  ):
-    equations = dynamics.equations[part]
-    flags = {
-      name: state.packing.split(fixed_point.has_overflowed(integers), group)
-      for name, integers in leaf.integers.items()
-    }
-    for i in group.members:
-      own = {role: np.asarray(flag[i]) for role, flag in flags.items()}
-      if any(flag.any() for flag in own.values()):
-        raise ValueError(_overflow_message(equations, names[i], own, state))
-
-
-def _overflow_message(equations, name, flags, state) -> str:
-  outside = np.any(list(flags.values()), axis=0)
+  first = next(i for i in group.members if jnp.any(outside[i]))
   guilty = [
     f"{role.name} (fraction bits {role.bits}, so at most {role.largest:g})"
     for role in equations.roles
-    if flags[role.name].any()
+    if jnp.any(flags[role.name][first])
   ]
-  return (
-    f"{outside.sum()} of {outside.size} elements of the parameter array "
-    f"{name}, shape {outside.shape}, left the grid of {' and '.join(guilty)} "
-    "within the run: a value or gradient was NaN or too large, more than "
-    f"the {state.steps} steps of `init` were taken, more were undone than "
-    "taken, or the factors were smaller than the floors "
-    f"{equations.floors}.  Lower the learning rate, clip the gradients "
+  raise ValueError(
+    f"{jnp.sum(outside[first])} of {outside[first].size} elements of the "
+    f"parameter array {names[first]}, shape {outside[first].shape}, left the "
+    f"grid of {' and '.join(guilty)} within the run: a value or gradient was "
+    f"NaN or too large, more than the {state.steps} steps of `init` were "
+    "taken, more were undone than taken, or the factors were smaller than the "
+    f"floors {equations.floors}.  Lower the learning rate, clip the gradients "
     "(revmom.clipped), give a role fewer fraction bits "
     "(grid=revmom.Grid({role: bits})), or set num_steps or the grid's floors."
   )

@@ -68,8 +68,8 @@ class Leaf(NamedTuple):
     """The leaf with room for so many words in each role, all empty."""
     return self.with_words(
       {
-        name: bit_buffer.empty_words(buffer.number, rows[name])
-        for name, buffer in self.buffers.items()
+        name: bit_buffer.empty_words(self.integers[name], rows[name])
+        for name in self.buffers
       }
     )
 

@@ -143,13 +143,14 @@ def _backward(problem, plan, inputs, residuals, bars):
   """The final adjoint; NaN unless the reversal was exact."""
   extra = residuals.extra
   known = lambda bar: None if isinstance(bar, SymbolicZero) else bar
+  views = inputs.dynamics.views(extra["leaves"])
   adjoint = _first_adjoint(
     inputs,
     extra["leaves"],
-    [_instantiate(bar) for bar in bars["views"]],
-    [_instantiate(bar) for bar in bars["averages"]],
+    list(map(_instantiate, bars["views"], views)),
+    list(map(_instantiate, bars["averages"], views)),  # there may be none
     [
-      _instantiate(bar) if is_float(leaf) else None
+      _instantiate(bar, leaf) if is_float(leaf) else None
       for bar, leaf in zip(bars["state"], residuals.state, strict=True)
     ],
     residuals.wanted,
@@ -220,7 +221,8 @@ def _first_adjoint(
   )
 
 
-def _instantiate(bar: Any) -> jax.Array:
+def _instantiate(bar: Any, like: jax.Array) -> jax.Array:
+  """A cotangent as an array, spread over devices as another one is."""
   if isinstance(bar, SymbolicZero):
-    return jnp.zeros(bar.shape, bar.dtype)
+    return jnp.zeros_like(like, bar.dtype)
   return bar

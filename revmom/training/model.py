@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 class Outputs(NamedTuple):
@@ -141,9 +142,14 @@ def is_float(leaf: Any) -> bool:
 
 
 def shaped(tree: Any) -> Any:
-  """The shapes and dtypes of a pytree of arrays."""
-  return jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree
+  """The shapes and dtypes of a pytree of arrays, and how they are spread."""
+  return jax.eval_shape(lambda tree: jax.tree.map(_strong, tree), tree)
+
+
+def _strong(array: Any) -> Any:
+  """The array, whose type is not weak."""
+  return (
+    array if _key_type(array) else lax.convert_element_type(array, array.dtype)
   )
 
 

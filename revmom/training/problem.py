@@ -110,7 +110,14 @@ def _source(batches: Any) -> Source:
 
 
 def _items(stacked: list[jax.Array]) -> list[jax.ShapeDtypeStruct]:
-  return [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in stacked]
+  """Those of one step; of what has no steps there is no item to look at."""
+  item = lambda a: lax.index_in_dim(a, 0, keepdims=False)
+  return [
+    jax.eval_shape(item, a)
+    if len(a)
+    else jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
+    for a in stacked
+  ]
 
 
 def pose(

@@ -161,8 +161,8 @@ def explain(gradients: Any) -> str | None:
   True
   """
   for leaf in jax.tree.leaves(gradients):
-    values = np.asarray(leaf)
-    if values.dtype not in (np.float32, np.float64):
+    values = concrete(leaf)
+    if values is None or values.dtype not in (np.float32, np.float64):
       continue
     lost = values[np.isnan(values)].astype(np.float32).view(np.uint32)
     notes = lost[(lost & 0x7FFF0000) == (_QUIET | (_MARK << 16))] & 0xFFFF
@@ -201,6 +201,7 @@ class Fingerprint(NamedTuple):
   backend: str
   device_kind: str
   device_count: int
+  process_count: int
   threads: int
   x64: bool
   matmul_precision: str
@@ -220,6 +221,7 @@ def fingerprint() -> Fingerprint:
     backend=device.platform,
     device_kind=device.device_kind,
     device_count=jax.device_count(),
+    process_count=jax.process_count(),
     threads=len(os.sched_getaffinity(0))
     if hasattr(os, "sched_getaffinity")
     else os.cpu_count() or 1,

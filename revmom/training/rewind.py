@@ -83,7 +83,7 @@ def rewind(
   _check_model_state(state, model)
   problem, data = pose(
     model,
-    state.like_params(),
+    jax.eval_shape(optimizer.params, state),
     batches,
     args,
     state.checksum_every,

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from revmom.training.model import shaped
+
 MODES = ("auto", "forward_over_reverse", "reverse_over_reverse")
 
 # (params, others) -> (loss [], [arrays beside it])
@@ -94,9 +96,6 @@ def choose(
   check_mode(mode)
   if mode == "reverse_over_reverse":
     return reverse_over_reverse
-  shaped = lambda tree: jax.tree.map(
-    lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree
-  )
   params, others = shaped(params), shaped(others)
   breaks = _asymmetric(jax.make_jaxpr(loss)(params, others).jaxpr)
   if mode == "forward_over_reverse":
