@@ -2,6 +2,7 @@
 
 import collections
 import os
+import pathlib
 import random
 import resource
 import sys
@@ -16,6 +17,7 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 _EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+_MATHEMATICS = ("analysis", "cells", "jacobian", "models", "numerics")
 _MUCH_MEMORY = 2 * 2**30  # bytes
 
 
@@ -46,6 +48,19 @@ def eight_devices() -> dict[str, str]:
   """An environment with eight virtual devices, for subprocesses."""
   flags = os.environ.get("XLA_FLAGS", "")
   return {**os.environ, "XLA_FLAGS": f"{flags} {_EIGHT_DEVICES}"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimizations(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Compiles in less time what need not be the program that users run.
+
+  Whether a reversal is exact depends on every choice that a compiler makes;
+  whether an equation is right does not.
+  """
+  room = request.path.relative_to(pathlib.Path(__file__).parent).parts[0]
+  jax.config.update("jax_disable_most_optimizations", room in _MATHEMATICS)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True, scope="module")
