@@ -41,12 +41,18 @@ def check(case):
   "changes",
   [
     {},
-    {"steps": 1},
+    pytest.param({"steps": 1}, marks=pytest.mark.slow),
     {"optimizer": "sgd", "clipped": True, "activation": "tanh"},
     {"optimizer": "adamw", "normalisation": "batch", "steps": 20},
-    {"optimizer": "muon", "clipped": True, "widths": (10, 6, 3)},
-    {"kind": "convolution", "normalisation": "batch", "dtype": "float64"},
-    {"kind": "attention", "steps": 1},
+    pytest.param(
+      {"optimizer": "muon", "clipped": True, "widths": (10, 6, 3)},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      {"kind": "convolution", "normalisation": "batch", "dtype": "float64"},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param({"kind": "attention", "steps": 1}, marks=pytest.mark.slow),
   ],
   ids=range(7),
 )

@@ -180,9 +180,17 @@ def test_errors():
 POLYAK = lambda t: (t + 1) / (t + 2)  # noqa: E731
 
 
-@pytest.mark.sampled(1)
-@pytest.mark.parametrize("decay", [0.9, POLYAK], ids=["ema", "polyak"])
-@pytest.mark.parametrize("base", ["sgd", "partition"])
+@pytest.mark.parametrize(
+  "base, decay",
+  [
+    pytest.param("sgd", 0.9, id="sgd-ema"),
+    pytest.param("sgd", POLYAK, id="sgd-polyak", marks=pytest.mark.slow),
+    pytest.param("partition", 0.9, id="partition-ema", marks=pytest.mark.slow),
+    pytest.param(
+      "partition", POLYAK, id="partition-polyak", marks=pytest.mark.slow
+    ),
+  ],
+)
 def test_averages(decay, base):
   if base == "sgd":
     optimizer = revmom.averaged(revmom.sgd(0.1, 0.9), decay)
@@ -248,6 +256,7 @@ def test_what_has_no_inverse_says_why(name):
     getattr(revmom, name)(0.1)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("kind", ["function", "tree", "integers"])
 def test_partitions_inside_of_a_partition(kind):
   """The same steps as one flat partition."""

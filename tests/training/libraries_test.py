@@ -101,6 +101,7 @@ def with_equinox():
   return loss_fn, params, (jax.random.key(1), state)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("build", [with_nnx, with_linen, with_equinox])
 def test_a_network_with_statistics_and_dropout(build):
   with jax.numpy_dtype_promotion("standard"):

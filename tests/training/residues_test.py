@@ -59,7 +59,9 @@ class Again(plans.Policy):
     return plans._split(steps, 3, "recompute", 1)
 
 
-@pytest.mark.parametrize("name", ["sgd", "muon"])
+@pytest.mark.parametrize(
+  "name", ["sgd", pytest.param("muon", marks=pytest.mark.slow)]
+)
 def test_segments_that_are_run_again_in_other_microbatches(name):
   """The second pass computes other gradients, too."""
   run, back = rewind_in_parts(OPTIMIZERS[name], 2, plan=Again())

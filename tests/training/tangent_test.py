@@ -93,9 +93,7 @@ def stored(x):
 @pytest.mark.parametrize(
   "name",
   [
-    name
-    if name in ("sgd", "adamw")
-    else pytest.param(name, marks=pytest.mark.slow)
+    name if name == "adamw" else pytest.param(name, marks=pytest.mark.slow)
     for name in OPTIMIZERS
   ],
 )
