@@ -90,9 +90,8 @@ def check_arrays(name: str, tree: Any) -> None:
     )
 
 
-def _source(batches: Any) -> Source:
+def _source(batches: Any, step: jax.ShapeDtypeStruct) -> Source:
   if callable(batches):
-    step = jax.ShapeDtypeStruct((), jnp.int32)
 
     def checked(step: jax.Array) -> Any:
       batch = batches(step)
@@ -106,18 +105,27 @@ def _source(batches: Any) -> Source:
   arrays, structure = jax.tree.flatten(batches)
   stacked = [jnp.asarray(array) for array in arrays]
   make = lambda constants, item, t: structure.unflatten(item)
-  return Source(make, [], stacked, structure.unflatten(_items(stacked)))
+  return Source(make, [], stacked, structure.unflatten(_items(stacked, step)))
 
 
-def _items(stacked: list[jax.Array]) -> list[jax.ShapeDtypeStruct]:
+def _items(stacked: list[jax.Array], step: Any) -> list[jax.ShapeDtypeStruct]:
   """Those of one step; of what has no steps there is no item to look at."""
-  item = lambda a: lax.index_in_dim(a, 0, keepdims=False)
+  item = lambda array, step: Data([], [array]).at(step).stacked[0]
   return [
-    jax.eval_shape(item, a)
+    jax.eval_shape(item, a, step)
     if len(a)
     else jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
     for a in stacked
   ]
+
+
+def _step(arrays: list) -> jax.ShapeDtypeStruct:
+  """The type of steps: inside of `shard_map` they vary as parameters do."""
+  zero = lambda arrays: sum(
+    (jnp.sum(array).astype(jnp.int32) for array in arrays[:1]),
+    jnp.zeros((), jnp.int32),
+  )
+  return jax.eval_shape(zero, arrays)
 
 
 def pose(
@@ -133,7 +141,7 @@ def pose(
   """The static problem of a run, and the arrays it depends on."""
   second_order.check_mode(mode)
   check_arrays("args", args)
-  source = _source(batches)
+  source = _source(batches, _step(jax.tree.leaves(params)))
   examples = shaped(params), shaped(model.state), source.example, *args
   pure_loss, loss_constants, example = hoist(model, *examples)
   structure: Any

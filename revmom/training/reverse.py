@@ -177,7 +177,7 @@ def _undo(
   diverged = lax.cond(
     t % every == 0,
     lambda: jnp.any(checksum(before) != reference.checksums[t // every]),
-    lambda: jnp.zeros((), bool),
+    lambda: jnp.zeros_like(state.diverged_at, bool),
   )
   diverged_at = jnp.where(
     diverged & (state.diverged_at < 0), t, state.diverged_at

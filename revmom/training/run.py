@@ -147,7 +147,7 @@ def forward_steps(
     checked = lax.cond(
       (t + 1) % problem.checksum_every == 0,
       lambda: checksum(leaves),
-      lambda: jnp.zeros(2, jnp.uint32),
+      lambda: jnp.zeros_like(jax.eval_shape(checksum, leaves)),
     )
     log = Log(out.value, out.aux, checked, residues, state)
     return Moving(leaves, out.state), log
