@@ -71,6 +71,12 @@ class Dynamics(Resolved):
     rows = spills.rows(length)
     return [leaf.with_rows(n) for leaf, n in zip(leaves, rows, strict=True)]
 
+  def checked(self, leaves: list[Leaf], valid: jax.Array) -> list[Leaf]:
+    """The leaves, off their grid unless something is true."""
+    lost = fixed_point.overflow(self.integer)
+    off = lambda leaf: jnp.where(valid, leaf.integers[PARAMS], lost)
+    return [leaf.put(PARAMS, off(leaf), None) for leaf in leaves]
+
   def forward(
     self, leaves: list[Leaf], gradients: list, step: Any, schedules: list
   ) -> list[Leaf]:

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.exact import residue
 from revmom.exact.fence import isolate
 from revmom.optimizers.gradients import consumed
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import ReversibleOptimizer
+from revmom.optimizers.state import State
 from revmom.steps.closure import hoist
 from revmom.training import second_order
 from revmom.training.model import Model, Outputs, is_float, shaped
+from revmom.training.rounding import digits_of
 
 _STACK = (
   "A list of batches is stacked by jax.tree.map(lambda *a: jnp.stack(a), "
@@ -61,6 +62,12 @@ class Problem(NamedTuple):
   digits: tuple  # that gradients of leaves are rounded to, see `residue`
   checksum_every: int
   residue_bits: int = 0  # kept of each rounded gradient; 0: of none
+  start: Any = 0  # the step that the first of the batches is of
+
+  @property
+  def rounding(self) -> tuple[int, tuple]:
+    """Bits that are kept and digits of gradients."""
+    return self.residue_bits, self.digits
 
 
 class Source(NamedTuple):
@@ -207,10 +214,7 @@ def pose(
     consume=consume,
     pull_back=pull_back,
     outputs=example,
-    digits=tuple(
-      min(residue.digits_of(dtypes[i]) for i in group.members)
-      for group in packing.groups
-    ),
+    digits=digits_of(packing, dtypes),
     checksum_every=checksum_every,
   )
   return problem, Data(shared, source.stacked)
@@ -236,38 +240,59 @@ def _flat(data: Data) -> list:
   return [*data.shared, *data.stacked]
 
 
-def run_length(
-  optimizer: ReversibleOptimizer, batches: Any, num_steps: int | None
-) -> int:
-  """The length of a run, on which all its inputs must agree."""
+def lengths(batches: Any) -> dict[str, int]:
+  """The leading axis of every array of batches; none of a function's."""
+  if callable(batches):
+    return {}
+  check_arrays("batches", batches)
   known = {}
-  if not callable(batches):
-    check_arrays("batches", batches)
-    for path, leaf in jax.tree.leaves_with_path(
-      batches, is_leaf=lambda node: isinstance(node, Iterator)
-    ):
-      name = f"batches{jax.tree_util.keystr(path)}"
-      if not hasattr(leaf, "dtype") and not np.isscalar(leaf):
-        raise ValueError(f"{name} is a {type(leaf).__name__}.  {_STACK}")
-      if jnp.ndim(leaf) == 0:
-        raise ValueError(
-          f"{name} is a scalar; every array of the batches needs a leading "
-          f"step axis.  {_STACK}"
-        )
-      known[name] = jnp.shape(leaf)[0]
+  for path, leaf in jax.tree.leaves_with_path(
+    batches, is_leaf=lambda node: isinstance(node, Iterator)
+  ):
+    name = f"batches{jax.tree_util.keystr(path)}"
+    if not hasattr(leaf, "dtype") and not np.isscalar(leaf):
+      raise ValueError(f"{name} is a {type(leaf).__name__}.  {_STACK}")
+    if jnp.ndim(leaf) == 0:
+      raise ValueError(
+        f"{name} is a scalar; every array of the batches needs a leading "
+        f"step axis.  {_STACK}"
+      )
+    known[name] = jnp.shape(leaf)[0]
+  return known
+
+
+def run_length(
+  optimizer: ReversibleOptimizer,
+  batches: Any,
+  num_steps: int | None,
+  past: State | None = None,
+) -> int:
+  """The length of a run, on which all its inputs must agree.
+
+  Args:
+    past: where it goes on from: then hyperparameters may have values for more
+      steps, which are left out.
+  """
+  known = lengths(batches)
   if num_steps is not None:
     if num_steps < 0:
       raise ValueError(f"num_steps={num_steps}; a run has zero steps or more.")
     known["num_steps"] = num_steps
   scheduled = optimizer.num_steps()
   if scheduled is not None:
-    known["the optimizer's hyperparameters"] = scheduled
+    left = scheduled if past is None else scheduled - past.steps
+    if past is None or not known or left < min(known.values()):
+      known[
+        "the optimizer's hyperparameters"
+        if past is None
+        else (f"the optimizer's hyperparameters after {past.steps} steps")
+      ] = left
   if not known:
     raise ValueError(
       "batches is a function of the step, so pass num_steps, the length of "
       "the run."
     )
-  if len(set(known.values())) > 1:
+  if len(set(known.values())) > 1 or min(known.values()) < 0:
     raise ValueError(
       "the lengths of the run disagree: "
       + ", ".join(f"{name}: {length}" for name, length in known.items())
