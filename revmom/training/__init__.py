@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from revmom.training import plans
 from revmom.training.microbatches import accumulated
-from revmom.training.one_step import Cotangents, StepperState
+from revmom.training.one_step import Cotangents
 from revmom.training.receipt import Fingerprint, Receipt, explain, fingerprint
 from revmom.training.rewind import Rewound, rewind
 from revmom.training.run_state import RunState
 from revmom.training.state_dict import from_state_dict, to_state_dict
 from revmom.training.stepper import Gradients, Stepper
+from revmom.training.stepper_state import StepperState
 from revmom.training.tangent import Outcome, train_jvp
 from revmom.training.train import Run, train
 

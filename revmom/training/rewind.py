@@ -18,9 +18,10 @@ from revmom.training import receipt as receipts
 from revmom.training import reverse
 from revmom.training import run as runs
 from revmom.training import run_state as run_states
+from revmom.training.lengths import lengths
 from revmom.training.model import Model
 from revmom.training.plans import Plan
-from revmom.training.problem import lengths, pose
+from revmom.training.problem import pose
 from revmom.training.receipt import Receipt
 from revmom.training.run_state import RunState
 

@@ -15,10 +15,11 @@ from revmom.optimizers.reversible import (
   check_optimizer,
 )
 from revmom.training import one_step
+from revmom.training.lengths import check_arrays
 from revmom.training.model import Model, Outputs
-from revmom.training.one_step import Cotangents, StepperState
-from revmom.training.problem import check_arrays
+from revmom.training.one_step import Cotangents
 from revmom.training.receipt import Receipt
+from revmom.training.stepper_state import StepperState, begin, receipt_of
 from revmom.training.train import check_numbers
 
 
@@ -102,12 +103,12 @@ class Stepper:
       donate_argnums=(0, 1),
       static_argnames="wants_batch",
     )
-    self._receipt = jax.jit(one_step.receipt_of)
+    self._receipt = jax.jit(receipt_of)
 
   def init(self, params: Any, num_steps: int | None = None) -> StepperState:
     """See `ReversibleOptimizer.init`."""
     state = self.optimizer.init(params, num_steps)
-    return one_step.begin(state, self._model, *self._checks)
+    return begin(state, self._model, *self._checks)
 
   def params(self, state: StepperState) -> Any:
     """See `ReversibleOptimizer.params`."""

@@ -25,9 +25,10 @@ from revmom.training import receipt as receipts
 from revmom.training import run as runs
 from revmom.training import run_state as run_states
 from revmom.training.differentiable import differentiable
+from revmom.training.lengths import run_length
 from revmom.training.model import Model
 from revmom.training.plans import Policy
-from revmom.training.problem import pose, run_length
+from revmom.training.problem import pose
 from revmom.training.run_state import RunState
 
 
