@@ -115,6 +115,21 @@ class Dynamics(Resolved):
       )
     return undone
 
+  def words_of(
+    self, leaves: list[Leaf], step: Any, schedules: list
+  ) -> list[dict[str, jax.Array | None]]:
+    """The words that a step spilled, [1, ...]; any where it spilled none."""
+    found: list[dict] = []
+    for i, leaf in enumerate(leaves):
+      now = self.now(schedules, i, step)
+      found.append({})
+      for name, words in leaf.words().items():
+        own = None
+        if words is not None:
+          own = lax.dynamic_index_in_dim(words, now[name].row)
+        found[-1][name] = own
+    return found
+
   def erase(self, leaves: list[Leaf], step: Any, schedules: list) -> list[Leaf]:
     """Zeroes the words that a step spilled."""
     erased = []

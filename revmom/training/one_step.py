@@ -70,12 +70,24 @@ def at(optimizer: ReversibleOptimizer, state: StepperState) -> tuple[Any, list]:
 
 def undo_update(
   optimizer: ReversibleOptimizer, state: StepperState
-) -> tuple[list, tuple[Any, list]]:
-  """The leaves half way back, without words, and `at` before the last step."""
+) -> tuple[list, list, tuple[Any, list]]:
+  """The first half of the way back.
+
+  What it reads of the words is taken out, so that the program of the second
+  half only writes them: one that did both would copy them first.
+
+  Returns:
+    The leaves half way, with one word for each element; those words; and `at`
+    before the last step.
+  """
   between = optimizer.undo_update(state)
+  words = optimizer.resolve_for(state).words_of(
+    state.leaves, between.count, state.schedules
+  )
   model = [leaf[between.count] for leaf in state.model_states]
   own = state.replace(leaves=between.leaves, model=model)
-  return runs.bare(between.leaves), at(optimizer, own)
+  leaves = runs.put_words(between.leaves, words)
+  return leaves, words, at(optimizer, own)
 
 
 def undo_increments(
@@ -93,18 +105,34 @@ def undo_increments(
     model: its state before the step.
     gradients: of the loss there.
   """
-  leaves = runs.put_words(between, runs.words_of(state.leaves))
-  state = state.replace(count=state.count - 1, leaves=leaves, model=model)
-  consumed = _consumed(optimizer, state, gradients)
-  consumed = restored(consumed, state.residues, state.count, *state.rounding)
-  before = optimizer.undo_increments(state, consumed)
-  wrong = ~is_proven(before.leaves, state.count, state)
-  return _verified(optimizer, state, before.leaves, wrong)
+  step = state.count - 1
+  own = state.replace(
+    count=step,
+    leaves=between,
+    schedules=runs.rebased(state.schedules, step),
+    model=model,
+  )
+  consumed = _consumed(optimizer, own, gradients)
+  consumed = restored(consumed, state.residues, step, *state.rounding)
+  before = optimizer.undo_increments(own, consumed)
+  wrong = ~is_proven(before.leaves, step, state)
+  own = own.replace(leaves=state.leaves, schedules=state.schedules)
+  return _verified(optimizer, own, before.leaves, wrong)
 
 
-def _verified(optimizer, state, leaves, wrong) -> StepperState:
-  """The state with other leaves, off their grid if they are wrong."""
+def _verified(
+  optimizer: ReversibleOptimizer,
+  state: StepperState,
+  leaves: list,
+  wrong: jax.Array,
+) -> StepperState:
+  """The state with other leaves, off their grid if they are wrong.
+
+  It keeps its words, less those of the step that was undone.
+  """
   dynamics = optimizer.resolve_for(state)
+  leaves = runs.put_words(leaves, runs.words_of(state.leaves))
+  leaves = dynamics.erase(leaves, state.count, state.schedules)
   first = wrong & (state.diverged_at < 0)
   return state.replace(
     leaves=dynamics.checked(leaves, ~wrong),
@@ -151,6 +179,7 @@ def backward(
   model: Model,
   state: StepperState,
   bars: Cotangents,
+  words: list,
   batch: Any,
   args: tuple,
   outputs: Outputs,
@@ -161,6 +190,7 @@ def backward(
   """The last step undone, and its adjoint; the step of `train`'s reverse pass.
 
   Args:
+    words: of the step, see `undo_update`.
     outputs: of the loss before the step.
     gradients: likewise.
     loss_bar: the cotangent of that loss.
@@ -213,9 +243,11 @@ def backward(
   back = reverse.undo(
     problem,
     runs.Inputs(dynamics, spills, data),
-    reverse.Backward(state.leaves, adjoint, state.diverged_at),
+    reverse.Backward(
+      runs.put_words(state.leaves, words), adjoint, state.diverged_at
+    ),
     step,
-    state.schedules,
+    runs.rebased(state.schedules, step),
     reference,
   )
   assert back.adjoint is not None
@@ -226,7 +258,6 @@ def backward(
     count=step, model=[leaf[0] for leaf in reference.states]
   )
   wrong = (back.diverged_at >= 0) & (state.diverged_at < 0)
-  leaves = dynamics.erase(back.leaves, step, state.schedules)
   structure: Any = jax.tree.structure(batch)
   own = [None if bar is None else bar[0] for bar in adjoint.data.stacked]
   after = bars.replace(
@@ -236,7 +267,7 @@ def backward(
     args=adjoint.data.shared[: len(bars.args)],
   )
   return (
-    _verified(optimizer, before, leaves, wrong),
+    _verified(optimizer, before, back.leaves, wrong),
     after,
     structure.unflatten(own),
   )

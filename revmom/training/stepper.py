@@ -15,12 +15,12 @@ from revmom.optimizers.reversible import (
   check_optimizer,
 )
 from revmom.training import one_step
+from revmom.training.beginning import check_numbers
 from revmom.training.lengths import check_arrays
 from revmom.training.model import Model, Outputs
 from revmom.training.one_step import Cotangents
 from revmom.training.receipt import Receipt
 from revmom.training.stepper_state import StepperState, begin, receipt_of
-from revmom.training.train import check_numbers
 
 
 class Gradients(NamedTuple):
@@ -134,7 +134,7 @@ class Stepper:
     The state given is used up.
     """
     batch, args = self._constant((batch, args))
-    between, there = self._undo_update(state)
+    between, _, there = self._undo_update(state)
     out, gradients = self._at(there, batch, args)
     state = self._undo_increments(state, between, there[1], gradients)
     return state, self._shown(out)
@@ -224,12 +224,12 @@ class Stepper:
       the batch: None for what is no float, or if they are not wanted.
     """
     batch, args = self._constant((batch, args))
-    _, there = self._undo_update(state)
+    _, words, there = self._undo_update(state)
     out, gradients = self._at(there, batch, args)
     if loss_bar is not None:
       loss_bar = jnp.asarray(loss_bar, out.value.dtype)
     return self._backward(
-      state, cotangents, batch, args, out, gradients, loss_bar,
+      state, cotangents, words, batch, args, out, gradients, loss_bar,
       wants_batch=batch_bar,
     )  # fmt: skip
 

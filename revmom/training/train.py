@@ -9,20 +9,14 @@ import jax.numpy as jnp
 
 from revmom.exact import residue
 from revmom.exact.pytree import Pytree
-from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.checks import check_params
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import (
-  NO_DERIVATIVE,
   ReversibleOptimizer,
   check_optimizer,
 )
-from revmom.optimizers.slot import PARAMS
-from revmom.optimizers.state import State
-from revmom.training import plans
+from revmom.training import beginning, plans
 from revmom.training import receipt as receipts
-from revmom.training import run as runs
 from revmom.training import run_state as run_states
 from revmom.training.differentiable import differentiable
 from revmom.training.lengths import run_length
@@ -129,7 +123,7 @@ def train(
   1.63 -0.46
   """
   check_optimizer("train", optimizer)
-  past = _past(params, checksum_every, residue_bits)
+  past = beginning.past_of(params, checksum_every, residue_bits)
   taken = 0
   if past is not None:
     taken, checksum_every, residue_bits = (
@@ -140,7 +134,7 @@ def train(
     params = past.like_params()
   checksum_every = 16 if checksum_every is None else checksum_every
   residue_bits = 0 if residue_bits is None else residue_bits
-  check_numbers(checksum_every, residue_bits)
+  beginning.check_numbers(checksum_every, residue_bits)
   policy = plans.keep() if plan is None else plan
   if not isinstance(policy, Policy):
     raise ValueError(
@@ -150,29 +144,11 @@ def train(
   steps = run_length(optimizer, batches, num_steps, past)
   model = Model(loss_fn, has_aux, model_state)
   if past is None:
-    check_params(optimizer.role(PARAMS), params)
-    dynamics = optimizer.resolve(params, steps)
-    spills = dynamics.spills()
-    structure: Any
-    arrays, structure = jax.tree.flatten(params)
-    dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
-    origin: Any = dynamics.pack(arrays)
-    snapped = [
-      array.astype(dtype)
-      for array, dtype in zip(dynamics.snapped(arrays), dtypes, strict=True)
-    ]
-    initial_params = structure.unflatten(snapped)
+    begun = beginning.begin(optimizer, params, steps)
   else:
     optimizer = hyperparameters.first(optimizer, taken + steps)
-    dynamics = optimizer.resolve(params, taken + steps, past.packing)
-    run_states.check(past, dynamics, model.state)
-    past = refuse_derivative(
-      past, NO_DERIVATIVE.format("the state of a revmom.train")
-    )
-    spills = dynamics.spills(past.schedules)
-    structure, dtypes = past.structure, past.dtypes
-    origin = runs.bare(past.leaves)
-    initial_params = past.shown(dynamics.views(origin))
+    begun = beginning.go_on(optimizer, past, taken + steps, model.state)
+  dynamics, spills = begun.dynamics, begun.spills
   problem, data = pose(
     model,
     params,
@@ -190,7 +166,7 @@ def train(
   results, extra = differentiable(problem, made, dynamics, spills)(
     dynamics.hyperparameters,
     (spills.schedules, spills.valid),
-    origin,
+    begun.origin,
     model.state,
     data,
   )
@@ -200,8 +176,8 @@ def train(
     count=count,
     schedules=spills.schedules,
     steps=taken + steps,
-    structure=structure,
-    dtypes=dtypes,
+    structure=begun.structure,
+    dtypes=begun.dtypes,
     packing=dynamics.packing,
     zero=jnp.sum(losses[:0]),
     plan=made,
@@ -222,7 +198,7 @@ def train(
     params=state.as_params(results["views"]),
     losses=losses,
     state=state,
-    initial_params=initial_params,
+    initial_params=begun.params,
     average=average,
     aux=model.as_aux(results["aux"]),
     model_state=model.as_state(results["state"]),
@@ -230,49 +206,6 @@ def train(
   if hyperparameters.concrete(run.losses) is not None:
     optimizer.check(state)
   return run
-
-
-def _past(
-  params: Any, checksum_every: int | None, residue_bits: int | None
-) -> RunState | None:
-  """The state that a run goes on from, if it does.
-
-  Raises:
-    ValueError: it can't go on from that state, or not with these settings.
-  """
-  if not isinstance(params, State):
-    return None
-  if not isinstance(params, RunState):
-    raise ValueError(
-      "train goes on from the `state` of what revmom.train or revmom.rewind "
-      f"returned, not from a {type(params).__name__} of optimizer.init or "
-      "as_optax: take its steps by what made it, or pass "
-      "optimizer.params(state) to begin a new run."
-    )
-  for name, given, own in (
-    ("checksum_every", checksum_every, params.checksum_every),
-    ("residue_bits", residue_bits, params.residue_bits),
-  ):
-    if given is not None and given != own:
-      raise ValueError(
-        f"{name}={given}, but the state that the run goes on from has "
-        f"{name}={own}; leave it out, or pass that."
-      )
-  past: RunState = jax.tree.map(jnp.asarray, params)
-  return past
-
-
-def check_numbers(checksum_every: int, residue_bits: Any) -> None:
-  """Raises ValueError for what can't be."""
-  if checksum_every < 1:
-    raise ValueError(
-      f"checksum_every={checksum_every}; there must be one step or more "
-      "between checksums."
-    )
-  if type(residue_bits) is not int or residue_bits not in residue.BITS:
-    raise ValueError(
-      f"residue_bits={residue_bits!r}; choose one of {residue.BITS}."
-    )
 
 
 def _costs(

@@ -90,7 +90,7 @@ def test_a_run_goes_on_and_back_from_a_file(tmp_path):
     (
       revmom.sgd(0.1, 0.9, grid=revmom.Grid({"velocity": 20})),
       None,
-      r"parts\[0\]\.fraction_bits\.velocity=24, but .*velocity=20",
+      r"parts\[0\]\.fraction_bits\.velocity=28, but .*velocity=20",
     ),
     (revmom.sgd(0.1, 0.8), None, "multiplied 'velocity' by 0.9 in step 0"),
     (revmom.sgd(0.1, 0.9, weight_decay=0.1), None, "weight_decay was None"),

@@ -104,13 +104,13 @@ def test_a_step_costs_the_same_in_a_long_run():
     bars = jax.eval_shape(lambda s: stepper.cotangents(s, params), state)
     here = params, []
     out, gradients = jax.eval_shape(stepper._at, here, params, ())
-    between = [leaf.bare() for leaf in state.leaves]
+    between, words, _ = jax.eval_shape(stepper._undo_update, state)
     lowered = (
       stepper._forward.lower(state, gradients, []),
       stepper._undo_update.lower(state),
       stepper._undo_increments.lower(state, between, [], gradients),
       stepper._backward.lower(
-        state, bars, params, (), out, gradients, None, wants_batch=True
+        state, bars, words, params, (), out, gradients, None, wants_batch=True
       ),
     )
     words = sum(
