@@ -59,7 +59,7 @@ def to_state_dict(optimizer: Any, state: State) -> dict[str, jax.Array]:
   >>> stored = revmom.to_state_dict(optimizer, state)
   >>> again = revmom.from_state_dict(optimizer, stored, params)
   >>> jax.tree.all(jax.tree.map(jnp.array_equal, state, again))
-  Array(True, dtype=bool)
+  True
   """
   optimizer = _optimizer("to_state_dict", optimizer)
   kind = type(state).__name__
