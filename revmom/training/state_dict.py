@@ -85,8 +85,8 @@ def to_state_dict(optimizer: Any, state: State) -> dict[str, jax.Array]:
   for name in ("plan", "checksum_every", "residue_bits", "fingerprint"):
     if hasattr(state, name):
       about[name] = getattr(state, name)
-  text = json.dumps(about).encode()
-  return {_ABOUT: np.frombuffer(text, np.uint8), **arrays}
+  text: Any = np.frombuffer(json.dumps(about).encode(), np.uint8)
+  return {_ABOUT: text, **arrays}
 
 
 def from_state_dict(
@@ -152,7 +152,7 @@ def _optimizer(where: str, optimizer: Any) -> ReversibleOptimizer:
 
 
 def _fields(state: State) -> list[str]:
-  fields = dataclasses.fields(state)  # type: ignore[arg-type]
+  fields = dataclasses.fields(state)
   return [field.name for field in fields if not is_static(field)]
 
 
@@ -241,7 +241,8 @@ def _made(node: Any, stored: Mapping[str, Any]) -> Any:
     return [_made(own, stored) for own in node]
   ((kind, own),) = node.items()
   if kind == "array":
-    return _array(*own, stored)
+    name, shape, dtype = own
+    return _array(name, shape, dtype, stored)
   made = {name: _made(part, stored) for name, part in own.items()}
   return made if kind == "dict" else _TUPLES[kind](**made)
 

@@ -63,10 +63,10 @@ def _cut(batches: Any, first: int, last: int | None = None) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
   """Whether two runs left the same integers, to the last stored bit."""
-  equal = jax.tree.map(np.array_equal, one, other)
-  return jax.tree.structure(one) == jax.tree.structure(other) and all(
-    jax.tree.leaves(equal)
-  )
+  structures: list[Any] = [jax.tree.structure(one), jax.tree.structure(other)]
+  if structures[0] != structures[1]:
+    return False
+  return all(jax.tree.leaves(jax.tree.map(np.array_equal, one, other)))
 
 
 def _timed(function: Any, *args: Any) -> tuple[Any, float]:
