@@ -28,8 +28,10 @@ from revmom.training import (
   accumulated,
   explain,
   fingerprint,
+  from_state_dict,
   plans,
   rewind,
+  to_state_dict,
   train,
   train_jvp,
 )
@@ -76,6 +78,7 @@ __all__ = [
   "custom_log_det",
   "explain",
   "fingerprint",
+  "from_state_dict",
   "inverse",
   "inverse_and_log_det",
   "jacobian",
@@ -90,6 +93,7 @@ __all__ = [
   "rmsprop",
   "sgd",
   "signum",
+  "to_state_dict",
   "train",
   "train_jvp",
 ]

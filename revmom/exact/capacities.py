@@ -147,13 +147,19 @@ def check_invertible(
   )
 
 
-def schedule(forgetting: jax.Array, dtype: DTypeLike = jnp.int32) -> Schedule:
+def schedule(
+  forgetting: jax.Array,
+  dtype: DTypeLike = jnp.int32,
+  past: Schedule | None = None,
+) -> Schedule:
   """Capacities, ratios and spills of a run, from the betas alone.
 
   Args:
     forgetting: 1 - beta of every step and group, [steps, groups].  (Not beta:
       for the 1 - 1e-5 of a weight decay float32 would round 1e-5 by 0.3 %.)
     dtype: of the integers.
+    past: the schedule of the first steps, if they were taken: it stays as it
+      is, and the others go on from it.
 
   Returns:
     A schedule whose arrays have shape [steps, groups].
@@ -175,13 +181,22 @@ def schedule(forgetting: jax.Array, dtype: DTypeLike = jnp.int32) -> Schedule:
     now = spill, row, capacity, before, after
     return (after, error, row + spill.astype(jnp.int32)), now
 
+  if past is not None and len(past.row):
+    # Only what rounding has left out so far is computed once more.
+    (_, error, _), _ = lax.scan(step, start, forgetting[: len(past.row)])
+    row = past.row[-1] + past.spill[-1].astype(jnp.int32)
+    start = past.after[-1], error, row
+    forgetting = forgetting[len(past.row) :]
   _, (spill, row, full, before, after) = lax.scan(step, start, forgetting)
   product = _ratio(before, after, layout_)
   factor = (product.whole << 2 * layout_.limb) + product.fraction
   quotient = _ratio(after, before, layout_)
-  return Schedule(
+  own = Schedule(
     spill, row, full, before, after, factor, quotient.whole, quotient.fraction
   )
+  if past is None:
+    return own
+  return jax.tree.map(lambda *both: jnp.concatenate(both), past, own)
 
 
 def _next_capacity(capacity, error, forgotten, layout_):

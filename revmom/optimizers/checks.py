@@ -73,6 +73,7 @@ def check_factors(
       before, after, now = known
       if before.ndim != now.ndim:  # a batch of runs
         continue
+      now = now[: len(before)]  # the run may go on
       if step is not None:
         before, after, now = (a[at : at + 1] for a in (before, after, now))
       if before.shape != now.shape:

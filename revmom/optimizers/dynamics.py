@@ -73,6 +73,12 @@ class Dynamics(Resolved):
     rows = spills.rows(length)
     return [leaf.with_rows(n) for leaf, n in zip(leaves, rows, strict=True)]
 
+  def checked(self, leaves: list[Leaf], valid: jax.Array) -> list[Leaf]:
+    """The leaves, off their grid unless something is true."""
+    lost = fixed_point.overflow(self.integer)
+    off = lambda leaf: jnp.where(valid, leaf.integers[PARAMS], lost)
+    return [leaf.put(PARAMS, off(leaf), None) for leaf in leaves]
+
   def forward(
     self, leaves: list[Leaf], gradients: list, step: Any, schedules: list
   ) -> list[Leaf]:
@@ -110,6 +116,21 @@ class Dynamics(Resolved):
         steps.undo(equations, roles, leaf, gradient, step, now, self.dtypes[i])
       )
     return undone
+
+  def words_of(
+    self, leaves: list[Leaf], step: Any, schedules: list
+  ) -> list[dict[str, jax.Array | None]]:
+    """The words that a step spilled, [1, ...]; any where it spilled none."""
+    found: list[dict] = []
+    for i, leaf in enumerate(leaves):
+      now = self.now(schedules, i, step)
+      found.append({})
+      for name, words in leaf.words().items():
+        own = None
+        if words is not None:
+          own = lax.dynamic_index_in_dim(words, now[name].row)
+        found[-1][name] = own
+    return found
 
   def erase(self, leaves: list[Leaf], step: Any, schedules: list) -> list[Leaf]:
     """Zeroes the words that a step spilled."""

@@ -149,6 +149,13 @@ def num_steps(value: Any) -> int | None:
   return None
 
 
+def first(tree: Any, steps: int) -> Any:
+  """Hyperparameters of the first steps of a longer run."""
+  cut = lambda leaf: leaf[:steps] if (num_steps(leaf) or 0) > steps else leaf
+  with jax.ensure_compile_time_eval():  # what is known stays known
+    return jax.tree.map(cut, tree)
+
+
 def per_leaf(name: str, value: Any, params: Any, steps: int) -> tuple:
   """One array or `PerStep` for every parameter leaf, or one that all share.
 

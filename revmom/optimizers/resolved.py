@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from revmom.exact import capacities, compensated
+from revmom.exact.capacities import Schedule
 from revmom.exact.pytree import Pytree, static
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep
@@ -117,8 +118,11 @@ class Resolved(Pytree):
     part = self.part[leaf]
     return part, leaf if len(self._columns(part)) > 1 else 0
 
-  def spills(self) -> Spills:
+  def spills(self, past: list[dict[str, Schedule]] | None = None) -> Spills:
     """When the buffers of a run spill; nothing here differentiates.
+
+    Args:
+      past: the schedules of its first steps, if they were taken.
 
     Raises:
       ValueError: a factor is known and has no inverse.
@@ -130,7 +134,12 @@ class Resolved(Pytree):
       schedules.append({})
       bounds.append({})
       for role, forgetting in self.factors(part).items():
-        schedules[-1][role] = capacities.schedule(forgetting, self.integer)
+        taken = None if past is None else past[part][role]
+        schedules[-1][role] = capacities.schedule(
+          forgetting, self.integer, taken
+        )
+        if taken is not None:
+          valid &= _multiplied_by(taken, forgetting)
         known = hyperparameters.concrete(forgetting)
         floor = equations.role(role).floor
         if known is None:
@@ -178,6 +187,14 @@ class Resolved(Pytree):
         log = log.plus(log_factor(forgotten, count, self.steps))
       factors.append(log)
     return factors
+
+
+def _multiplied_by(taken: Schedule, forgetting: jax.Array) -> jax.Array:
+  """Whether steps that were taken had these factors, bool []."""
+  now = forgetting[: len(taken.before)]
+  real = lambda capacity: capacity.astype(now.dtype)
+  then = real(taken.after - taken.before) / real(taken.after)
+  return jnp.all(jnp.abs(then - now) <= 2.0**-20)
 
 
 def log_factor(

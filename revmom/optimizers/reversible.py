@@ -85,9 +85,13 @@ class ReversibleOptimizer(Declared, kw_only=True):
       ValueError: the gradients are not like the parameters.
     """
     dynamics, state = self._constant(state, "optimizer.forward")
+    return self.advance(state, self.gradients(dynamics, state, grad_fn))
+
+  def advance(self, state: State, gradients: list) -> State:
+    """One step, with the gradients that it consumes."""
+    dynamics, state = self._constant(state, "optimizer.forward")
     gradients = refuse_derivative(
-      self.gradients(dynamics, state, grad_fn),
-      NO_DERIVATIVE.format("optimizer.forward"),
+      gradients, NO_DERIVATIVE.format("optimizer.forward")
     )
     # A step that the buffers have no room for must not look like one.
     gradients = [

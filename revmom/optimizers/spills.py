@@ -23,6 +23,11 @@ class Spills(NamedTuple):
   roles: list[int]  # leaf -> how many arrays of integers it has
   integer: Any
 
+  def first(self, steps: int) -> "Spills":
+    """Those of the first steps of the run."""
+    cut = lambda tree: jax.tree.map(lambda array: array[:steps], tree)
+    return self._replace(schedules=cut(self.schedules), bounds=cut(self.bounds))
+
   def rows(self, length: int) -> list[dict[str, int]]:
     """For each leaf, role -> words an element spills in so many steps."""
     known = {

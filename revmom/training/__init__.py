@@ -5,11 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from revmom.training import plans
 from revmom.training.microbatches import accumulated
+from revmom.training.one_step import Cotangents
 from revmom.training.receipt import Fingerprint, Receipt, explain, fingerprint
 from revmom.training.rewind import Rewound, rewind
-from revmom.training.stepper import Stepper
+from revmom.training.run_state import RunState
+from revmom.training.state_dict import from_state_dict, to_state_dict
+from revmom.training.stepper import Gradients, Stepper
+from revmom.training.stepper_state import StepperState
 from revmom.training.tangent import Outcome, train_jvp
-from revmom.training.train import Run, RunState, train
+from revmom.training.train import Run, train
 
 if TYPE_CHECKING:
   from revmom.training import ledger
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
   )
 
 __all__ = [
+  "Cotangents",
   "Fingerprint",
+  "Gradients",
   "Ledger",
   "Receipt",
   "Outcome",
@@ -29,15 +35,18 @@ __all__ = [
   "Run",
   "RunState",
   "Stepper",
+  "StepperState",
   "accumulated",
   "explain",
   "fingerprint",
+  "from_state_dict",
   "gaussian_entropy",
   "ledger",
   "parabola_bound",
   "plans",
   "rewind",
   "sgd_curvature",
+  "to_state_dict",
   "train",
   "train_jvp",
 ]

@@ -13,6 +13,7 @@ from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.slot import AVERAGE
 from revmom.optimizers.spills import Spills
 from revmom.steps.checksum import checksum
+from revmom.steps.leaf import Leaf
 from revmom.training import receipt as receipts
 from revmom.training import reverse
 from revmom.training import run as runs
@@ -26,7 +27,7 @@ class Residuals(Pytree):
 
   hyperparameters: Any
   timing: tuple
-  params: list[jax.Array]
+  origin: list[jax.Array] | list[Leaf]
   state: list[jax.Array]
   data: Data
   extra: dict[str, Any]
@@ -36,11 +37,13 @@ class Residuals(Pytree):
 def differentiable(
   problem: Problem, plan: Plan, dynamics: Dynamics, spills: Spills
 ) -> Callable:
-  """(hyperparameters, timing, params, model's state, data) -> results.
+  """(hyperparameters, timing, origin, model's state, data) -> results.
 
   `timing` is the traced part of the spills: a custom derivative must not
-  close over it.  The results are a dict of what is differentiated, see
-  `_forward`, and one of leaves, checksums and what the plan keeps.
+  close over it.  The origin is packed parameters, or the leaves of a run that
+  goes on, which have no derivative.  The results are a dict of what is
+  differentiated, see `_forward`, and one of leaves, checksums and what the
+  plan keeps.
   """
 
   def inputs_of(hypers, timing, data):
@@ -52,29 +55,31 @@ def differentiable(
     )
 
   @jax.custom_vjp
-  def run(hypers, timing, params, state, data):
+  def run(hypers, timing, origin, state, data):
     inputs = inputs_of(hypers, timing, data)
-    return _forward(problem, plan, inputs, params, state)
+    return _forward(problem, plan, inputs, origin, state)
 
-  def forward(hypers, timing, params, state, data):
+  def forward(hypers, timing, origin, state, data):
     wanted = tuple(
       leaf.perturbed and jnp.issubdtype(leaf.value.dtype, jnp.inexact)
       for leaf in [*data.shared, *data.stacked]
     )
     timing, *inputs = jax.tree.map(
-      lambda leaf: leaf.value, (timing, hypers, params, state, data)
+      lambda leaf: leaf.value, (timing, hypers, origin, state, data)
     )
-    hypers, params, state, data = refuse_derivative(inputs, _TWICE)
-    out = run(hypers, timing, params, state, data)
-    return out, Residuals(hypers, timing, params, state, data, out[1], wanted)
+    hypers, origin, state, data = refuse_derivative(inputs, _TWICE)
+    out = run(hypers, timing, origin, state, data)
+    return out, Residuals(hypers, timing, origin, state, data, out[1], wanted)
 
   def backward(residuals, bars):
     inputs = inputs_of(
       residuals.hyperparameters, residuals.timing, residuals.data
     )
     final = _backward(problem, plan, inputs, residuals, bars[0])
-    params_bar = [dynamics.view_bar(own) for own in final.leaves]
-    return final.hyperparameters, None, params_bar, final.state, final.data
+    origin_bar = None
+    if not _is_known(residuals.origin):
+      origin_bar = [dynamics.view_bar(own) for own in final.leaves]
+    return final.hyperparameters, None, origin_bar, final.state, final.data
 
   run.defvjp(forward, backward, symbolic_zeros=True)
   return run
@@ -91,22 +96,38 @@ _TWICE = (
 )
 
 
-def _forward(problem, plan, inputs, params, state):
+def _is_known(origin: list) -> bool:
+  """Whether a run goes on from leaves."""
+  return all(isinstance(leaf, Leaf) for leaf in origin)
+
+
+def _begin(inputs, origin):
+  """The leaves before the first step, without words."""
+  dynamics, spills, _ = inputs
+  if _is_known(origin):
+    return dynamics.checked(origin, spills.valid)
+  return dynamics.begin(origin, spills, 0)
+
+
+def _forward(problem, plan, inputs, origin, state):
   """What is differentiated of a run, and what its reversal needs."""
-  leaves = inputs.dynamics.begin(params, inputs.spills, 0)
+  leaves = _begin(inputs, origin)
   first = checksum(leaves)
   (leaves, state), logs, kept = runs.forward(
     problem,
     inputs,
     runs.Moving(leaves, state),
     plan,
-    runs.first_step(leaves),
+    runs.first_step(leaves) + problem.start,
   )
   log = jax.tree.map(lambda *parts: jnp.concatenate(parts), *logs)
   checksums = log.checksums
   every = problem.checksum_every
-  checksums = jnp.concatenate([first[None], checksums[every - 1 :: every]])
-  if plan.steps % every:  # that of the last step is kept in any case
+  due = every - 1 - problem.start % every
+  checksums = jnp.concatenate([first[None], checksums[due::every]])
+  if (
+    problem.start + plan.steps
+  ) % every and plan.steps:  # that of the last step is kept in any case
     last = checksum(leaves)
     checksums = jnp.concatenate([checksums, last[None]])
   dynamics = inputs.dynamics
@@ -155,17 +176,18 @@ def _backward(problem, plan, inputs, residuals, bars):
     ],
     residuals.wanted,
   )
-  back = reverse.backward(
+  steps = problem.start + plan.steps
+  back, _ = reverse.backward(
     problem,
     inputs,
     reverse.Backward(
       extra["leaves"],
       adjoint,
-      receipts.of_start(extra["leaves"], extra["checksums"], plan.steps),
+      receipts.of_start(extra["leaves"], extra["checksums"], steps),
     ),
     plan,
     extra["kept"],
-    runs.first_step(extra["leaves"]),
+    runs.first_step(extra["leaves"]) + problem.start,
     runs.Reference(
       known(bars["losses"]),
       [
@@ -175,13 +197,14 @@ def _backward(problem, plan, inputs, residuals, bars):
       extra["checksums"],
       extra["residues"],
       extra["model_states"],
+      problem.start,
     ),
   )
-  initial = inputs.dynamics.begin(residuals.params, inputs.spills, 0)
+  initial = _begin(inputs, residuals.origin)
   receipt = receipts.of_reversal(
     back, extra["leaves"], extra["checksums"], initial
   )
-  receipts.report(receipt, problem.checksum_every, plan.steps)
+  receipts.report(receipt, problem.checksum_every, steps)
   # A reversal that failed must not return a plausible number.
   nan = receipts.not_a_number(receipt)
   return jax.tree.map(

@@ -35,7 +35,9 @@ class Plan(NamedTuple):
   steps: int
   segments: int = 0  # leading ones; 0 keeps all words
   length: int = 0  # of a leading segment
-  words: str = "device"  # where leading segments put theirs
+  # Where leading segments put theirs: "device", "host", or "recompute", which
+  # keeps the integers that they started from instead.
+  words: str = "device"
   leading: Any = None  # the plan of each leading segment
   final: Any = None  # the plan of the final segment
 
@@ -47,7 +49,7 @@ class Plan(NamedTuple):
   @property
   def depth(self) -> int:
     """How many more forward passes the reversal takes, at most."""
-    if not self.segments or self.words == "host":
+    if not self.segments or self.words != "recompute":
       return 0
     return 1 + self.leading.depth
 
@@ -58,6 +60,8 @@ class Plan(NamedTuple):
   def _extra(self, costs: Costs) -> float:
     if not self.segments:
       return self.steps * costs.words_per_step
+    if self.words == "device":
+      return self.final_start * costs.words_per_step + self.final._extra(costs)
     parts = max(self.leading._extra(costs), self.final._extra(costs))
     if self.words == "host":
       return parts
@@ -69,12 +73,44 @@ class Plan(NamedTuple):
       return f"all words of {self.steps} steps kept"
     if self.words == "host":
       how = "words in host memory"
+    elif self.words == "device":
+      how = "all words kept"
     else:
       how = f"run again ({self.leading.describe()})"
     return (
       f"{self.segments} x {self.length} steps, {how}, then "
       f"{self.steps - self.final_start} steps ({self.final.describe()})"
     )
+
+  def first(self, steps: int) -> "Plan":
+    """The plan of the first steps of the run."""
+    if not self.segments:
+      return Plan(steps)
+    if steps >= self.final_start:
+      final = self.final.first(steps - self.final_start)
+      return self._replace(steps=steps, final=final)
+    whole, rest = divmod(steps, self.length)
+    final = self.leading.first(rest)
+    if not whole:
+      return final
+    return self._replace(steps=steps, segments=whole, final=final)
+
+  def then(self, other: "Plan") -> "Plan":
+    """The plan of a run that goes on by another one."""
+    steps = self.steps + other.steps
+    if self.segments:
+      return self._replace(steps=steps, final=self.final.then(other))
+    if not self.steps:
+      return other
+    if not other.segments:
+      return Plan(steps)
+    own = Plan(self.steps)
+    return Plan(steps, 1, self.steps, "device", own, other)
+
+  @property
+  def last(self) -> int:
+    """The steps of the final segment, whose words are in the leaves."""
+    return self.final.last if self.segments else self.steps
 
 
 class Policy(NamedTuple):

@@ -1,27 +1,21 @@
 """From a user's loss and batches to a function of flat arrays and the step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from revmom.exact import residue
 from revmom.exact.fence import isolate
 from revmom.optimizers.gradients import consumed
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import ReversibleOptimizer
 from revmom.steps.closure import hoist
 from revmom.training import second_order
+from revmom.training.lengths import check_arrays
 from revmom.training.model import Model, Outputs, is_float, shaped
-
-_STACK = (
-  "A list of batches is stacked by jax.tree.map(lambda *a: jnp.stack(a), "
-  "*batches); what yields one batch after the other, such as a generator or a "
-  "data loader, is for a revmom.Stepper."
-)
+from revmom.training.rounding import digits_of
 
 
 class Data(NamedTuple):
@@ -61,6 +55,12 @@ class Problem(NamedTuple):
   digits: tuple  # that gradients of leaves are rounded to, see `residue`
   checksum_every: int
   residue_bits: int = 0  # kept of each rounded gradient; 0: of none
+  start: Any = 0  # the step that the first of the batches is of
+
+  @property
+  def rounding(self) -> tuple[int, tuple]:
+    """Bits that are kept and digits of gradients."""
+    return self.residue_bits, self.digits
 
 
 class Source(NamedTuple):
@@ -70,24 +70,6 @@ class Source(NamedTuple):
   constants: list[jax.Array]  # that a function of the step closes over
   stacked: list[jax.Array]  # [steps, ...]
   example: Any  # shapes and dtypes of a batch
-
-
-def check_arrays(name: str, tree: Any) -> None:
-  """Raises ValueError for a leaf that is no array of numbers."""
-  for path, leaf in jax.tree.leaves_with_path(
-    tree, is_leaf=lambda node: isinstance(node, Iterator)
-  ):
-    place = f"{name}{jax.tree_util.keystr(path)}"
-    if isinstance(leaf, str | bytes):
-      kind = f"the string {leaf!r}"
-    elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU":
-      kind = f"an array of {leaf.dtype}"
-    else:
-      continue
-    raise ValueError(
-      f"{place} is {kind}; a loss takes arrays of numbers.  Leave it out, "
-      "give numbers in its place, or let the loss close over it."
-    )
 
 
 def _source(batches: Any, step: jax.ShapeDtypeStruct) -> Source:
@@ -222,10 +204,7 @@ def pose(
     consume=consume,
     pull_back=pull_back,
     outputs=example,
-    digits=tuple(
-      min(residue.digits_of(dtypes[i]) for i in group.members)
-      for group in packing.groups
-    ),
+    digits=digits_of(packing, dtypes),
     checksum_every=checksum_every,
   )
   return problem, Data(shared, source.stacked)
@@ -249,43 +228,3 @@ def merged(data: Data, wanted: Data, chosen: list) -> Data:
 
 def _flat(data: Data) -> list:
   return [*data.shared, *data.stacked]
-
-
-def run_length(
-  optimizer: ReversibleOptimizer, batches: Any, num_steps: int | None
-) -> int:
-  """The length of a run, on which all its inputs must agree."""
-  known = {}
-  if not callable(batches):
-    check_arrays("batches", batches)
-    for path, leaf in jax.tree.leaves_with_path(
-      batches, is_leaf=lambda node: isinstance(node, Iterator)
-    ):
-      name = f"batches{jax.tree_util.keystr(path)}"
-      if not hasattr(leaf, "dtype") and not np.isscalar(leaf):
-        raise ValueError(f"{name} is a {type(leaf).__name__}.  {_STACK}")
-      if jnp.ndim(leaf) == 0:
-        raise ValueError(
-          f"{name} is a scalar; every array of the batches needs a leading "
-          f"step axis.  {_STACK}"
-        )
-      known[name] = jnp.shape(leaf)[0]
-  if num_steps is not None:
-    if num_steps < 0:
-      raise ValueError(f"num_steps={num_steps}; a run has zero steps or more.")
-    known["num_steps"] = num_steps
-  scheduled = optimizer.num_steps()
-  if scheduled is not None:
-    known["the optimizer's hyperparameters"] = scheduled
-  if not known:
-    raise ValueError(
-      "batches is a function of the step, so pass num_steps, the length of "
-      "the run."
-    )
-  if len(set(known.values())) > 1:
-    raise ValueError(
-      "the lengths of the run disagree: "
-      + ", ".join(f"{name}: {length}" for name, length in known.items())
-      + (f".  {_STACK}" if isinstance(batches, list) else "")
-    )
-  return next(iter(known.values()))

@@ -18,7 +18,11 @@ from revmom.steps.leaf import Leaf, exact, is_tangent
 
 
 class Receipt(NamedTuple):
-  """What a reversal found when it came back to the first step."""
+  """What a reversal found when it came back to the first step.
+
+  Of one that stopped on its way the first three are one: whether all integers
+  were what they had been at the last checksum that it came to.
+  """
 
   params_restored: jax.Array  # bool []: the initial integers, bit for bit
   slots_restored: jax.Array  # bool []: velocities are zero
@@ -107,10 +111,13 @@ def of_reversal(
       if name != PARAMS:
         start = jnp.zeros_like(z) if first is None else first[name]
         slots.append(jnp.all(_apart(z, start) <= _allowed(name, z.dtype)))
-    empty += [
-      bit_buffer.is_empty(leaf.integers[name], leaf.buffers[name])
-      for name in exact(leaf.buffers)
-    ]
+    for name in exact(leaf.buffers):
+      number = leaf.buffers[name].number
+      empty.append(
+        bit_buffer.is_empty(leaf.integers[name], leaf.buffers[name])
+        if initial is None
+        else jnp.all(number == initial[i].buffers[name].number)
+      )
   return Receipt(
     params_restored=every(restored),
     slots_restored=every(slots),
@@ -132,6 +139,24 @@ def _allowed(role: str, integer: Any) -> int:
   """
   bits = jnp.iinfo(integer).bits
   return 2 ** (bits - 3 - 18) if is_tangent(role) else 0
+
+
+def of_part(restored: jax.Array, back: Any, final: list[Leaf]) -> Receipt:
+  """The receipt of a reversal that stopped on the way.
+
+  Args:
+    restored: whether all integers there are what they were.
+    back: what it came back with.
+    final: the leaves that it started from.
+  """
+  in_range = [~jnp.any(leaf.overflowed) for leaf in final]
+  return Receipt(
+    params_restored=restored,
+    slots_restored=restored,
+    buffers_empty=restored,
+    in_range=jnp.all(jnp.stack([jnp.ones((), bool), *in_range])),
+    diverged_at=back.diverged_at,
+  )
 
 
 # A NaN has 22 bits to spare: six that mark it as one of this library, and

@@ -42,51 +42,75 @@ def backward(
   kept: list,
   start: Any,
   reference: Reference,
-) -> Backward:
-  """Undoes `forward`; `reference` is what the run left.
+  to: int = 0,
+) -> tuple[Backward, list]:
+  """Undoes `forward` down to a step; `reference` is what the run left.
 
-  `state.leaves` have the words of the plan's last segment.
+  Args:
+    problem: of the run, as are `inputs`, `plan` and `kept`.
+    state: its leaves have the words of the plan's last segment.
+    start: the first step of the run.
+    reference: what the run left.
+    to: how many steps stay as they are.
+
+  Returns:
+    The state there, and what is kept for the rest, `plan.first(to)`.
   """
   if not plan.segments:
-    return backward_steps(problem, inputs, state, start, plan.steps, reference)
-  state = backward(
-    problem,
-    inputs,
-    state,
-    plan.final,
-    kept[1:],
-    start + plan.final_start,
-    reference,
+    return backward_steps(
+      problem, inputs, state, start, plan.steps, reference, to
+    ), []
+  down = lambda state, plan, kept, first, to: backward(
+    problem, inputs, state, plan, kept, first, reference, to
   )
+  if to >= plan.final_start:
+    state, rest_kept = down(
+      state,
+      plan.final,
+      kept[1:],
+      start + plan.final_start,
+      to - plan.final_start,
+    )
+    return state, [kept[0], *rest_kept]
+  state, _ = down(state, plan.final, kept[1:], start + plan.final_start, 0)
 
-  def segment(state, xs):
-    first, own = xs
-    leaves = state.leaves
-    inner: list = []
-    if plan.words == "host":
-      own = jax.device_put(own, jax.memory.Space.Device)
-      leaves = runs.put_words(leaves, own)
-    else:
+  def begin(state, first, own):
+    """The state before a leading segment is undone, and what is kept of it."""
+    if plan.words == "recompute":
       before = runs.Moving(own, reference.at(first)[1])
       again, _, inner = runs.forward(
         problem, inputs, before, plan.leading, first, reference
       )
       # Only words are taken from the second pass: integers must agree anyway.
-      leaves = runs.put_words(leaves, runs.words_of(again.leaves))
-    state = backward(
-      problem,
-      inputs,
-      state._replace(leaves=leaves),
-      plan.leading,
-      inner,
-      first,
-      reference,
-    )
+      own = runs.words_of(again.leaves)
+    else:
+      inner = []
+      if plan.words == "host":
+        own = jax.device_put(own, jax.memory.Space.Device)
+    return state._replace(leaves=runs.put_words(state.leaves, own)), inner
+
+  def segment(state, xs):
+    first, own = xs
+    state, inner = begin(state, first, own)
+    state, _ = down(state, plan.leading, inner, first, 0)
     return state._replace(leaves=runs.bare(state.leaves)), None
 
-  firsts = start + plan.length * jnp.arange(plan.segments, dtype=jnp.int32)
+  whole, rest = divmod(to, plan.length)
+  above = whole + bool(rest)
+  numbers = jnp.arange(above, plan.segments, dtype=jnp.int32)
   state = state._replace(leaves=runs.bare(state.leaves))
-  return lax.scan(segment, state, (firsts, kept[0]), reverse=True)[0]
+  own = kept[0] if not above else jax.tree.map(lambda a: a[above:], kept[0])
+  xs = start + plan.length * numbers, own
+  state = lax.scan(segment, state, xs, reverse=True)[0]
+  left: list = []
+  if rest:
+    first = start + plan.length * whole
+    own = jax.tree.map(lambda a: a[whole], kept[0])
+    state, inner = begin(state, first, own)
+    state, left = down(state, plan.leading, inner, first, rest)
+  if whole:
+    left = [jax.tree.map(lambda a: a[:whole], kept[0]), *left]
+  return state, left
 
 
 def backward_steps(
@@ -96,9 +120,14 @@ def backward_steps(
   start: Any,
   length: int,
   reference: Reference,
+  to: int = 0,
 ) -> Backward:
-  """Undoes steps start + length - 1, ..., start, words being in the leaves."""
-  if not length:
+  """Undoes steps start + length - 1, ..., start + to.
+
+  The words of all since `start` are in the leaves, and those of the steps that
+  are left stay there.
+  """
+  if length == to:
     return state
   words = runs.words_of(state.leaves)
   schedules = runs.rebased(inputs.spills.schedules, start)
@@ -106,15 +135,18 @@ def backward_steps(
   def step(carry, _):
     state, t = carry
     state = state._replace(leaves=runs.put_words(state.leaves, words))
-    state = _undo(problem, inputs, state, t, schedules, reference)
+    state = undo(problem, inputs, state, t, schedules, reference)
     return (state._replace(leaves=runs.bare(state.leaves)), t - 1), None
 
   state = state._replace(leaves=runs.bare(state.leaves))
   last = jnp.asarray(start + length - 1, jnp.int32)
-  return lax.scan(step, (state, last), length=length)[0][0]
+  state = lax.scan(step, (state, last), length=length - to)[0][0]
+  if not to:
+    return state
+  return state._replace(leaves=runs.put_words(state.leaves, words))
 
 
-def _undo(
+def undo(
   problem: Problem,
   inputs: Inputs,
   state: Backward,
@@ -130,12 +162,14 @@ def _undo(
   dynamics, _, data = inputs
   after = state.leaves
   between = dynamics.undo_update(after, t, schedules)
-  views, item = dynamics.views(between), data.at(t)
+  views, item = dynamics.views(between), data.at(t - problem.start)
   thresholds = dynamics.thresholds(t)
   bars, model_state = reference.at(t)
   out, raw = problem.gradient(views, model_state, item, t)
   gradients = problem.consume(raw, views, thresholds, t)
-  gradients = restored(problem, gradients, reference.residues, t)
+  gradients = restored(
+    gradients, reference.residues, t - reference.start, *problem.rounding
+  )
   t = keep_alive(t, out.witness)
   before = dynamics.undo_increments(between, gradients, t, schedules)
   adjoint = state.adjoint
@@ -171,12 +205,12 @@ def _undo(
       ],
       state=state_bar,
       hyperparameters=dynamics.add_thresholds_bar(totals, thresholds_bar, t),
-      data=adjoint.data.plus(item_bar, t),
+      data=adjoint.data.plus(item_bar, t - problem.start),
     )
   every = problem.checksum_every
   diverged = lax.cond(
     t % every == 0,
-    lambda: jnp.any(checksum(before) != reference.checksums[t // every]),
+    lambda: jnp.any(checksum(before) != reference.checksum(t, every)),
     lambda: jnp.zeros_like(state.diverged_at, bool),
   )
   diverged_at = jnp.where(

@@ -8,29 +8,31 @@ import jax.numpy as jnp
 
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.checks import check_factors, check_slots
 from revmom.optimizers.reversible import (
   NO_DERIVATIVE,
   ReversibleOptimizer,
   check_optimizer,
 )
-from revmom.optimizers.state import State
+from revmom.steps.checksum import checksum
 from revmom.training import receipt as receipts
 from revmom.training import reverse
 from revmom.training import run as runs
+from revmom.training import run_state as run_states
+from revmom.training.lengths import lengths
 from revmom.training.model import Model
-from revmom.training.problem import pose, run_length
+from revmom.training.plans import Plan
+from revmom.training.problem import pose
 from revmom.training.receipt import Receipt
-from revmom.training.train import RunState
+from revmom.training.run_state import RunState
 
 
 class Rewound(NamedTuple):
   """What `rewind` returns."""
 
-  params: Any  # the initial parameters, as snapped to the grid
-  state: State  # the initial state
+  params: Any  # at the step that it went to, on the grid
+  state: RunState  # there; `train` goes on from it
   receipt: Receipt
-  model_state: Any = None  # the initial one
+  model_state: Any = None  # there
 
 
 def rewind(
@@ -41,16 +43,31 @@ def rewind(
   *args: Any,
   has_aux: bool = False,
   model_state: Any = None,
+  to: int = 0,
 ) -> Rewound:
-  """Runs a training backward to its start, bit for bit, with a receipt.
+  """Runs a training backward to any step, bit for bit, with a receipt.
 
   The arguments are those of `train`, with the state it returned in the
   parameters' place; `model_state` is any of the same structure, such as
   `run.model_state`.  Reverse as the run went forward: jitted if it was, with
   the same batching, devices and threads.
 
+  Args:
+    loss_fn: as the run had it.
+    optimizer: likewise; only its values at the steps that are undone matter.
+    state: of what `train` or `rewind` returned.
+    batches: of the whole run, or the last ones of it: those of the steps that
+      are undone, and of at most `checksum_every` - 1 before them, down to a
+      step with a checksum.
+    *args: as the run had them.
+    has_aux: likewise.
+    model_state: likewise.
+    to: the number of steps that stay.  What comes back is the state after so
+      many; `train` goes on from it, with other batches if you like.
+
   Raises:
-    ValueError: the state was made in another environment.
+    ValueError: the state was made in another environment, or the batches don't
+      reach to a checksum.
     RuntimeError: outside of `jit`, if the reversal is not exact, naming the
       steps where it diverged.  Under `jit` ask `receipt.ok`.
 
@@ -71,16 +88,15 @@ def rewind(
       "revmom.train returned, which keeps checksums and the plan of the run.  "
       "Undo steps that optimizer.forward or a Stepper took with its inverse."
     )
-  state = jax.tree.map(jnp.asarray, state)
-  changed = receipts.differences(state.fingerprint, receipts.fingerprint())
-  if changed and not state.residue_bits:
+  if type(to) is not int or not 0 <= to <= state.steps:
     raise ValueError(
-      "the run was made in another environment, whose gradients may differ in "
-      "their last bits: " + "; ".join(changed)
+      f"to={to!r}, but the run has {state.steps} steps; give how many of them "
+      "stay, 0 for none."
     )
-  run_length(optimizer, batches, state.steps)
+  state = jax.tree.map(jnp.asarray, state)
+  proven = to - to % state.checksum_every
+  optimizer = hyperparameters.first(optimizer, state.steps)
   model = Model(loss_fn, has_aux, model_state)
-  _check_model_state(state, model)
   problem, data = pose(
     model,
     jax.eval_shape(optimizer.params, state),
@@ -91,65 +107,74 @@ def rewind(
     optimizer,
     state.packing,
   )
-  problem = problem._replace(residue_bits=state.residue_bits)
+  problem = problem._replace(
+    residue_bits=state.residue_bits, start=_first(batches, state, proven)
+  )
   dynamics = optimizer.resolve_for(state)
-  check_slots(dynamics, state.leaves)
-  check_factors(dynamics, state.schedules)
+  run_states.check(state, dynamics, model.state)
   spills = dynamics.spills()._replace(schedules=state.schedules)
   message = NO_DERIVATIVE.format("revmom.rewind")
   state, values, data = refuse_derivative(
     (state, dynamics.hyperparameters, data), message
   )
   dynamics = dynamics.replace(hyperparameters=values)
-  inputs = runs.Inputs(dynamics, spills, data)
-  back = reverse.backward(
-    problem,
-    inputs,
-    reverse.Backward(
-      state.leaves,
-      None,
-      receipts.of_start(state.leaves, state.checksums, state.steps),
-    ),
-    state.plan,
-    state.kept,
-    runs.first_step(state.leaves),
-    runs.Reference(
-      None,
-      [None] * len(problem.outputs.aux),
-      state.checksums,
-      state.residues,
-      state.model_states,
-    ),
+  reference = runs.Reference(
+    None,
+    [None] * len(problem.outputs.aux),
+    state.checksums,
+    state.residues,
+    state.model_states,
   )
-  receipt = receipts.of_reversal(back, state.leaves, state.checksums)
-  if hyperparameters.concrete(receipt.ok) is not None:
-    receipt.check(state.checksum_every, state.steps)
-  start = State(
-    count=jnp.zeros((), jnp.int32),
-    leaves=runs.with_rows(back.leaves, spills.rows(state.steps)),
-    schedules=state.schedules,
-    steps=state.steps,
-    structure=state.structure,
-    dtypes=state.dtypes,
-    packing=state.packing,
-  )
-  first = model_state
-  if state.steps:
-    first = model.as_state([leaf[0] for leaf in state.model_states])
-  return Rewound(optimizer.params(start), start, receipt, first)
 
-
-def _check_model_state(state: RunState, model: Model) -> None:
-  kept = [(leaf.shape[1:], leaf.dtype) for leaf in state.model_states]
-  given = [(leaf.shape, leaf.dtype) for leaf in model.state]
-  if kept != given:
-    raise ValueError(
-      f"the run kept a model_state of {_listed(kept)}, but rewind got "
-      f"{_listed(given)}; pass model_state=run.model_state, as it came back "
-      "from revmom.train."
+  def undone(back: Any, plan: Plan, kept: list, to: int) -> tuple[Any, list]:
+    inputs = runs.Inputs(dynamics, spills, data)
+    first = runs.first_step(back.leaves)
+    return reverse.backward(
+      problem, inputs, back, plan, kept, first, reference, to
     )
 
+  damaged = receipts.of_start(state.leaves, state.checksums, state.steps)
+  back = reverse.Backward(state.leaves, None, damaged)
+  back, kept = undone(back, state.plan, state.kept, to)
+  last = back
+  if proven < to:
+    last, _ = undone(back, state.plan.first(to), kept, proven)
+  if proven:
+    there = reference.checksum(jnp.asarray(proven), state.checksum_every)
+    restored = jnp.all(checksum(last.leaves) == there)
+    receipt = receipts.of_part(restored, last, state.leaves)
+  else:
+    receipt = receipts.of_reversal(last, state.leaves, state.checksums)
+  if hyperparameters.concrete(receipt.ok) is not None:
+    receipt.check(state.checksum_every, state.steps)
+  shorter = run_states.shortened(state, to, back.leaves, kept, spills)
+  if to < state.steps:
+    model_state = model.as_state([leaf[to] for leaf in state.model_states])
+  params = refuse_derivative(
+    shorter.shown(dynamics.views(shorter.leaves)), message, state.witness
+  )
+  return Rewound(params, shorter, receipt, model_state)
 
-def _listed(kinds: list[tuple]) -> str:
-  arrays = [f"{dtype}{list(shape)}" for shape, dtype in kinds]
-  return ", ".join(arrays) or "no arrays"
+
+def _first(batches: Any, state: RunState, proven: int) -> int:
+  """The step that the first of the batches is of.
+
+  Raises:
+    ValueError: they are not as many as are needed.
+  """
+  known = lengths(batches)
+  if not known:
+    return 0
+  if len(set(known.values())) > 1:
+    raise ValueError(
+      "the lengths of the batches disagree: "
+      + ", ".join(f"{name}: {length}" for name, length in known.items())
+    )
+  length = next(iter(known.values()))
+  if not state.steps - proven <= length <= state.steps:
+    raise ValueError(
+      f"rewind got {length} batches of a run of {state.steps} steps; give all "
+      f"of them, or at least the last {state.steps - proven}: there is a "
+      f"checksum after {proven} steps, down to which the reversal is verified."
+    )
+  return state.steps - length

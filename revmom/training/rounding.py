@@ -6,32 +6,37 @@ import jax
 
 from revmom.exact import residue
 from revmom.exact.residue import Residues
-from revmom.training.problem import Problem
+from revmom.optimizers.packing import Packing
 
 
-def rounded(problem: Problem, gradients: list) -> tuple[list, list[Residues]]:
+def digits_of(packing: Packing, dtypes: tuple) -> tuple[int, ...]:
+  """That gradients of leaves are rounded to, from the parameters' types."""
+  return tuple(
+    min(residue.digits_of(dtypes[i]) for i in group.members)
+    for group in packing.groups
+  )
+
+
+def rounded(
+  gradients: list, bits: int, digits: tuple
+) -> tuple[list, list[Residues]]:
   """Gradients that another computation restores, if residues are kept."""
-  if not problem.residue_bits:
+  if not bits:
     return gradients, []
   pairs = [
-    residue.keep(gradient, problem.residue_bits, digits)
-    for gradient, digits in zip(gradients, problem.digits, strict=True)
+    residue.keep(gradient, bits, own)
+    for gradient, own in zip(gradients, digits, strict=True)
   ]
   return [rounded for rounded, _ in pairs], [kept for _, kept in pairs]
 
 
-def restored(problem: Problem, gradients: list, residues: list, t: Any) -> list:
+def restored(
+  gradients: list, residues: list, row: Any, bits: int, digits: tuple
+) -> list:
   """What `rounded` gave at a step, from gradients that are close to it."""
-  if not problem.residue_bits:
+  if not bits:
     return gradients
   return [
-    residue.restore(
-      gradient,
-      jax.tree.map(lambda a: a[t], kept),
-      problem.residue_bits,
-      digits,
-    )
-    for gradient, kept, digits in zip(
-      gradients, residues, problem.digits, strict=True
-    )
+    residue.restore(gradient, jax.tree.map(lambda a: a[row], kept), bits, own)
+    for gradient, kept, own in zip(gradients, residues, digits, strict=True)
   ]

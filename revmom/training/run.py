@@ -53,12 +53,18 @@ class Reference(NamedTuple):
   checksums: jax.Array
   residues: list[Residues]
   states: list[jax.Array]
+  start: Any = 0  # the step that the first of these are of
 
   def at(self, step: jax.Array) -> tuple[Outputs, list[jax.Array]]:
     """The cotangents of a step's outputs, and the model's state before it."""
-    item = lambda array: None if array is None else array[step]
+    row = step - self.start
+    item = lambda array: None if array is None else array[row]
     bars = Outputs(item(self.losses_bar), [], [*map(item, self.aux_bar)])
-    return bars, [state[step] for state in self.states]
+    return bars, [state[row] for state in self.states]
+
+  def checksum(self, step: jax.Array, every: int) -> jax.Array:
+    """Of the integers before a step that is a multiple of `every`."""
+    return self.checksums[step // every - self.start // every]
 
 
 def first_step(leaves: list[Leaf]) -> jax.Array:
@@ -134,13 +140,16 @@ def forward_steps(
   def step(now, t):
     leaves, state = now
     views = dynamics.views(leaves)
-    out, gradients = problem.gradient(views, state, data.at(t), t)
+    item = data.at(t - problem.start)
+    out, gradients = problem.gradient(views, state, item, t)
     gradients = problem.consume(gradients, views, dynamics.thresholds(t), t)
     if reference is None:
-      gradients, residues = rounded(problem, gradients)
+      gradients, residues = rounded(gradients, *problem.rounding)
     else:
       residues = []
-      gradients = restored(problem, gradients, reference.residues, t)
+      gradients = restored(
+        gradients, reference.residues, t - reference.start, *problem.rounding
+      )
     leaves = dynamics.forward(leaves, gradients, t, schedules)
     # Of the new integers, which nothing overwrites in this step: a compiler
     # would copy the old ones for it.

@@ -15,6 +15,7 @@ from revmom.optimizers.slot import AVERAGE, PARAMS
 from revmom.optimizers.tangent import tangent
 from revmom.training import plans
 from revmom.training.differentiable import differentiable
+from revmom.training.lengths import run_length
 from revmom.training.model import Model
 from revmom.training.plans import Policy
 from revmom.training.problem import (
@@ -22,7 +23,6 @@ from revmom.training.problem import (
   Problem,
   merged,
   pose,
-  run_length,
   selected,
 )
 from revmom.training.tangent_scales import rows, scales, stack

@@ -8,41 +8,22 @@ import jax
 import jax.numpy as jnp
 
 from revmom.exact import residue
-from revmom.exact.pytree import Pytree, static
+from revmom.exact.pytree import Pytree
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.checks import check_params
+from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import (
   ReversibleOptimizer,
   check_optimizer,
 )
-from revmom.optimizers.slot import PARAMS
-from revmom.optimizers.state import State
-from revmom.training import plans
+from revmom.training import beginning, plans
 from revmom.training import receipt as receipts
+from revmom.training import run_state as run_states
 from revmom.training.differentiable import differentiable
+from revmom.training.lengths import run_length
 from revmom.training.model import Model
-from revmom.training.plans import Plan, Policy
-from revmom.training.problem import pose, run_length
-from revmom.training.receipt import Fingerprint
-
-
-class RunState(State):
-  """The state at the end of a run, with all that its reversal needs."""
-
-  checksums: jax.Array  # uint32 [1 + ceil(steps / checksum_every), 2]
-  kept: list[Any]  # checkpoints or words of the plan's leading segments
-  residues: list[Any]  # of the gradients, if they were asked for
-  model_states: list[Any]  # before each step
-  zero: jax.Array  # float []: 0, with the tangents that integers can't have
-  plan: Plan = static()
-  checksum_every: int = static()
-  residue_bits: int = static()
-  fingerprint: Fingerprint = static()
-
-  @property
-  def witness(self) -> Any:
-    """Whatever differentiates the run differentiates this."""
-    return self.zero
+from revmom.training.plans import Policy
+from revmom.training.problem import pose
+from revmom.training.run_state import RunState
 
 
 class Run(Pytree):
@@ -67,9 +48,9 @@ def train(
   has_aux: bool = False,
   model_state: Any = None,
   plan: Policy | None = None,
-  checksum_every: int = 16,
+  checksum_every: int | None = None,
   second_order_mode: str = "auto",
-  residue_bits: int = 0,
+  residue_bits: int | None = None,
 ) -> Run:
   """Trains, reversibly; `jax.grad` through it runs the training backward.
 
@@ -81,10 +62,17 @@ def train(
   identity; where the reversal is not exact they are NaN, and
   `revmom.explain(gradients)` names the step.
 
+  Given the `state` of another run in the parameters' place, or that of
+  `rewind`, it goes on from there, as if there had been one run of all steps:
+  the integers are the same, and so is what `rewind` undoes.  The step counts
+  all of them, and hyperparameters with a value for each step have those of all
+  (more are left out).  The result has the losses of these steps; gradients are
+  of these steps, too, since integers have none.
+
   Args:
     loss_fn: (params, batch, *args) -> scalar; see `has_aux` and `model_state`.
     optimizer: such as `revmom.adamw`.
-    params: a pytree of floating-point arrays.
+    params: a pytree of floating-point arrays, or the state of a run.
     batches: a pytree of arrays with a leading step axis, or a function of the
       step (int32 []), which needs `num_steps`.  Draw random numbers from keys
       in the batch or from `jax.random.fold_in(key, step)`: they are replayed.
@@ -102,7 +90,8 @@ def train(
     plan: how the run is kept: `revmom.plans.keep()`, the default,
       `revmom.plans.recompute(budget)` or `revmom.plans.offload()`;
       `run.state.plan.describe()` says what was chosen.
-    checksum_every: steps between the checksums that locate a divergence.
+    checksum_every: steps between the checksums that locate a divergence; 16,
+      or those of the state, by default.
     second_order_mode: how Hessian-vector products are computed:
       "forward_over_reverse", which needs the gradient of a scalar,
       "reverse_over_reverse", or "auto": the first, except for losses with a
@@ -111,7 +100,8 @@ def train(
       bits of each element are kept at each step, which forgive a reversal
       whose gradients are computed otherwise: in other microbatches, on other
       devices, by another program (see `revmom.exact.residue` for how much).
-      They stay on the device, and the plan counts them.
+      They stay on the device, and the plan counts them.  None by default, or
+      those of the state.
 
   Returns:
     A `Run` of params, losses (NaN from where a value left its grid), state,
@@ -119,7 +109,8 @@ def train(
 
   Raises:
     ValueError: shapes that don't fit, a loss that is not a scalar, a factor
-      without an inverse; outside of `jit`, also a value that left its grid.
+      without an inverse; a state that other settings, another optimizer or
+      environment made; outside of `jit`, also a value that left its grid.
 
   >>> import revmom
   >>> loss_fn = lambda x, batch: jnp.sum((x - batch) ** 2)
@@ -132,22 +123,32 @@ def train(
   1.63 -0.46
   """
   check_optimizer("train", optimizer)
-  if checksum_every < 1:
-    raise ValueError(
-      f"checksum_every={checksum_every}; there must be one step or more "
-      "between checksums."
+  past = beginning.past_of(params, checksum_every, residue_bits)
+  taken = 0
+  if past is not None:
+    taken, checksum_every, residue_bits = (
+      past.steps,
+      past.checksum_every,
+      past.residue_bits,
     )
+    params = past.like_params()
+  checksum_every = 16 if checksum_every is None else checksum_every
+  residue_bits = 0 if residue_bits is None else residue_bits
+  beginning.check_numbers(checksum_every, residue_bits)
   policy = plans.keep() if plan is None else plan
   if not isinstance(policy, Policy):
     raise ValueError(
       f"plan={plan!r}; pass revmom.plans.recompute(bytes), "
       "revmom.plans.offload() or revmom.plans.keep()."
     )
-  _check_residues(residue_bits)
-  check_params(optimizer.role(PARAMS), params)
-  steps = run_length(optimizer, batches, num_steps)
-  dynamics = optimizer.resolve(params, steps)
+  steps = run_length(optimizer, batches, num_steps, past)
   model = Model(loss_fn, has_aux, model_state)
+  if past is None:
+    begun = beginning.begin(optimizer, params, steps)
+  else:
+    optimizer = hyperparameters.first(optimizer, taken + steps)
+    begun = beginning.go_on(optimizer, past, taken + steps, model.state)
+  dynamics, spills = begun.dynamics, begun.spills
   problem, data = pose(
     model,
     params,
@@ -158,29 +159,25 @@ def train(
     optimizer,
     dynamics.packing,
   )
-  problem = problem._replace(residue_bits=residue_bits)
-  spills = dynamics.spills()
-  structure: Any
-  arrays, structure = jax.tree.flatten(params)
-  dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
-  packed = dynamics.pack(arrays)
+  problem = problem._replace(residue_bits=residue_bits, start=taken)
   made = policy.make(
-    steps, _costs(packed, spills, steps, model.state, residue_bits)
+    steps, _costs(dynamics.packing, spills, steps, model.state, residue_bits)
   )
   results, extra = differentiable(problem, made, dynamics, spills)(
     dynamics.hyperparameters,
     (spills.schedules, spills.valid),
-    packed,
+    begun.origin,
     model.state,
     data,
   )
   averages, losses = results["averages"], results["losses"]
+  count = jnp.asarray(taken + steps, jnp.int32)
   state = RunState(
-    count=jnp.asarray(steps, jnp.int32),
+    count=count,
     schedules=spills.schedules,
-    steps=steps,
-    structure=structure,
-    dtypes=dtypes,
+    steps=taken + steps,
+    structure=begun.structure,
+    dtypes=begun.dtypes,
     packing=dynamics.packing,
     zero=jnp.sum(losses[:0]),
     plan=made,
@@ -189,20 +186,19 @@ def train(
     fingerprint=receipts.fingerprint(),
     **extra,
   )
+  if past is not None:
+    state = run_states.joined(past, state, spills)
   average = None
   if averages:
-    weights = dynamics.average_weights(jnp.asarray(steps))
+    weights = dynamics.average_weights(count)
     average = state.as_params(
       [a / w.astype(a.dtype) for a, w in zip(averages, weights, strict=True)]
     )
-  snapped = dynamics.snapped(arrays)
   run = Run(
     params=state.as_params(results["views"]),
     losses=losses,
     state=state,
-    initial_params=structure.unflatten(
-      [a.astype(dtype) for a, dtype in zip(snapped, dtypes, strict=True)]
-    ),
+    initial_params=begun.params,
     average=average,
     aux=model.as_aux(results["aux"]),
     model_state=model.as_state(results["state"]),
@@ -212,15 +208,17 @@ def train(
   return run
 
 
-def _check_residues(bits: int) -> None:
-  if type(bits) is not int or bits not in residue.BITS:
-    raise ValueError(f"residue_bits={bits!r}; choose one of {residue.BITS}.")
-
-
 def _costs(
-  arrays: list, spills: Any, steps: int, model_state: list, residue_bits: int
+  packing: Packing,
+  spills: Any,
+  steps: int,
+  model_state: list,
+  residue_bits: int,
 ) -> plans.Costs:
-  sizes = [jnp.size(array) for array in arrays]
+  sizes = [
+    sum(math.prod(packing.shapes[i]) for i in group.members)
+    for group in packing.groups
+  ]
   kept = sum(leaf.size * leaf.dtype.itemsize for leaf in model_state)
   if residue_bits:
     kept += sum(residue.bytes_of(size, residue_bits) for size in sizes)

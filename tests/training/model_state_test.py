@@ -141,7 +141,7 @@ def test_a_rewind_restores_the_first_state():
   assert bool(back.receipt.ok)
   chex.assert_trees_all_equal(back.params, run.initial_params)
   chex.assert_trees_all_equal(back.model_state, state)
-  with pytest.raises(ValueError, match=r"int32\[\], .*but rewind got no"):
+  with pytest.raises(ValueError, match=r"int32\[\], .*but was now given no"):
     revmom.rewind(
       lambda p, b: 0.0, revmom.sgd(RATE, MOMENTUM), run.state, batches
     )

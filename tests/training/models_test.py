@@ -180,7 +180,7 @@ def assert_rewinds(model, optimizer, steps, transform=lambda f: f, start=None):
     run = revmom.train(
       model.loss_fn, optimizer, params, batches, num_steps=steps
     )
-    return run, optimizer.init(params, steps)
+    return run, optimizer.init(params, 0)
 
   def rewind(state, data):
     batches = model._replace(data=data).batches

@@ -127,7 +127,7 @@ def test_another_environment_is_an_error(optimizer, run):
 
 
 def test_another_length_is_an_error(optimizer, run):
-  with pytest.raises(ValueError, match="disagree"):
+  with pytest.raises(ValueError, match=r"give all of them, or at least the"):
     rewind(optimizer, run.state, batches()[:-1])
 
 

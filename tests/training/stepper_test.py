@@ -50,10 +50,11 @@ def test_python_loop_reverses_bit_for_bit():
     revmom.sgd(rates, 0.9), optax.clip_by_global_norm(1.0)
   )
   stepper = revmom.Stepper(_convolution, optimizer)
-  state = start = stepper.init(_params(), num_steps=steps)
+  state = stepper.init(_params(), num_steps=steps)
+  kept = lambda state: jax.tree.map(np.array, state.replace(checksums=None))
   states, losses = [], []
   for batch in _batches(steps):
-    states.append(state)
+    states.append(kept(state))
     state, loss = stepper.forward(state, batch)
     losses.append(float(loss))
   assert int(state.count) == steps
@@ -62,8 +63,124 @@ def test_python_loop_reverses_bit_for_bit():
   ):
     state, again = stepper.inverse(state, batch)
     assert float(again) == loss
-    chex.assert_trees_all_equal(state, before)
-  chex.assert_trees_all_equal(state, start)
+    chex.assert_trees_all_equal(kept(state), before)
+  receipt = stepper.receipt(state)
+  assert bool(receipt.ok) and int(receipt.diverged_at) == -1
+
+
+@pytest.mark.parametrize(("every", "found"), [(1, 12), (5, 10)])
+def test_another_batch_is_noticed(every, found):
+  stepper = revmom.Stepper(
+    lambda x, batch: jnp.sum(jnp.cos(x - batch)),
+    revmom.sgd(0.1, 0.9),
+    checksum_every=every,
+  )
+  state = stepper.init(jnp.zeros(2), num_steps=20)
+  batches = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32)
+  for batch in batches:
+    state, _ = stepper.forward(state, batch)
+  stepper.check(state)
+  for step in range(19, found - 1, -1):
+    stepper.check(state)
+    state, _ = stepper.inverse(state, batches[step] * (1 + 1e-5 * (step == 12)))
+  for _ in range(2):  # there and then
+    receipt = stepper.receipt(state)
+    assert not bool(receipt.ok) and bool(receipt.in_range)
+    assert int(receipt.diverged_at) == found
+    assert bool(jnp.all(jnp.isnan(stepper.params(state))))
+    with pytest.raises(RuntimeError, match=f"integers at step {found} are not"):
+      stepper.check(state)
+    state, _ = stepper.forward(state, batches[0])
+
+
+def test_a_step_costs_the_same_in_a_long_run():
+  """No program of a step holds another copy of the words."""
+  optimizer = revmom.sgd(0.1, 0.5)  # a bit for each step
+
+  def programs(steps):
+    stepper = revmom.Stepper(lambda x, batch: jnp.sum(x * batch), optimizer)
+    params = jnp.zeros(1000)
+    state = jax.eval_shape(lambda: stepper.init(params, steps))
+    bars = jax.eval_shape(lambda s: stepper.cotangents(s, params), state)
+    here = params, []
+    out, gradients = jax.eval_shape(stepper._at, here, params, ())
+    between, words, _ = jax.eval_shape(stepper._undo_update, state)
+    lowered = (
+      stepper._forward.lower(state, gradients, []),
+      stepper._undo_update.lower(state),
+      stepper._undo_increments.lower(state, between, [], gradients),
+      stepper._backward.lower(
+        state, bars, words, params, (), out, gradients, None, wants_batch=True
+      ),
+    )
+    words = sum(
+      leaf.size * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(state)
+      if leaf.ndim == 2
+    )
+    return words, [program.compile().memory_analysis() for program in lowered]
+
+  words, short = programs(16)
+  more_words, long = programs(4000)
+  more = more_words - words
+  assert more > 400_000
+  for before, after in zip(short, long, strict=True):
+    assert after.temp_size_in_bytes - before.temp_size_in_bytes < more / 10
+    new = after.output_size_in_bytes - after.alias_size_in_bytes
+    assert new < more / 10
+
+
+def test_a_model_with_statistics_metrics_and_residues():
+  """They come back; with residues another program may take the way back."""
+
+  def loss_fn(x, mean, batch, scale):
+    mean = 0.9 * mean + 0.1 * jnp.mean(batch)
+    return scale * jnp.sum(jnp.cos(x - batch - mean)), (mean, {"mean": mean})
+
+  def otherwise(x, mean, batch, scale):
+    loss, beside = loss_fn(x, mean, batch, scale)
+    return loss * (1 + 1e-6), beside
+
+  def stepper_of(loss_fn):
+    return revmom.Stepper(
+      loss_fn,
+      revmom.sgd(0.1, 0.9),
+      has_aux=True,
+      model_state=jnp.ones(()),
+      residue_bits=2,
+    )
+
+  stepper, other = stepper_of(loss_fn), stepper_of(otherwise)
+  batches = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+  start = jnp.asarray(batches[0])
+
+  def run(scale, mean, batches):
+    run = revmom.train(
+      loss_fn, stepper.optimizer, start, batches, scale, has_aux=True,
+      model_state=mean, residue_bits=2,
+    )  # fmt: skip
+    return jnp.sum(run.params**2) + run.model_state, run
+
+  gradients, run = jax.jit(jax.grad(run, (0, 1, 2), has_aux=True))(
+    jnp.asarray(0.7), jnp.ones(()), batches
+  )
+  state = stepper.init(start, num_steps=10)
+  for step, batch in enumerate(batches):
+    state, (loss, aux) = stepper.forward(state, batch, 0.7)
+    np.testing.assert_allclose(loss, run.losses[step], atol=1e-4)
+    np.testing.assert_allclose(aux["mean"], run.aux["mean"][step], 1e-5)
+  np.testing.assert_allclose(stepper.model_state(state), run.model_state, 1e-6)
+  end = stepper.params(state)
+  bars = other.cotangents(
+    state, 2 * end, jnp.asarray(0.7), model_state_bar=jnp.ones(())
+  )
+  for batch in batches[::-1]:
+    state, bars, _ = other.backward(state, bars, batch, jnp.asarray(0.7))
+  other.check(state)
+  np.testing.assert_array_equal(stepper.model_state(state), 1)
+  got = other.gradients(state, bars)
+  np.testing.assert_allclose(got.args[0], gradients[0], rtol=1e-3)
+  np.testing.assert_allclose(got.model_state, gradients[1], rtol=1e-3)
 
 
 def test_agrees_with_train():

@@ -1,0 +1,87 @@
+"""The state of a `Stepper`, and what proves that it is what it was."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from revmom.exact import residue
+from revmom.exact.pytree import static
+from revmom.optimizers.slot import PARAMS
+from revmom.optimizers.state import State
+from revmom.steps.checksum import checksum
+from revmom.training import receipt as receipts
+from revmom.training import reverse
+from revmom.training.model import Model
+from revmom.training.receipt import Receipt
+from revmom.training.rounding import digits_of
+
+
+class StepperState(State):
+  """The state of a `Stepper`, with all that going back needs."""
+
+  checksums: jax.Array  # uint32 [1 + steps // checksum_every, 2]
+  diverged_at: jax.Array  # int32 []: where going back went wrong, else -1
+  residues: list[Any]  # of the gradients of each step, if they were asked for
+  model: list[jax.Array]  # the model's state
+  model_states: list[jax.Array]  # the same before each step
+  checksum_every: int = static()
+  residue_bits: int = static()
+
+  @property
+  def rounding(self) -> tuple[int, tuple]:
+    """Bits that are kept and digits of gradients."""
+    return self.residue_bits, digits_of(self.packing, self.dtypes)
+
+
+def begin(
+  state: State, model: Model, checksum_every: int, residue_bits: int
+) -> StepperState:
+  """The state before the first step."""
+  rows = lambda a: jnp.zeros((state.steps, *a.shape), a.dtype)
+  residues: list[Any] = []
+  if residue_bits:
+    residues = [
+      residue.nothing(leaf.integers[PARAMS].size, residue_bits)
+      for leaf in state.leaves
+    ]
+  first = checksum(state.leaves)
+  checksums = jnp.zeros((1 + state.steps // checksum_every, 2), first.dtype)
+  return StepperState(
+    count=state.count,
+    leaves=state.leaves,
+    schedules=state.schedules,
+    steps=state.steps,
+    structure=state.structure,
+    dtypes=state.dtypes,
+    packing=state.packing,
+    checksums=checksums.at[0].set(first),
+    diverged_at=jnp.full((), -1, jnp.int32),
+    residues=jax.tree.map(rows, residues),
+    # A step may donate them, and they are the user's, too.
+    model=jax.tree.map(jnp.array, model.state),
+    model_states=[rows(leaf) for leaf in model.state],
+    checksum_every=checksum_every,
+    residue_bits=residue_bits,
+  )
+
+
+def is_proven(leaves: list, step: Any, state: StepperState) -> jax.Array:
+  """Whether integers are those of a step, if they can be compared, bool []."""
+  every = state.checksum_every
+  return lax.cond(
+    step % every == 0,
+    lambda: jnp.all(checksum(leaves) == state.checksums[step // every]),
+    lambda: jnp.ones((), bool),
+  )
+
+
+def receipt_of(state: StepperState) -> Receipt:
+  """Whether all that was undone was undone exactly."""
+  ok = is_proven(state.leaves, state.count, state) & (state.diverged_at < 0)
+  back = reverse.Backward(state.leaves, None, state.diverged_at)
+  receipt = receipts.of_part(ok, back, state.leaves)
+  # What has diverged was put off its grid for it.
+  inside = receipt.in_range | (state.diverged_at >= 0)
+  return receipt._replace(in_range=inside)
