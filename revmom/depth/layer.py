@@ -10,6 +10,7 @@ from jax import lax
 
 from revmom.exact import capacities
 from revmom.exact.pytree import static
+from revmom.exact.tracing import concrete
 from revmom.steps.closure import hoist
 from revmom.steps.equations import Equations
 from revmom.steps.leaf import Role
@@ -174,7 +175,7 @@ def timing_of(decays, floors, depth, roles) -> tuple[tuple, dict[str, int]]:
       schedules[role.name] = capacities.schedule(
         forgetting[:, None], role.integer
       )
-    known = _concrete(forgetting)
+    known = concrete(forgetting)
     if known is None:
       least = np.full(depth, 1 - floor)
       capacities.check_invertible(role.name, least, role.integer)
@@ -185,10 +186,3 @@ def timing_of(decays, floors, depth, roles) -> tuple[tuple, dict[str, int]]:
       capacities.check_invertible(role.name, known, role.integer)
     rows[role.name] = capacities.rows_needed(known, role.integer)
   return (schedules, valid), rows
-
-
-def _concrete(values: jax.Array) -> np.ndarray | None:
-  try:
-    return np.asarray(values)
-  except jax.errors.TracerArrayConversionError:
-    return None

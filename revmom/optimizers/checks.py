@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.optimizers import hyperparameters
+from revmom.exact.tracing import concrete
 from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.slot import PARAMS
 from revmom.steps.leaf import Leaf, Role
@@ -62,11 +62,9 @@ def check_factors(
   for part, own in enumerate(schedules):
     for role, forgetting in dynamics.factors(part).items():
       then = own[role]
-      arrays = map(
-        hyperparameters.concrete, (then.before, then.after, forgetting)
-      )
+      arrays = map(concrete, (then.before, then.after, forgetting))
       known = [a.astype(np.float64) for a in arrays if a is not None]
-      at = 0 if step is None else hyperparameters.concrete(step)
+      at = 0 if step is None else concrete(step)
       if at is None or len(known) < 3:
         continue
       before, after, now = known
@@ -106,7 +104,7 @@ def check_params(role: Role, params: Any) -> None:
         "must be floating point (pass anything else as an argument of the "
         "loss)."
       )
-    known = hyperparameters.concrete(leaf)
+    known = concrete(leaf)
     if known is not None and known.size:
       magnitude = float(np.max(np.abs(known.astype(np.float64))))
       if not magnitude <= role.largest:

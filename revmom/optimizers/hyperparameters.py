@@ -16,6 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from revmom.exact.pytree import Pytree, static
+from revmom.exact.tracing import concrete
 
 # What hyperparameters may be.
 _KINDS = (
@@ -248,17 +249,6 @@ def accumulate(
   else:
     total = total + cotangent.astype(total.dtype)
   return (*totals[:index], total, *totals[index + 1 :])
-
-
-def concrete(value: Any) -> np.ndarray | None:
-  """The numbers of a value that is known now, None while it is traced."""
-  try:
-    return np.asarray(value)
-  except (
-    jax.errors.TracerArrayConversionError,
-    jax.errors.ConcretizationTypeError,
-  ):
-    return None
 
 
 def extreme(value: Any, pick: Callable[[np.ndarray], Any]) -> float | None:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from revmom.exact import capacities, compensated
 from revmom.exact.pytree import Pytree, static
+from revmom.exact.tracing import concrete
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep
 from revmom.optimizers.slot import AVERAGE, PARAMS
@@ -102,7 +103,7 @@ class Resolved(Pytree):
     value = values[leaf if len(values) > 1 else 0]
     if isinstance(value, PerStep):
       value = value.values
-    known = hyperparameters.concrete(value)
+    known = concrete(value)
     return known is None or bool(np.any(known))
 
   def _columns(self, part: int) -> list[int]:
@@ -131,7 +132,7 @@ class Resolved(Pytree):
       bounds.append({})
       for role, forgetting in self.factors(part).items():
         schedules[-1][role] = capacities.schedule(forgetting, self.integer)
-        known = hyperparameters.concrete(forgetting)
+        known = concrete(forgetting)
         floor = equations.role(role).floor
         if known is None:
           least = np.full(forgetting.shape, 1 - floor)
@@ -184,7 +185,7 @@ def log_factor(
   forgotten: jax.Array, count: jax.Array, steps: int
 ) -> compensated.Sum:
   """log(rho) of the first `count` steps; `forgotten` is [] or [steps]."""
-  known = hyperparameters.concrete(forgotten)
+  known = concrete(forgotten)
   logs = (
     jnp.log1p(-forgotten)
     if known is None

@@ -11,7 +11,7 @@ from absl import logging
 from jax import lax
 
 from revmom.exact import bit_buffer
-from revmom.optimizers.hyperparameters import concrete
+from revmom.exact.tracing import concrete
 from revmom.optimizers.slot import PARAMS
 from revmom.steps.checksum import checksum
 from revmom.steps.leaf import Leaf, exact, is_tangent

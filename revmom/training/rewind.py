@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.exact.refusal import refuse_derivative
-from revmom.optimizers import hyperparameters
+from revmom.exact.tracing import concrete
 from revmom.optimizers.checks import check_factors, check_slots
 from revmom.optimizers.reversible import (
   NO_DERIVATIVE,
@@ -122,7 +122,7 @@ def rewind(
     ),
   )
   receipt = receipts.of_reversal(back, state.leaves, state.checksums)
-  if hyperparameters.concrete(receipt.ok) is not None:
+  if concrete(receipt.ok) is not None:
     receipt.check(state.checksum_every, state.steps)
   start = State(
     count=jnp.zeros((), jnp.int32),
