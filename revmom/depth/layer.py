@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from revmom.exact import capacities
+from revmom.exact.keys import kind_of_key, with_keys, without_key
 from revmom.exact.pytree import static
 from revmom.exact.tracing import concrete
 from revmom.steps.closure import hoist
@@ -29,6 +30,24 @@ class Updates(NamedTuple):
 
   functions: tuple[Callable[[Any, tuple], jax.Array], ...]
   decays: tuple[Any, ...]
+
+
+class Structure(NamedTuple):
+  """How the arrays of a layer make what the user gave, random keys too."""
+
+  tree: Any
+  kinds: list  # of the keys among the leaves
+
+  def unflatten(self, leaves: list) -> Any:
+    """The layer of a list of arrays."""
+    return self.tree.unflatten(with_keys(leaves, self.kinds))
+
+
+def flatten(layers: Any) -> tuple[list[jax.Array], Structure]:
+  """Layers as arrays of numbers."""
+  leaves, tree = jax.tree.flatten(layers)
+  kinds = [kind_of_key(leaf) for leaf in leaves]
+  return [without_key(leaf) for leaf in leaves], Structure(tree, kinds)
 
 
 class Layer(Equations, kw_only=True):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from revmom.exact.keys import kind_of_key, with_keys, without_key
+
 
 class Outputs(NamedTuple):
   """What a loss gives, or the cotangents of that; None has none."""
@@ -37,9 +39,9 @@ class Model:
     self.loss_fn, self.has_aux = loss_fn, has_aux
     self.has_state = model_state is not None
     leaves, structure = jax.tree.flatten(model_state)
-    self._keys = [_key_type(leaf) for leaf in leaves]
+    self._keys = [kind_of_key(leaf) for leaf in leaves]
     self.structure = structure
-    self.state = [_without_key(leaf) for leaf in leaves]
+    self.state = [without_key(leaf) for leaf in leaves]
     self.aux_structure: Any = None  # known after the first call
     self._aux_keys: list = []
 
@@ -57,11 +59,11 @@ class Model:
       # Made anew, since a loss may use a state up (as Equinox's are).
       _check_state(self.as_state(state), after)
     leaves, self.aux_structure = jax.tree.flatten(aux)
-    self._aux_keys = [_key_type(leaf) for leaf in leaves]
+    self._aux_keys = [kind_of_key(leaf) for leaf in leaves]
     return Outputs(
       value,
-      [_without_key(leaf) for leaf in jax.tree.leaves(after)],
-      [_without_key(leaf) for leaf in leaves],
+      [without_key(leaf) for leaf in jax.tree.leaves(after)],
+      [without_key(leaf) for leaf in leaves],
     )
 
   def _parts(self, out: Any) -> tuple[Any, Any, Any]:
@@ -89,11 +91,11 @@ class Model:
 
   def as_state(self, leaves: list) -> Any:
     """The model's state of the user's form."""
-    return self.structure.unflatten(_with_keys(leaves, self._keys))
+    return self.structure.unflatten(with_keys(leaves, self._keys))
 
   def as_aux(self, leaves: list) -> Any:
     """What the loss returned beside, of the user's form."""
-    return self.aux_structure.unflatten(_with_keys(leaves, self._aux_keys))
+    return self.aux_structure.unflatten(with_keys(leaves, self._aux_keys))
 
 
 def _named(out: Any) -> Any:
@@ -145,26 +147,3 @@ def shaped(tree: Any) -> Any:
   return jax.tree.map(
     lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), tree
   )
-
-
-def _key_type(leaf: Any) -> Any:
-  """The kind of random key that a leaf holds, if it does."""
-  dtype = getattr(leaf, "dtype", None)
-  if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-    return None
-  return jax.random.key_impl(leaf)
-
-
-def _without_key(leaf: Any) -> jax.Array:
-  """Arrays of numbers instead of random keys, which no branch can select."""
-  if _key_type(leaf) is None:
-    return jnp.asarray(leaf)
-  return jax.random.key_data(leaf)
-
-
-def _with_keys(leaves: list, kinds: list) -> list:
-  wrap = lambda leaf, kind: jax.random.wrap_key_data(leaf, impl=kind)
-  return [
-    leaf if kind is None else wrap(leaf, kind)
-    for leaf, kind in zip(leaves, kinds, strict=True)
-  ]
