@@ -164,7 +164,12 @@ def decays_of(updates, structure, arrays, depth, roles) -> dict[str, jax.Array]:
 
 
 def check_number(name: str, value: Any) -> None:
-  """Raises ValueError for an array where a layer needs one number."""
+  """Raises ValueError for what is not the one number that a layer needs."""
+  if isinstance(value, str) or not hasattr(value, "__float__"):
+    raise ValueError(
+      f"{name} is {value!r}; give a number, or a function of the layer.  What "
+      "adapts to the carry can't be undone."
+    )
   if jnp.ndim(value):
     raise ValueError(
       f"{name} has shape {jnp.shape(value)}; give a number, or a function of "
