@@ -140,9 +140,7 @@ def _backward(layers, x, gamma, undo):
     w, v = layers.w[i], layers.v[i]
     x = undo(x, w, v)
     velocity_bar = velocity_bar + x_bar
-    w_bars[i], v_bars[i], more = pull_back(
-      w, v, x, (1 - gamma) * velocity_bar
-    )
+    w_bars[i], v_bars[i], more = pull_back(w, v, x, (1 - gamma) * velocity_bar)
     x_bar = x_bar + more
     velocity_bar = gamma * velocity_bar
   return w_bars, v_bars

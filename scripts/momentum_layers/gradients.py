@@ -76,9 +76,7 @@ def _error(found: Sequence[Any], exact: Sequence[np.ndarray]) -> float | None:
   """None where it has left what JSON holds."""
   parts = [np.asarray(a, np.float64) for a in found]
   with np.errstate(all="ignore"):
-    apart = sum(
-      np.sum((a - b) ** 2) for a, b in zip(parts, exact, strict=True)
-    )
+    apart = sum(np.sum((a - b) ** 2) for a, b in zip(parts, exact, strict=True))
     error = float(np.sqrt(apart / sum(np.sum(b**2) for b in exact)))
   return error if np.isfinite(error) else None
 
@@ -87,9 +85,7 @@ def megabytes(gamma: float, number: int) -> dict[str, Any]:
   """Temporary memory of a gradient as the compiler counts it, run or not."""
   batch = 16 * BATCH
   shaped = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-  layers = Layers(
-    shaped(number, WIDTH, HIDDEN), shaped(number, HIDDEN, WIDTH)
-  )
+  layers = Layers(shaped(number, WIDTH, HIDDEN), shaped(number, HIDDEN, WIDTH))
   row: dict[str, Any] = {"gamma": gamma, "depth": number}
   for name, run in (("revmom", restored), ("kept", kept)):
     gradient = jax.jit(
