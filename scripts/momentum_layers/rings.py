@@ -1,7 +1,9 @@
 """Nested rings, which no flow of the plane can separate by a line.
 
-Residuals change by less than x does, so that a layer of a ResNet is one to one
-and continuous, as the flow of a first-order equation is: rings stay nested.
+Both networks are one to one: a ResNet if its residuals change by less than x
+does (Behrmann et al. 2019), so that rings stay nested as in the flow of a
+first-order equation; a Momentum ResNet whatever its residuals are, since it is
+points and velocities that may not meet.
 """
 
 from typing import Any, NamedTuple
@@ -54,10 +56,16 @@ def init(seed: int, number: int) -> Params:
 
 
 def residual(layer: tuple, x: jax.Array) -> jax.Array:
-  """f(x) of one layer, whose Lipschitz constant is at most `LIPSCHITZ`."""
+  """f(x) of one layer."""
+  w, b, v = layer
+  return jnp.tanh(x @ w + b) @ v
+
+
+def bounded(layer: tuple, x: jax.Array) -> jax.Array:
+  """The same with a Lipschitz constant of at most `LIPSCHITZ`."""
   w, b, v = layer
   bound = jnp.sqrt(jnp.sum(w**2) * jnp.sum(v**2))
-  return jnp.tanh(x @ w + b) @ (v * jnp.minimum(1, LIPSCHITZ / bound))
+  return residual((w, b, v * jnp.minimum(1, LIPSCHITZ / bound)), x)
 
 
 def flow(name: str, params: Params, x: jax.Array) -> jax.Array:
@@ -71,7 +79,7 @@ def flow(name: str, params: Params, x: jax.Array) -> jax.Array:
   layers = params[:3]
   if name == "momentum":
     return restored(layers, x, GAMMA, residual)
-  return kept(layers, x, 0.0, residual)
+  return kept(layers, x, 0.0, bounded)
 
 
 def train(
@@ -111,8 +119,8 @@ def train(
 def _snapshots(name: str, params: Params, xs: jax.Array) -> list[np.ndarray]:
   """Points after none, a third, two thirds and all of the layers."""
   number = len(params.w)
-  gamma = GAMMA if name == "momentum" else 0.0
-  run = lambda layers: kept(layers, xs, gamma, residual)
+  gamma, f = (GAMMA, residual) if name == "momentum" else (0.0, bounded)
+  run = lambda layers: kept(layers, xs, gamma, f)
   found = [np.asarray(xs)]
   for third in (1, 2, 3):
     part = jax.tree.map(lambda a, t=third: a[: number * t // 3], params[:3])
