@@ -70,16 +70,10 @@ def perceptron(layer: Layer, x: jax.Array) -> jax.Array:
   return hidden @ layer["narrow"]
 
 
-def block(layer: Layer, x: jax.Array) -> jax.Array:
-  """Both, one after the other: what a layer adds."""
-  added = attention(layer, x)
-  return added + perceptron(layer, x + added)
-
-
 def through(
   kind: str, layers: Layer, x: jax.Array, key: jax.Array | None
 ) -> jax.Array:
-  """All layers.
+  """All layers, each of which adds its share of the square root of the depth.
 
   Args:
     kind: of `KINDS`.
@@ -87,8 +81,16 @@ def through(
     x: [B, T, width].
     key: of BDIA's factors; without one they are zero, their mean.
   """
+  share = len(layers["scale"]) ** -0.5
+  attend = lambda layer, x: share * attention(layer, x)
+  think = lambda layer, x: share * perceptron(layer, x)
+
+  def block(layer, x):  # both, one after the other
+    added = attend(layer, x)
+    return added + think(layer, x + added)
+
   if kind == "revnet":
-    updates = depth.revnet(attention, perceptron)
+    updates = depth.revnet(attend, think)
     streams = depth.reversible_scan(updates, (x, x), layers)
     return (streams[0] + streams[1]) / 2
   if kind == "bdia" and key is not None:

@@ -27,8 +27,8 @@ def test_restored_layers_are_those_that_are_kept(network):
     a = b = x
     for i in range(3):
       layer = jax.tree.map(lambda w, i=i: w[i], layers)
-      a = a + network.attention(layer, b)
-      b = b + network.perceptron(layer, a)
+      a = a + network.attention(layer, b) / 3**0.5
+      b = b + network.perceptron(layer, a) / 3**0.5
     return (a + b) / 2
 
   ours, expected, bdia, plain = jax.jit(
