@@ -17,7 +17,16 @@ be undone, so that a gradient need not keep activations.  Measured are
   - the accuracy on images of digits at many depths, of which the last step of
     every training went through gradients that kept no activations.
 
-About four minutes on 2 CPU cores.  PROMISES
+Four minutes on 2 CPU cores.  Expect errors of gradients from 3e-7 to 8e-5, the
+largest of 500 layers at gamma = 0.99, which come from rounding values to 2^-22
+once; all activations come back.  Reversal in floats has 4e-1 at gamma = 0.5 and
+30 layers and at 0.9 and 200, and is no number at all at 0.1 and 100; the
+truncating store has 3e-1 and 4e-1 there, and 2.2.  At gamma = 0.99 floats do
+not drift and are the better choice.  A gradient of 1000 layers takes 10 MB, a
+64th of what keeping activations takes (published: a 17th at depth 900).  The
+Momentum ResNet separates 100 % of the points of the rings, the ResNet 95.5 %.
+Of the test images networks of 500 layers get 95.7 % right (a ResNet that keeps
+its activations 95.3 %), of 100 layers 96.7 % (97.0 %).
 
 A gradient whose activations did not come back is an error.  With --workdir it
 writes result.json, metrics.csv (a row for each gamma and depth), errors.png,
@@ -36,9 +45,9 @@ from shared import image_data, output
 from shared.pieces import Results, work
 from shared.settings import flag, launch
 
-# Of momentumnet 0.10 itself, its memory-free mode against float64, by gamma
-# and depth, with networks of the same sizes: a ratio of norms.
-PUBLISHED_ERRORS = {(0.1, 30): 13.4, (0.5, 30): 0.85, (0.9, 200): 2.28}
+# Errors of momentumnet 0.10 itself, in its memory-free mode, by gamma and
+# depth, measured with networks of the same sizes.
+MOMENTUMNET = {(0.1, 30): 13.4, (0.5, 30): 0.85, (0.9, 200): 2.28}
 PUBLISHED_RATIO = 17  # of memory, at depth 900: 2 GiB beside 120 MiB, figure 3
 NAMES = ("resnet", "momentum")
 
@@ -123,9 +132,9 @@ def headline(config: Config, results: Results) -> dict[str, Any]:
     place = f"{row['gamma']}_{row['depth']}"
     for name in ("revmom", "float_reversal", "truncating_store", "kept"):
       found[f"error_{place}_{name}"] = row[name]
-    known = PUBLISHED_ERRORS.get((row["gamma"], row["depth"]))
+    known = MOMENTUMNET.get((row["gamma"], row["depth"]))
     if known is not None:
-      found[f"published_error_{place}_truncating_store"] = known
+      found[f"momentumnet_error_{place}_truncating_store"] = known
   found["all_restored"] = all(row["restored"] for row in _of(results, "error"))
   for row in _of(results, "memory"):
     found[f"megabytes_{row['depth']}"] = row["revmom"]
@@ -194,7 +203,7 @@ def report(result: dict[str, Any]) -> str:
   ]
   for place in places:
     cells = [number(result[f"error_{place}_{way}"]) for way in ways]
-    known = result.get(f"published_error_{place}_truncating_store")
+    known = result.get(f"momentumnet_error_{place}_truncating_store")
     after = "" if known is None else f"   (momentumnet itself: {known})"
     name = place.replace("_", ", ")
     lines.append(f"{name:16}" + "".join(f"{c:>18}" for c in cells) + after)
