@@ -9,7 +9,9 @@ import numpy as np
 from jax import lax
 
 from revmom.exact import capacities
+from revmom.exact.keys import kind_of_key, with_keys, without_key
 from revmom.exact.pytree import static
+from revmom.exact.tracing import concrete
 from revmom.steps.closure import hoist
 from revmom.steps.equations import Equations
 from revmom.steps.leaf import Role
@@ -28,6 +30,24 @@ class Updates(NamedTuple):
 
   functions: tuple[Callable[[Any, tuple], jax.Array], ...]
   decays: tuple[Any, ...]
+
+
+class Structure(NamedTuple):
+  """How the arrays of a layer make what the user gave, random keys too."""
+
+  tree: Any
+  kinds: list  # of the keys among the leaves
+
+  def unflatten(self, leaves: list) -> Any:
+    """The layer of a list of arrays."""
+    return self.tree.unflatten(with_keys(leaves, self.kinds))
+
+
+def flatten(layers: Any) -> tuple[list[jax.Array], Structure]:
+  """Layers as arrays of numbers."""
+  leaves, tree = jax.tree.flatten(layers)
+  kinds = [kind_of_key(leaf) for leaf in leaves]
+  return [without_key(leaf) for leaf in leaves], Structure(tree, kinds)
 
 
 class Layer(Equations, kw_only=True):
@@ -144,7 +164,12 @@ def decays_of(updates, structure, arrays, depth, roles) -> dict[str, jax.Array]:
 
 
 def check_number(name: str, value: Any) -> None:
-  """Raises ValueError for an array where a layer needs one number."""
+  """Raises ValueError for what is not the one number that a layer needs."""
+  if isinstance(value, str) or not hasattr(value, "__float__"):
+    raise ValueError(
+      f"{name} is {value!r}; give a number, or a function of the layer.  What "
+      "adapts to the carry can't be undone."
+    )
   if jnp.ndim(value):
     raise ValueError(
       f"{name} has shape {jnp.shape(value)}; give a number, or a function of "
@@ -174,7 +199,7 @@ def timing_of(decays, floors, depth, roles) -> tuple[tuple, dict[str, int]]:
       schedules[role.name] = capacities.schedule(
         forgetting[:, None], role.integer
       )
-    known = _concrete(forgetting)
+    known = concrete(forgetting)
     if known is None:
       least = np.full(depth, 1 - floor)
       capacities.check_invertible(role.name, least, role.integer)
@@ -185,10 +210,3 @@ def timing_of(decays, floors, depth, roles) -> tuple[tuple, dict[str, int]]:
       capacities.check_invertible(role.name, known, role.integer)
     rows[role.name] = capacities.rows_needed(known, role.integer)
   return (schedules, valid), rows
-
-
-def _concrete(values: jax.Array) -> np.ndarray | None:
-  try:
-    return np.asarray(values)
-  except jax.errors.TracerArrayConversionError:
-    return None

@@ -19,27 +19,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from revmom.depth import receipt, tangent
 from revmom.depth.layer import (
   Layer,
   Updates,
   check,
   decays_of,
+  flatten,
   pure,
   timing_of,
 )
+from revmom.depth.receipt import Kept
 from revmom.exact import bit_buffer, capacities, fixed_point
 from revmom.exact.capacities import Schedule
 from revmom.exact.fence import origin
-from revmom.exact.refusal import refuse_derivative
 from revmom.steps import equations as steps
-from revmom.steps.checksum import checksum
 from revmom.steps.leaf import Leaf, Role
 
 _FRACTION_BITS = {"int32": 22, "int64": 44}
-_TWICE = (
-  "reversible_scan can't be differentiated twice: its reverse pass restores "
-  "integers, through which a derivative would be zero.  Use the same layers in "
-  "jax.lax.scan for second derivatives."
+_THRICE = (
+  "reversible_scan can't be differentiated three times.  Use the same layers "
+  "in jax.lax.scan for third derivatives."
 )
 
 
@@ -61,16 +61,18 @@ def reversible_scan(
   Values are rounded to a grid, and what a factor below one would forget goes
   to a buffer of log2(1 / rho) bits a layer and element.  The reverse pass
   undoes one layer after the other, bit for bit; if it does not come back to
-  the first carry, all derivatives are NaN.  Rounding is differentiated as the
-  identity.  There are no second derivatives: `revmom.train` trains a loss with
-  such layers, but has no hypergradients of it.
+  what it compares every 16 layers, all derivatives are NaN, which
+  `revmom.explain` asks for the layer.  Rounding is differentiated as the
+  identity.  Second derivatives, by reverse mode, restore activations and their
+  tangents in the same way: so `revmom.train` has hypergradients of a loss with
+  such layers.
 
   Args:
     updates: the equations, such as those of `revmom.depth.revnet`.
     arrays: the carry, of one shape and floating-point type, one for each
       function.
     layers: a pytree of arrays [depth, ...]: parameters, and whatever else the
-      functions take of a layer, such as random keys' data.
+      functions take of a layer, such as random keys.
     fraction_bits: the grid's resolution is 2^-fraction_bits.  By default 22,
       so that values reach 2^(30 - 22) = 256, and 44 with int64.
     integer: "int32", or "int64" where x64 is on.
@@ -106,9 +108,7 @@ def reversible_scan(
     Role(f"z{i}", bits, integer=np.dtype(integer))
     for i in range(len(updates.functions))
   )
-  structure: Any
-  leaves, structure = jax.tree.flatten(layers)
-  params = [jnp.asarray(leaf) for leaf in leaves]
+  params, structure = flatten(layers)
   dtype = carry[0].dtype
   wide = jnp.dtype("float32") if dtype.itemsize < 4 else dtype
   functions, constants = pure(updates, structure, params, carry, wide)
@@ -126,7 +126,7 @@ def reversible_scan(
     )
 
   inputs = ([a.astype(wide) for a in carry], params, constants, decays)
-  out = _scanned(layer_of, roles, rows, depth)(inputs, timing)
+  out, _ = _scanned(layer_of, roles, rows, depth)(inputs, timing)
   return tuple(array.astype(dtype) for array in out)
 
 
@@ -142,8 +142,18 @@ def _bits(fraction_bits: int | None, integer: str) -> int:
   return fraction_bits
 
 
-def _scanned(layer_of: Callable, roles: tuple, rows: dict, depth: int):
-  """(inputs, timing) -> the floats of the final carry."""
+def _scanned(
+  layer_of: Callable, roles: tuple, rows: dict, depth: int, order: int = 2
+):
+  """(inputs, timing) -> the floats of the final carry, and `Kept`.
+
+  Args:
+    layer_of: (*inputs after the carry, t) -> a layer.
+    roles: of the layers.
+    rows: words of each buffer.
+    depth: the number of layers.
+    order: of the derivatives that it has.
+  """
 
   def now(schedules: dict[str, Schedule], t: jax.Array) -> dict:
     return jax.tree.map(lambda a: a[t, 0], schedules)
@@ -160,19 +170,20 @@ def _scanned(layer_of: Callable, roles: tuple, rows: dict, depth: int):
     }
     return Leaf(integers, buffers)
 
-  def forward(inputs: tuple, timing: tuple) -> tuple[list, Leaf]:
+  def forward(inputs: tuple, timing: tuple) -> tuple[list, Kept]:
     (carry, *rest), (schedules, valid) = inputs, timing
     start = begin(carry, valid)
     zero = origin([start.integers[roles[0].name]])
 
     def step(leaf, t):
       layer = layer_of(*rest, t)
-      return steps.forward(
+      after = steps.forward(
         layer, leaf, None, t, now(schedules, t), carry[0].dtype
-      ), None
+      )
+      return after, receipt.hash_of(leaf, t)
 
     places = zero + jnp.arange(depth, dtype=jnp.int32)
-    leaf, _ = lax.scan(step, start, places)
+    leaf, hashes = lax.scan(step, start, places)
     views = [
       jnp.where(
         leaf.overflowed,
@@ -183,26 +194,30 @@ def _scanned(layer_of: Callable, roles: tuple, rows: dict, depth: int):
       )
       for role in roles
     ]
-    return views, leaf
+    return views, Kept(leaf, hashes)
 
   @jax.custom_vjp
-  def run(inputs: tuple, timing: tuple) -> list:
-    return forward(inputs, timing)[0]
+  def run(inputs: tuple, timing: tuple) -> tuple[list, Kept]:
+    return forward(inputs, timing)
 
   def run_forward(inputs, timing):
-    inputs = refuse_derivative(inputs, _TWICE)
-    views, leaf = forward(inputs, timing)
-    first = checksum([begin(inputs[0], timing[1]).bare()])
-    return views, (inputs, timing[0], leaf, first)
+    views, kept = run(inputs, timing)
+    return (views, kept), (inputs, timing, kept)
 
-  def run_backward(residuals, views_bar):
-    (carry, *rest), schedules, leaf, first = residuals
-    dtype = carry[0].dtype
+  def run_backward(residuals, bars):
+    return pull_back(*residuals, bars[0]), None
+
+  run.defvjp(run_forward, run_backward)
+
+  @jax.custom_vjp
+  def pull_back(inputs, timing, kept: Kept, views_bar: list) -> tuple:
+    (carry, *rest), (schedules, _) = inputs, timing
+    leaf, dtype = kept.leaf, carry[0].dtype
     zero = origin([leaf.integers[roles[0].name]])
     words = leaf.words()
 
     def step(state, t):
-      leaf, bars, shared = state
+      leaf, bars, shared, diverged_at = state
       layer = layer_of(*rest, t)
       own = now(schedules, t)
       after = leaf.with_words(words)
@@ -213,24 +228,45 @@ def _scanned(layer_of: Callable, roles: tuple, rows: dict, depth: int):
       total: Any = jax.tree.map(_sum, *layer_bars)
       shared = jax.tree.map(jnp.add, shared, _floats(total.constants))
       stacked = _floats(total.params), total.decays
-      return (before.bare(), bars, shared), stacked
+      diverged_at = receipt.compare(kept, before, t, diverged_at)
+      return (before.bare(), bars, shared, diverged_at), stacked
 
     bars = {r.name: bar for r, bar in zip(roles, views_bar, strict=True)}
     shared = jax.tree.map(
       lambda a: jnp.zeros_like(a) if _is_float(a) else None, rest[1]
     )
-    state = leaf.bare(), bars, shared
+    state = leaf.bare(), bars, shared, jnp.int32(-1)
     places = zero + jnp.arange(depth, dtype=jnp.int32)
-    (back, bars, shared), stacked = lax.scan(step, state, places, reverse=True)
-    restored = jnp.all(checksum([back]) == first) & ~jnp.any(leaf.overflowed)
-    # A reversal that failed must not return a plausible number.
-    proven = lambda bar: jnp.where(restored, bar, jnp.nan)
+    (_, bars, shared, diverged_at), stacked = lax.scan(
+      step, state, places, reverse=True
+    )
+    proven = receipt.proven(leaf, diverged_at)
     params_bar, decays_bar = jax.tree.map(proven, stacked)
     shared = jax.tree.map(proven, shared)
     carry_bar = [proven(bars[role.name]) for role in roles]
-    return (carry_bar, params_bar, shared, decays_bar), None
+    others = [None] * (len(rest) - 3)
+    return (carry_bar, params_bar, shared, decays_bar, *others)
 
-  run.defvjp(run_forward, run_backward)
+  def pull_back_forward(inputs, timing, kept, views_bar):
+    if order < 2:
+      raise ValueError(_THRICE)
+    bars = pull_back(inputs, timing, kept, views_bar)
+    return bars, (inputs, timing, views_bar)
+
+  def pull_back_backward(residuals, along):
+    inputs, timing, views_bar = residuals
+
+    def change(inputs):
+      """How the results change where the inputs do so along `along`."""
+      twice = tangent.of(layer_of, roles, rows, inputs, timing, along, depth)
+      both = _scanned(twice.layer_of, twice.roles, twice.rows, depth, order=1)
+      return twice.views(both(twice.inputs, twice.timing)[0])
+
+    found, pull = jax.vjp(change, inputs)
+    (inputs_bar,) = pull(views_bar)
+    return _floats(inputs_bar), None, None, found
+
+  pull_back.defvjp(pull_back_forward, pull_back_backward)
   return run
 
 

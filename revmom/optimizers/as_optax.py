@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from revmom.exact.refusal import refuse_derivative
-from revmom.optimizers import hyperparameters
+from revmom.exact.tracing import concrete
 from revmom.optimizers.checks import check_like, check_params
 from revmom.optimizers.reversible import (
   NO_DERIVATIVE,
@@ -135,7 +135,7 @@ def as_optax(
       strict=True,
     ):
       same = same & jnp.all((given == own) | jnp.isnan(own))
-    known = hyperparameters.concrete(same)
+    known = concrete(same)
     if known is not None and not known:
       raise ValueError(
         "params are not those of the state; start from "

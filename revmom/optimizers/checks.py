@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from revmom.optimizers import hyperparameters
+from revmom.exact.tracing import concrete
 from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.processes import check_copies
 from revmom.optimizers.slot import PARAMS
@@ -63,11 +63,9 @@ def check_factors(
   for part, own in enumerate(schedules):
     for role, forgetting in dynamics.factors(part).items():
       then = own[role]
-      arrays = map(
-        hyperparameters.concrete, (then.before, then.after, forgetting)
-      )
+      arrays = map(concrete, (then.before, then.after, forgetting))
       known = [a.astype(np.float64) for a in arrays if a is not None]
-      at = 0 if step is None else hyperparameters.concrete(step)
+      at = 0 if step is None else concrete(step)
       if at is None or len(known) < 3:
         continue
       before, after, now = known
@@ -121,7 +119,7 @@ def check_params(role: Role, params: Any) -> None:
 
 def _largest(array: Any) -> float | None:
   """The largest magnitude, known to all processes; None while it is traced."""
-  known = hyperparameters.concrete(array)
+  known = concrete(array)
   if known is not None:
     return float(np.max(np.abs(known.astype(np.float64)), initial=0))
   if isinstance(array, jax.core.Tracer):

@@ -16,6 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from revmom.exact.pytree import Pytree, static
+from revmom.exact.tracing import concrete
 
 # What hyperparameters may be.
 _KINDS = (
@@ -255,21 +256,6 @@ def accumulate(
   else:
     total = total + cotangent.astype(total.dtype)
   return (*totals[:index], total, *totals[index + 1 :])
-
-
-def concrete(value: Any) -> np.ndarray | None:
-  """The numbers of a value that is known here and now.
-
-  None while it is traced, and where other processes hold parts of it.
-  """
-  try:
-    here = getattr(value, "is_fully_addressable", True)
-    return np.asarray(value) if here or value.is_fully_replicated else None
-  except (
-    jax.errors.TracerArrayConversionError,
-    jax.errors.ConcretizationTypeError,
-  ):
-    return None
 
 
 def extreme(value: Any, pick: Callable[[np.ndarray], Any]) -> float | None:

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from revmom.exact import capacities, compensated
 from revmom.exact.capacities import Schedule
 from revmom.exact.pytree import Pytree, static
+from revmom.exact.tracing import concrete
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.hyperparameters import PerStep
 from revmom.optimizers.slot import AVERAGE, PARAMS
@@ -103,7 +104,7 @@ class Resolved(Pytree):
     value = values[leaf if len(values) > 1 else 0]
     if isinstance(value, PerStep):
       value = value.values
-    known = hyperparameters.concrete(value)
+    known = concrete(value)
     return known is None or bool(np.any(known))
 
   def _columns(self, part: int) -> list[int]:
@@ -140,7 +141,7 @@ class Resolved(Pytree):
         )
         if taken is not None:
           valid &= _multiplied_by(taken, forgetting)
-        known = hyperparameters.concrete(forgetting)
+        known = concrete(forgetting)
         floor = equations.role(role).floor
         if known is None:
           least = np.full(forgetting.shape, 1 - floor)
@@ -201,7 +202,7 @@ def log_factor(
   forgotten: jax.Array, count: jax.Array, steps: int
 ) -> compensated.Sum:
   """log(rho) of the first `count` steps; `forgotten` is [] or [steps]."""
-  known = hyperparameters.concrete(forgotten)
+  known = concrete(forgotten)
   logs = (
     jnp.log1p(-forgotten)
     if known is None

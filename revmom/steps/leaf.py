@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -12,6 +13,8 @@ from revmom.exact.bit_buffer import BitBuffer
 from revmom.exact.capacities import Schedule
 
 _TANGENT = "_tangent"
+# Bits of an integer that the largest tangent of a run leaves unused.
+_UNUSED = 3
 
 
 class Role(NamedTuple):
@@ -101,6 +104,21 @@ def base(name: str) -> str:
 def exact(names: Iterable[str]) -> list[str]:
   """Those that a reversal restores bit for bit: all but tangents."""
   return sorted(name for name in names if not is_tangent(name))
+
+
+def scale_for(role: Role, peak: jax.Array) -> jax.Array:
+  """A power of two that makes the most of a role's integers.
+
+  Args:
+    role: any.
+    peak: a float [], the largest magnitude that it will hold; 1 is returned
+      where it is zero or not finite.
+  """
+  known = jnp.isfinite(peak) & (peak > 0)
+  _, exponent = jnp.frexp(jnp.where(known, peak, 1))
+  most = jnp.finfo(peak.dtype).maxexp - 2
+  room = jnp.iinfo(role.integer).bits - _UNUSED - role.bits
+  return jnp.ldexp(jnp.ones_like(peak), jnp.clip(room - exponent, -most, most))
 
 
 def value(

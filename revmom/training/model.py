@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from revmom.exact.keys import kind_of_key, with_keys, without_key
+
 
 class Outputs(NamedTuple):
   """What a loss gives, or the cotangents of that; None has none."""
@@ -38,9 +40,9 @@ class Model:
     self.loss_fn, self.has_aux = loss_fn, has_aux
     self.has_state = model_state is not None
     leaves, structure = jax.tree.flatten(model_state)
-    self._keys = [_key_type(leaf) for leaf in leaves]
+    self._keys = [kind_of_key(leaf) for leaf in leaves]
     self.structure = structure
-    self.state = [_without_key(leaf) for leaf in leaves]
+    self.state = [without_key(leaf) for leaf in leaves]
     self.aux_structure: Any = None  # known after the first call
     self._aux_keys: list = []
 
@@ -58,11 +60,11 @@ class Model:
       # Made anew, since a loss may use a state up (as Equinox's are).
       _check_state(self.as_state(state), after)
     leaves, self.aux_structure = jax.tree.flatten(aux)
-    self._aux_keys = [_key_type(leaf) for leaf in leaves]
+    self._aux_keys = [kind_of_key(leaf) for leaf in leaves]
     return Outputs(
       value,
-      [_without_key(leaf) for leaf in jax.tree.leaves(after)],
-      [_without_key(leaf) for leaf in leaves],
+      [without_key(leaf) for leaf in jax.tree.leaves(after)],
+      [without_key(leaf) for leaf in leaves],
     )
 
   def _parts(self, out: Any) -> tuple[Any, Any, Any]:
@@ -90,11 +92,11 @@ class Model:
 
   def as_state(self, leaves: list) -> Any:
     """The model's state of the user's form."""
-    return self.structure.unflatten(_with_keys(leaves, self._keys))
+    return self.structure.unflatten(with_keys(leaves, self._keys))
 
   def as_aux(self, leaves: list) -> Any:
     """What the loss returned beside, of the user's form."""
-    return self.aux_structure.unflatten(_with_keys(leaves, self._aux_keys))
+    return self.aux_structure.unflatten(with_keys(leaves, self._aux_keys))
 
 
 def _named(out: Any) -> Any:
@@ -148,29 +150,6 @@ def shaped(tree: Any) -> Any:
 
 def _strong(array: Any) -> Any:
   """The array, whose type is not weak."""
-  return (
-    array if _key_type(array) else lax.convert_element_type(array, array.dtype)
-  )
-
-
-def _key_type(leaf: Any) -> Any:
-  """The kind of random key that a leaf holds, if it does."""
-  dtype = getattr(leaf, "dtype", None)
-  if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-    return None
-  return jax.random.key_impl(leaf)
-
-
-def _without_key(leaf: Any) -> jax.Array:
-  """Arrays of numbers instead of random keys, which no branch can select."""
-  if _key_type(leaf) is None:
-    return jnp.asarray(leaf)
-  return jax.random.key_data(leaf)
-
-
-def _with_keys(leaves: list, kinds: list) -> list:
-  wrap = lambda leaf, kind: jax.random.wrap_key_data(leaf, impl=kind)
-  return [
-    leaf if kind is None else wrap(leaf, kind)
-    for leaf, kind in zip(leaves, kinds, strict=True)
-  ]
+  if kind_of_key(array):
+    return array
+  return lax.convert_element_type(array, array.dtype)

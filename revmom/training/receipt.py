@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jaxlib
-import numpy as np
 from absl import logging
-from jax import lax
 
 from revmom.exact import bit_buffer
-from revmom.optimizers.hyperparameters import concrete
+from revmom.exact.tracing import concrete
 from revmom.optimizers.slot import PARAMS
+from revmom.steps import note
 from revmom.steps.checksum import checksum
 from revmom.steps.leaf import Leaf, exact, is_tangent
 
@@ -159,24 +158,17 @@ def of_part(restored: jax.Array, back: Any, final: list[Leaf]) -> Receipt:
   )
 
 
-# A NaN has 22 bits to spare: six that mark it as one of this library, and
-# sixteen for the first checked step that was wrong, or what else went wrong.
-_QUIET, _MARK, _LEFT_GRID = 0x7FC00000, 0x2B, 2**16 - 1
-
-
 def not_a_number(receipt: Receipt) -> jax.Array:
   """A float32 NaN that says what went wrong, for `explain`."""
-  step = jnp.clip(receipt.diverged_at + 1, 0, _LEFT_GRID - 1)
-  note = jnp.where(receipt.in_range, step, _LEFT_GRID)
-  bits = _QUIET | (_MARK << 16) | note.astype(jnp.uint32)
-  return lax.bitcast_convert_type(bits, jnp.float32)
+  return note.noted(note.STEPS, receipt.diverged_at, receipt.in_range)
 
 
 def explain(gradients: Any) -> str | None:
-  """Why gradients of `revmom.train` are not numbers; None if they don't say.
+  """Why gradients are not numbers; None if they don't say.
 
-  A reverse pass that failed gives NaN whose spare bits hold the step.  They
-  survive further arithmetic on a CPU; narrower types than float32 and most
+  A reverse pass of `revmom.train` that failed gives NaN whose spare bits hold
+  the step, and one of `revmom.depth.reversible_scan` the layer.  They survive
+  further arithmetic on a CPU; narrower types than float32 and most
   accelerators drop them: ask `revmom.rewind` for a receipt there.
 
   Args:
@@ -185,30 +177,44 @@ def explain(gradients: Any) -> str | None:
   >>> explain({"learning_rate": jnp.ones(3)}) is None
   True
   """
-  for leaf in jax.tree.leaves(gradients):
-    values = concrete(leaf)
-    if values is None or values.dtype not in (np.float32, np.float64):
-      continue
-    lost = values[np.isnan(values)].astype(np.float32).view(np.uint32)
-    notes = lost[(lost & 0x7FFF0000) == (_QUIET | (_MARK << 16))] & 0xFFFF
-    if notes.size:
-      return _reason(int(notes[0]))
+  for mark, reason in (note.STEPS, _of_steps), (note.LAYERS, _of_layers):
+    for leaf in jax.tree.leaves(gradients):
+      values = concrete(leaf)
+      number = None if values is None else note.read(values, mark)
+      if number is not None:
+        return reason(number)
   return None
 
 
-def _reason(note: int) -> str:
-  if note == _LEFT_GRID:
+def _of_steps(number: int) -> str:
+  if number == note.LEFT_GRID:
     return (
       "a value left its grid on the way: it was NaN or too large, or a traced "
       "factor was below its floor.  `optimizer.check(run.state)` names the "
       "parameter array and the remedy."
     )
-  where = f"after step {note - 1}" if note else "at the first step"
+  where = f"after step {number - 1}" if number else "at the first step"
   return (
     f"the reversal diverged {where}: the gradient there was not recomputed bit "
     "for bit.  Train with residue_bits=2, which forgives other rounding; "
     "scripts/doctor.py names what on this machine makes gradients "
     "irreproducible."
+  )
+
+
+def _of_layers(number: int) -> str:
+  if number == note.LEFT_GRID:
+    return (
+      "a value of reversible_scan left its grid on the way: it was NaN or too "
+      "large, or a traced factor was below its floor.  Give fewer "
+      "fraction_bits, or lower floors."
+    )
+  return (
+    f"reversible_scan diverged between layers {number - 1} and "
+    f"{number - 1 + note.EVERY}, counted from 0: an increment there was not "
+    "recomputed bit for bit.  Make sure that the functions of a layer depend "
+    "on their arguments alone; scripts/doctor.py names what on this machine "
+    "makes results irreproducible."
   )
 
 

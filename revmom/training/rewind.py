@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.exact.refusal import refuse_derivative
+from revmom.exact.tracing import concrete
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.reversible import (
   NO_DERIVATIVE,
@@ -145,7 +146,7 @@ def rewind(
     receipt = receipts.of_part(restored, last, state.leaves)
   else:
     receipt = receipts.of_reversal(last, state.leaves, state.checksums)
-  if hyperparameters.concrete(receipt.ok) is not None:
+  if concrete(receipt.ok) is not None:
     receipt.check(state.checksum_every, state.steps)
   shorter = run_states.shortened(state, to, back.leaves, kept, spills)
   if to < state.steps:

@@ -11,13 +11,10 @@ from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.slot import PARAMS
 from revmom.optimizers.tangent import tangent
 from revmom.steps.equations import value_after
-from revmom.steps.leaf import Role, tangent_of
+from revmom.steps.leaf import scale_for, tangent_of
 from revmom.training import run as runs
 from revmom.training.problem import Data
 from revmom.training.run import Inputs
-
-# Bits of an integer that the largest tangent of a run leaves unused.
-_UNUSED = 3
 
 
 def stack(own: Sequence[Any], along: Sequence[Any]) -> list[jax.Array]:
@@ -74,7 +71,9 @@ def scales(
     ]
     found.append(
       {
-        role.name: _power(jnp.stack([p[role.name] for p in own]), role)
+        role.name: scale_for(
+          role, jnp.max(jnp.stack([p[role.name] for p in own]))
+        )
         if own
         else jnp.ones(())
         for role in equations.roles
@@ -85,15 +84,6 @@ def scales(
 
 def _peak(values: jax.Array) -> jax.Array:
   return jnp.max(jnp.abs(values), initial=0)
-
-
-def _power(peaks: jax.Array, role: Role) -> jax.Array:
-  peak = jnp.max(peaks)
-  known = jnp.isfinite(peak) & (peak > 0)
-  _, exponent = jnp.frexp(jnp.where(known, peak, 1))
-  most = jnp.finfo(peak.dtype).maxexp - 2
-  room = jnp.iinfo(role.integer).bits - _UNUSED - role.bits
-  return jnp.ldexp(jnp.ones_like(peak), jnp.clip(room - exponent, -most, most))
 
 
 def _float_step(problem, inputs, probe, leaves, dots, t):

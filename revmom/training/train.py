@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from revmom.exact import residue
 from revmom.exact.pytree import Pytree
+from revmom.exact.tracing import concrete
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import (
@@ -203,7 +204,7 @@ def train(
     aux=model.as_aux(results["aux"]),
     model_state=model.as_state(results["state"]),
   )
-  if hyperparameters.concrete(run.losses) is not None:
+  if concrete(run.losses) is not None:
     optimizer.check(state)
   return run
 

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from revmom.exact.tracing import concrete
+
 SCHEDULES = ("rows", "wavefront")
 PIPELINED = "pipelined"  # of several layers: see `pipeline`
 
@@ -117,9 +119,8 @@ def valid_cells(
 
 
 def _check_range(sizes: jax.Array, shape: tuple[int, ...]) -> None:
-  try:
-    values = np.asarray(sizes)
-  except jax.errors.TracerArrayConversionError:
+  values = concrete(sizes)
+  if values is None:
     return
   wrong = np.argwhere((values < 0) | (values > np.asarray(shape)))
   if len(wrong):

@@ -1,0 +1,1 @@
+"""Parts of momentum_resnet.py."""

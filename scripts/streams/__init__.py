@@ -1,0 +1,1 @@
+"""Parts of reversible_transformer.py."""
