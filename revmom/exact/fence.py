@@ -95,10 +95,11 @@ def isolate(function: Callable[..., Any], step: jax.Array, *args: Any) -> Any:
   >>> isolate(jnp.sum, jnp.array(3), jnp.arange(4.0))
   Array(6., dtype=float32)
   """
-  # On one axis there is but one layout that a compiler can choose.  Where
-  # arrays may be spread over devices, they keep the axes along which they are.
+  # On one axis there is but one layout that a compiler can choose, and none for
+  # a number: what reshapes it would get into its products.  Where arrays may be
+  # spread over devices, they keep the axes along which they are.
   on_one = jax.device_count() == 1
-  flatten = lambda a: jnp.reshape(a, -1) if on_one else a
+  flatten = lambda a: jnp.reshape(a, -1) if on_one and jnp.ndim(a) > 1 else a
   structure: Any
   out_structure: Any
   leaves, structure = jax.tree.flatten(args)
