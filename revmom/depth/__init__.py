@@ -1,7 +1,17 @@
 """Reversible layers and recurrences, restored bit for bit."""
 
+from revmom.depth.bits import bits_kept
+from revmom.depth.gates import Gate
 from revmom.depth.layer import Updates
 from revmom.depth.members import leapfrog, momentum, revnet
 from revmom.depth.scan import reversible_scan
 
-__all__ = ["Updates", "leapfrog", "momentum", "reversible_scan", "revnet"]
+__all__ = [
+  "Gate",
+  "Updates",
+  "bits_kept",
+  "leapfrog",
+  "momentum",
+  "reversible_scan",
+  "revnet",
+]

@@ -19,28 +19,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from revmom.depth import gates
 from revmom.depth.layer import (
   Layer,
   Updates,
   check,
   decays_of,
   pure,
+  pure_outputs,
   timing_of,
 )
-from revmom.exact import bit_buffer, capacities, fixed_point
-from revmom.exact.capacities import Schedule
-from revmom.exact.fence import origin
-from revmom.exact.refusal import refuse_derivative
-from revmom.steps import equations as steps
-from revmom.steps.checksum import checksum
-from revmom.steps.leaf import Leaf, Role
+from revmom.depth.sweep import scanned
+from revmom.exact import capacities
+from revmom.steps.leaf import Role
 
 _FRACTION_BITS = {"int32": 22, "int64": 44}
-_TWICE = (
-  "reversible_scan can't be differentiated twice: its reverse pass restores "
-  "integers, through which a derivative would be zero.  Use the same layers in "
-  "jax.lax.scan for second derivatives."
-)
 
 
 def reversible_scan(
@@ -48,10 +41,11 @@ def reversible_scan(
   arrays: Sequence[jax.Array],
   layers: Any,
   *,
+  outputs: Callable[[Any, tuple], Any] | None = None,
   fraction_bits: int | None = None,
   integer: str = "int32",
   floors: Sequence[float] | None = None,
-) -> tuple[jax.Array, ...]:
+) -> Any:
   r"""The carry after all layers; its gradient keeps no activations.
 
   .. math::
@@ -71,6 +65,8 @@ def reversible_scan(
       function.
     layers: a pytree of arrays [depth, ...]: parameters, and whatever else the
       functions take of a layer, such as random keys' data.
+    outputs: (layer, carry after it) -> what is wanted of each layer, such as
+      the loss of a step of time; only its results are kept.
     fraction_bits: the grid's resolution is 2^-fraction_bits.  By default 22,
       so that values reach 2^(30 - 22) = 256, and 44 with int64.
     integer: "int32", or "int64" where x64 is on.
@@ -78,8 +74,10 @@ def reversible_scan(
       where the factor is traced; 0.5 by default.
 
   Returns:
-    Arrays like the carry; NaN where a value left its grid, and everywhere if a
-    traced factor fell below its floor.
+    Arrays like the carry; with `outputs` a pair of them and of the outputs of
+    all layers, [depth, ...].  They are NaN where a value left its grid, and
+    everywhere if a traced factor fell below its floor or a `Gate` forgot more
+    bits than its budget.
 
   Raises:
     ValueError: arrays of the carry differ, there is not one for each function,
@@ -99,21 +97,42 @@ def reversible_scan(
   """
   carry = tuple(map(jnp.asarray, arrays))
   depth = check(updates, carry, layers)
-  bits = _bits(fraction_bits, integer)
+  bits = grid_bits(fraction_bits, integer)
   if not depth:
-    return carry
-  roles = tuple(
-    Role(f"z{i}", bits, integer=np.dtype(integer))
-    for i in range(len(updates.functions))
-  )
+    return carry if outputs is None else (carry, None)
+  views, read, _ = run(updates, carry, layers, outputs, bits, integer, floors)
+  out = tuple(array.astype(carry[0].dtype) for array in views)
+  return out if outputs is None else (out, read)
+
+
+def run(
+  updates: Updates,
+  carry: tuple[jax.Array, ...],
+  layers: Any,
+  outputs: Callable[[Any, tuple], Any] | None,
+  bits: int,
+  integer: str,
+  floors: Sequence[float] | None,
+) -> tuple[list, Any, dict]:
+  """The floats of the final carry, the outputs, and bits on stacks."""
   structure: Any
   leaves, structure = jax.tree.flatten(layers)
   params = [jnp.asarray(leaf) for leaf in leaves]
+  depth = params[0].shape[0]
+  least = [gates.least_gate(decay) for decay in updates.decays]
+  roles = tuple(
+    Role(f"z{i}", bits, integer=np.dtype(integer), least_gate=gate)
+    for i, gate in enumerate(least)
+  )
   dtype = carry[0].dtype
   wide = jnp.dtype("float32") if dtype.itemsize < 4 else dtype
   functions, constants = pure(updates, structure, params, carry, wide)
   decays = decays_of(updates, structure, params, depth, roles)
   timing, rows = timing_of(decays, floors, depth, roles)
+  rows |= gates.rooms_of(updates.decays, roles, carry[0].size, depth)
+  read, own = None, []
+  if outputs is not None:
+    read, own = pure_outputs(outputs, structure, params, carry, wide)
 
   def layer_of(params, constants, decays, t):
     pick = lambda a: lax.dynamic_index_in_dim(a, t, keepdims=False)
@@ -125,12 +144,12 @@ def reversible_scan(
       functions=functions,
     )
 
-  inputs = ([a.astype(wide) for a in carry], params, constants, decays)
-  out = _scanned(layer_of, roles, rows, depth)(inputs, timing)
-  return tuple(array.astype(dtype) for array in out)
+  inputs = [a.astype(wide) for a in carry], params, constants, decays, own
+  return scanned(layer_of, read, roles, rows, depth)(inputs, timing)
 
 
-def _bits(fraction_bits: int | None, integer: str) -> int:
+def grid_bits(fraction_bits: int | None, integer: str) -> int:
+  """Of the grid; raises ValueError for what is none."""
   capacities.check_integer(integer)
   if fraction_bits is None:
     return _FRACTION_BITS[integer]
@@ -140,110 +159,3 @@ def _bits(fraction_bits: int | None, integer: str) -> int:
       f"fraction_bits={fraction_bits!r}; give a whole number from 0 to {most}."
     )
   return fraction_bits
-
-
-def _scanned(layer_of: Callable, roles: tuple, rows: dict, depth: int):
-  """(inputs, timing) -> the floats of the final carry."""
-
-  def now(schedules: dict[str, Schedule], t: jax.Array) -> dict:
-    return jax.tree.map(lambda a: a[t, 0], schedules)
-
-  def begin(carry: list, valid: jax.Array) -> Leaf:
-    integers = {}
-    for role, array in zip(roles, carry, strict=True):
-      start = fixed_point.to_fixed(array, role.bits, role.integer)
-      beyond = fixed_point.overflow(role.integer)
-      integers[role.name] = jnp.where(valid, start, beyond)
-    buffers = {
-      name: bit_buffer.init(integers[name], count)
-      for name, count in rows.items()
-    }
-    return Leaf(integers, buffers)
-
-  def forward(inputs: tuple, timing: tuple) -> tuple[list, Leaf]:
-    (carry, *rest), (schedules, valid) = inputs, timing
-    start = begin(carry, valid)
-    zero = origin([start.integers[roles[0].name]])
-
-    def step(leaf, t):
-      layer = layer_of(*rest, t)
-      return steps.forward(
-        layer, leaf, None, t, now(schedules, t), carry[0].dtype
-      ), None
-
-    places = zero + jnp.arange(depth, dtype=jnp.int32)
-    leaf, _ = lax.scan(step, start, places)
-    views = [
-      jnp.where(
-        leaf.overflowed,
-        jnp.nan,
-        fixed_point.from_fixed(
-          leaf.integers[role.name], role.bits, carry[0].dtype
-        ),
-      )
-      for role in roles
-    ]
-    return views, leaf
-
-  @jax.custom_vjp
-  def run(inputs: tuple, timing: tuple) -> list:
-    return forward(inputs, timing)[0]
-
-  def run_forward(inputs, timing):
-    inputs = refuse_derivative(inputs, _TWICE)
-    views, leaf = forward(inputs, timing)
-    first = checksum([begin(inputs[0], timing[1]).bare()])
-    return views, (inputs, timing[0], leaf, first)
-
-  def run_backward(residuals, views_bar):
-    (carry, *rest), schedules, leaf, first = residuals
-    dtype = carry[0].dtype
-    zero = origin([leaf.integers[roles[0].name]])
-    words = leaf.words()
-
-    def step(state, t):
-      leaf, bars, shared = state
-      layer = layer_of(*rest, t)
-      own = now(schedules, t)
-      after = leaf.with_words(words)
-      before = steps.undo(layer, roles, after, None, t, own, dtype)
-      bars, _, layer_bars = steps.pull_back(
-        layer, roles, after, before, None, bars, t, own, dtype
-      )
-      total: Any = jax.tree.map(_sum, *layer_bars)
-      shared = jax.tree.map(jnp.add, shared, _floats(total.constants))
-      stacked = _floats(total.params), total.decays
-      return (before.bare(), bars, shared), stacked
-
-    bars = {r.name: bar for r, bar in zip(roles, views_bar, strict=True)}
-    shared = jax.tree.map(
-      lambda a: jnp.zeros_like(a) if _is_float(a) else None, rest[1]
-    )
-    state = leaf.bare(), bars, shared
-    places = zero + jnp.arange(depth, dtype=jnp.int32)
-    (back, bars, shared), stacked = lax.scan(step, state, places, reverse=True)
-    restored = jnp.all(checksum([back]) == first) & ~jnp.any(leaf.overflowed)
-    # A reversal that failed must not return a plausible number.
-    proven = lambda bar: jnp.where(restored, bar, jnp.nan)
-    params_bar, decays_bar = jax.tree.map(proven, stacked)
-    shared = jax.tree.map(proven, shared)
-    carry_bar = [proven(bars[role.name]) for role in roles]
-    return (carry_bar, params_bar, shared, decays_bar), None
-
-  run.defvjp(run_forward, run_backward)
-  return run
-
-
-def _is_float(array: jax.Array) -> bool:
-  return jnp.issubdtype(array.dtype, jnp.inexact)
-
-
-def _sum(first: Any, *others: Any) -> Any:
-  return first if first.dtype == jax.dtypes.float0 else sum(others, first)
-
-
-def _floats(bars: Any) -> Any:
-  """Cotangents, None for arrays of integers."""
-  return jax.tree.map(
-    lambda bar: None if bar.dtype == jax.dtypes.float0 else bar, bars
-  )

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 from revmom import depth
-from revmom.depth import scan as scans
+from revmom.depth import sweep
 
 WIDTH, BATCH = 5, 3
 
@@ -164,14 +164,14 @@ def test_a_reversal_that_fails_gives_no_number(monkeypatch):
   objective = lambda x: jnp.sum(
     depth.reversible_scan(MEMBERS["revnet"], (x, carry[1]), parameters)[0]
   )
-  honest = scans.steps.undo
+  honest = sweep.steps.retrace
 
   def faulty(*args):
-    leaf = honest(*args)
-    return leaf.put("z1", leaf.integers["z1"] + 1, None)
+    leaf, gates = honest(*args)
+    return leaf.put("z1", leaf.integers["z1"] + 1, None), gates
 
   assert bool(jnp.isfinite(jax.grad(objective)(carry[0])).all())
-  monkeypatch.setattr(scans.steps, "undo", faulty)
+  monkeypatch.setattr(sweep.steps, "retrace", faulty)
   assert bool(jnp.isnan(jax.grad(objective)(carry[0])).all())
 
 
