@@ -1,5 +1,6 @@
 """Reversible layers and recurrences, restored bit for bit."""
 
+from revmom.depth import revgru, revlstm
 from revmom.depth.bits import bits_kept
 from revmom.depth.gates import Gate
 from revmom.depth.layer import Updates
@@ -13,5 +14,7 @@ __all__ = [
   "leapfrog",
   "momentum",
   "reversible_scan",
+  "revgru",
+  "revlstm",
   "revnet",
 ]

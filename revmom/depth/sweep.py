@@ -24,7 +24,11 @@ _TWICE = (
 
 
 def scanned(
-  layer_of: Callable, read: Callable | None, roles: tuple, rows: dict, depth: int
+  layer_of: Callable,
+  read: Callable | None,
+  roles: tuple,
+  rows: dict,
+  depth: int,
 ) -> Callable[[tuple, tuple], tuple[list, Any, dict]]:
   """(inputs, timing) -> the final carry, the outputs, and bits on stacks.
 

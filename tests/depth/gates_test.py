@@ -202,9 +202,7 @@ def test_a_budget_that_is_too_small_says_so():
 
 def test_batches_and_bits():
   updates, parameters = gated(), layers(50, "float32")
-  carries = tuple(
-    jnp.stack([a, 2 * a, -a]) for a in start("float32")
-  )
+  carries = tuple(jnp.stack([a, 2 * a, -a]) for a in start("float32"))
 
   def objective(carry):
     out = depth.reversible_scan(updates, carry, parameters)
@@ -270,7 +268,9 @@ def test_errors():
   updates = depth.Updates((half, lambda layer, carry: carry[0]), (GATE, None))
   with pytest.raises(ValueError, match=r"a stack holds 2\^31"):
     jax.eval_shape(
-      lambda c, deep: depth.reversible_scan(updates, c, deep), (many, many), deep
+      lambda c, deep: depth.reversible_scan(updates, c, deep),
+      (many, many),
+      deep,
     )
 
 
