@@ -36,7 +36,6 @@ it again there goes on with the first network or depth that was not finished.
 import pathlib
 import re
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,15 +46,11 @@ from depth import networks, plots
 from depth.runs import SIGMA_B, Config, map_runs, network_runs
 from revmom.analysis import edge_of_chaos
 from shared import image_data, output
-from shared.checkpointing import Checkpoints
-from shared.progress_bar import progress
+from shared.in_turn import Results, in_turn
 from shared.settings import launch
 
 XI = 6  # depth scales that a trainable network may have, of the paper
 LEARNED = 0.5  # accuracy of a network that counts as trainable
-
-
-Results = dict[str, Any]  # by the name of what is done, as JSON holds it
 
 
 def theory(config: Config) -> dict[str, list[float]]:
@@ -72,22 +67,6 @@ def theory(config: Config) -> dict[str, list[float]]:
     "depths": lines[:200].tolist(),
     "at_gains": lines[200:].tolist(),
   }
-
-
-def work(
-  runs: list[tuple[str, Callable[[], Any]]],
-  done: Results,
-  save: Callable[[Results], None],
-) -> Results:
-  """Does what is not done yet, and saves after each."""
-  results = dict(done)
-  todo = [(name, run) for name, run in runs if name not in done]
-  bar = progress(todo)
-  for name, run in bar:
-    bar.set_description(name)
-    results[name] = run()
-    save(results)
-  return results
 
 
 def map_figures(config: Config, results: Results) -> dict[str, Any]:
@@ -196,23 +175,11 @@ def run(config: Config, workdir: str | None = None) -> dict[str, Any]:
   data = image_data.load(config.dataset, config.data_dir)
   runs = [*network_runs(config, data), *map_runs(config, data)]
   path = output.folder(workdir)
-  done: Results = {}
-  save: Callable[[Results], None] = lambda results: None
-  if path is not None:
-    checkpoints = Checkpoints(path, config, data)
-    latest = checkpoints.latest()
-    done = latest[1]["about"] if latest else {}
-
-    def save(results: Results) -> None:
-      checkpoints.save(len(results), jnp.asarray(len(results)), results)
-
-  results = work(runs, done, save)
-  if path is not None:
-    checkpoints.close()
+  results, done_before = in_turn(runs, path, config, data)
   figures = network_figures(results) | map_figures(config, results)
   result = {
     "dataset": config.dataset,
-    "resumed_from": len(done),
+    "resumed_from": done_before,
     **figures,
     "seconds": time.perf_counter() - begin,
   }

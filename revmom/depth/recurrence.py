@@ -52,7 +52,8 @@ class Recurrence(NamedTuple):
   def initial_carry(self, params: Halves, batch: int) -> tuple[jax.Array, ...]:
     """Zeros, [B, H / 2] each."""
     shape = batch, params[0].recurrent_weights.shape[0]
-    return (jnp.zeros(shape, params[0].bias.dtype),) * self.arrays
+    dtype = params[0].bias.dtype
+    return tuple(jnp.zeros(shape, dtype) for _ in range(self.arrays))
 
   def apply(
     self,

@@ -1,8 +1,8 @@
 """Multiplication by a gate of each element's own that loses nothing.
 
 Forget gates depend on data, so that nobody knows ahead how many bits an
-element has forgotten.  They are rounded to n / 1024 here, as MacKay, Vicol, Ba &
-Grosse (2018, section 4) do, and what a multiplication takes from an integer h
+element has forgotten.  They are rounded to n / 1024 here, as MacKay, Vicol, Ba
+& Grosse (2018, section 4) do, and what a multiplication takes from an integer h
 goes to a number S of the element's own, in mixed radix (Maclaurin, Duvenaud &
 Adams 2015, Algorithm 3): a digit in base n comes out of S, the low digit of the
 product, in base 1024, goes in,
@@ -15,14 +15,15 @@ digit of S, where MacKay et al. have d / 1024 of noise in an integer's own low
 digits.  It is undone by the two divisions of h' 1024 + S' mod 1024 by n and of
 S' by 1024.
 
-S grows by log2(1024 / n) bits a step, and what does not fit is moved to a stack,
-a byte at a time.  As in entropy coders whose lanes share a stream (Giesen 2014,
-"Interleaved entropy coders"), all elements have one stack: the bytes of a step
-lie in the order of the elements, and going back, each element sees by its own
-number that it is due a byte.  For that the digits above the low one, C = S /
-1024, stay in [2^14, 2^22) between steps; a byte goes before the step when and
-only when C would otherwise leave that interval, which is at C >= n 2^12; and an
-element from which a byte was moved is below 2^14 then, where no other one is.
+S grows by log2(1024 / n) bits a step, and what does not fit is moved to a
+stack, a byte at a time.  As in entropy coders whose lanes share a stream
+(Giesen 2014, "Interleaved entropy coders"), all elements have one stack: the
+bytes of a step lie in the order of the elements, and going back, each element
+sees by its own number that it is due a byte.  For that the digits above the low
+one, C = S / 1024, stay in [2^14, 2^22) between steps; a byte goes before the
+step when and only when C would otherwise leave that interval, which is at
+C >= n 2^12; and an element from which a byte was moved is below 2^14 then,
+where no other one is.
 Shapes are static: only the number of bytes depends on data.
 """
 

@@ -9,8 +9,8 @@ computed from quantities which are known on the way back, so it is rounded and
 subtracted again; only the factors lose information, and a `BitBuffer` keeps it
 (Maclaurin, Duvenaud & Adams 2015, Algorithm 3).  Its Jacobian is a product of
 shears and scalings, so log|det| is the sum of the log factors.  A factor may
-also be computed like an increment, for each element by itself, from all but what
-it multiplies: a gate, whose bits a `GateBuffer` keeps.
+also be computed like an increment, for each element by itself, from all but
+what it multiplies: a gate, whose bits a `GateBuffer` keeps.
 
 What is given, g, may depend on the quantities that have not changed yet; those
 that change before it is asked for are early roles, the others are late ones.

@@ -1,6 +1,6 @@
 """The integers that a step changes, one array for each of its roles."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +50,7 @@ class Leaf(NamedTuple):
 
   integers: dict[str, jax.Array]  # by the name of the role
   # Of the roles that are multiplied.
-  buffers: dict[str, BitBuffer | GateBuffer]
+  buffers: Mapping[str, BitBuffer | GateBuffer]
 
   def put(
     self,
