@@ -45,7 +45,7 @@ class Config:
   )
   embedding_size: int = flag(64, "Of the embeddings.", at_least=1)
   hidden_size: int = flag(128, "Units of the cell, an even number.", at_least=2)
-  steps: int = flag(600, "Adam steps of each model.", at_least=1)
+  steps: int = flag(400, "Adam steps of each model.", at_least=1)
   batch_size: int = flag(
     16, "Places of the text that are read at once.", at_least=1
   )
