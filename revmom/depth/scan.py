@@ -118,7 +118,7 @@ def run(
   integer: str,
   floors: Sequence[float] | None,
 ) -> tuple[list, Any, dict]:
-  """The floats of the final carry, the outputs, and bits on stacks."""
+  """The floats of the final carry, the outputs, and bits that are kept."""
   params, structure = flatten(layers)
   depth = params[0].shape[0]
   least = [gates.least_gate(decay) for decay in updates.decays]
@@ -149,7 +149,7 @@ def run(
   inputs = [a.astype(wide) for a in carry], params, constants, decays
   program = scanned(layer_of, read, roles, rows, depth)
   views, read_off, kept = program(inputs, own, timing)
-  return views, read_off, gates.bits_on_stacks(kept.leaf)
+  return views, read_off, gates.bits_kept_in(kept.leaf)
 
 
 def grid_bits(fraction_bits: int | None, integer: str) -> int:
