@@ -18,11 +18,9 @@ def bits_kept(
   fraction_bits: int | None = None,
   integer: str = "int32",
 ) -> tuple[jax.Array | None, ...]:
-  r"""Bits that the gates of `reversible_scan` put on the stack of each array.
+  r"""Bits that `reversible_scan` keeps of what gates forget of each array.
 
   .. math:: \sum_{t, i} \log_2 (1 / \mathrm{gate}_{t, i})
-
-  but for the last byte of each element, which stays beside it.
 
   Args:
     updates: the equations, with a `Gate` among their decays.
@@ -41,8 +39,9 @@ def bits_kept(
   >>> from revmom.depth import Gate, Updates
   >>> half = lambda layer, carry: (0.5 + 0 * layer["x"], layer["x"])
   >>> updates = Updates((half,), (Gate(3),))
-  >>> print(*bits_kept(updates, [jnp.ones(4)], {"x": jnp.ones((100, 4))}))
-  384.0
+  >>> (bits,) = bits_kept(updates, [jnp.ones(4)], {"x": jnp.ones((100, 4))})
+  >>> print(f"{bits:.1f}")
+  400.0
   """
   carry = tuple(map(jnp.asarray, arrays))
   depth = check(updates, carry, layers)

@@ -93,11 +93,10 @@ def are_read(leaf: Leaf) -> jax.Array:
   return jnp.all(jnp.stack([jnp.zeros((), jnp.int32), *left]) == 0)
 
 
-def bits_on_stacks(leaf: Leaf) -> dict[str, jax.Array]:
-  """Of each role with gates."""
+def bits_kept_in(leaf: Leaf) -> dict[str, jax.Array]:
+  """Of each role with gates: those on its stack and those beside it."""
   return {
-    name: 8.0 * buffer.used.astype(jnp.float32)
-    for name, buffer in _gated(leaf).items()
+    name: gate_buffer.bits_in(buffer) for name, buffer in _gated(leaf).items()
   }
 
 

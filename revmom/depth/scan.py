@@ -114,7 +114,7 @@ def run(
   integer: str,
   floors: Sequence[float] | None,
 ) -> tuple[list, Any, dict]:
-  """The floats of the final carry, the outputs, and bits on stacks."""
+  """The floats of the final carry, the outputs, and bits that are kept."""
   structure: Any
   leaves, structure = jax.tree.flatten(layers)
   params = [jnp.asarray(leaf) for leaf in leaves]

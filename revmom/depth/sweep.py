@@ -30,7 +30,7 @@ def scanned(
   rows: dict,
   depth: int,
 ) -> Callable[[tuple, tuple], tuple[list, Any, dict]]:
-  """(inputs, timing) -> the final carry, the outputs, and bits on stacks.
+  """(inputs, timing) -> the final carry, the outputs, and bits that are kept.
 
   Args:
     layer_of: (params, constants, decays, t) -> the equations of a layer.
@@ -78,7 +78,7 @@ def scanned(
     leaf, outputs = lax.scan(step, start, places)
     lost = leaf.overflowed | gates.are_full(leaf)
     views = [jnp.where(lost, jnp.nan, view) for view in floats(leaf, dtype)]
-    return (views, outputs, gates.bits_on_stacks(leaf)), leaf
+    return (views, outputs, gates.bits_kept_in(leaf)), leaf
 
   @jax.custom_vjp
   def run(inputs: tuple, timing: tuple) -> tuple:

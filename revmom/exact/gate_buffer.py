@@ -74,6 +74,20 @@ def is_full(buffer: GateBuffer) -> jax.Array:
   return buffer.used > buffer.words.size
 
 
+def bits_in(buffer: GateBuffer) -> jax.Array:
+  """What was forgotten so far, the sum of log2(1024 / n), as a float32 [].
+
+  >>> buffer = init(jnp.zeros(4, jnp.int32), 100)
+  >>> gates = jnp.full(4, 512)
+  >>> for _ in range(30):
+  ...   _, buffer = multiply_add(jnp.zeros(4, jnp.int32), buffer, gates, 0)
+  >>> print(f"{bits_in(buffer):.1f}")
+  120.0
+  """
+  heads = jnp.log2(buffer.number.astype(jnp.float32)) - (_LEAST + GATE_BITS)
+  return jnp.float32(_WORD) * buffer.used.astype(jnp.float32) + jnp.sum(heads)
+
+
 def least_gate(bits: float) -> int:
   """The smallest n of a gate that forgets no more than so many bits.
 

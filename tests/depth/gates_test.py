@@ -208,7 +208,7 @@ def test_a_budget_that_is_too_small_says_so():
   for (value, kept_), bars in results[:2]:
     assert float(value) == pytest.approx(128, abs=1e-3)
     np.testing.assert_allclose(bars, 2.0**-100, rtol=1e-6)
-    assert 6400 - 8 * 64 <= kept_ <= 6400
+    assert float(kept_) == pytest.approx(6400, rel=2e-3)
   (value, kept_), bars = results[2]
   assert np.isnan(value) and np.isnan(bars).all() and kept_ > 3200
 
@@ -247,7 +247,7 @@ def test_batches_and_bits():
     return kept_[0] + kept_[1], forgotten(carry)
 
   kept_, expected = both(start("float32"))
-  assert -8 * 2 * BATCH * WIDTH <= kept_ - expected <= 0.01 * expected
+  assert float(kept_) == pytest.approx(float(expected), rel=5e-3)
 
 
 def test_memory_is_that_of_the_stack():
