@@ -10,8 +10,8 @@ those of blocks of the square root of the number of steps, and restored by
 `revmom.depth`.  GRU and LSTM of the same size, by `revmom.cells`, stand
 beside.  Memory is the compiler's count of temporary bytes of a gradient; the
 ratio is that of what the scan keeps to it, both less what a run of one step
-takes.  The bits are those that gates forget, a unit and step, at weights as they
-are drawn.
+takes.  The bits are those that gates forget, a unit and step, at weights as
+they are drawn.
 """
 
 import functools
