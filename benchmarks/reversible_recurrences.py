@@ -8,10 +8,10 @@ sequences and predict one number a step, in four ways: all states kept by a
 scan, those inside of a step computed again from its state (`jax.checkpoint`),
 those of blocks of the square root of the number of steps, and restored by
 `revmom.depth`.  GRU and LSTM of the same size, by `revmom.cells`, stand
-beside.  Memory is the compiler's count of temporary bytes of a gradient, less
-what the gradient of the weights takes at any length (a run of one step); the
-ratio is that to what the scan keeps.  The bits are those that gates put on the
-stacks, a unit and step, at weights as they are drawn.
+beside.  Memory is the compiler's count of temporary bytes of a gradient; the
+ratio is that of what the scan keeps to it, both less what a run of one step
+takes.  The bits are those that gates forget, a unit and step, at weights as
+they are drawn.
 """
 
 import functools
@@ -153,7 +153,7 @@ def measure(name: str, steps: int) -> list[dict]:
 
 
 def forgotten(name: str, steps: int, bits: float) -> float:
-  """Bits that gates put on the stacks, a unit and step."""
+  """Bits that gates forget, a unit and step."""
   cell = CELLS[name]
   _, (params, _, xs), _ = program(WAYS["kept"], cell, steps)
 

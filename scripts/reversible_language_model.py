@@ -12,8 +12,6 @@ forget here.  Training keeps nothing of a window but the bits that gates forget,
 and restores every state from the last one, bit for bit: where one does not come
 back, the gradient is NaN and the program stops.
 
-MINUTES.  EXPECT.
-
 Two savings are printed.  That of the paper, which reports factors of 10 to 15,
 is 32 bits for each number of the state (two a unit in an LSTM) over the bits
 that are kept.  The other one is that of memory: how much the compiled gradient
