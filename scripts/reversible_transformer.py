@@ -19,7 +19,12 @@ bit for bit; if they did not come back, losses would be NaN, which is an error.
 Of each kind and depth it measures the memory that the compiler needs for a
 step, the seconds of a step, and the test accuracy.
 
-About four minutes on 2 CPU cores.  PROMISES
+Five minutes on 2 busy CPU cores.  Expect that a step of 8, 50 and 200 layers
+needs 8, 47 and 185 MB where activations are kept, but 0.8, 0.3 and 0.3 MB with
+two streams and 1.1, 0.6 and 0.6 MB with BDIA, whose blocks keep a bit of every
+activation, in no more time.  After the 100 steps, which are few, 80, 70 and
+49 % of the test images are right where activations are kept, 75, 76 and 76 %
+with two streams and 74, 66 and 44 % with BDIA.
 
 With --workdir it writes result.json, metrics.csv (a row for each step),
 costs.png, losses.png and checkpoints.  Running it again there goes on with the

@@ -148,8 +148,8 @@ def of(
     for role in roles
     for own in (role._replace(name=_tangent(role.name)), role)
   )
-  carry, *rest = inputs
-  carry_dot, *rest_dot = lax.stop_gradient(along)
+  carry, params, constants, decays = inputs
+  carry_dot, *dots = lax.stop_gradient(along)
 
   def twice_of(params, constants, decays, dots, scales, t):
     own = layer_of(params, constants, decays, t)
@@ -168,9 +168,8 @@ def of(
 
   ones = {role.name: jnp.ones((), carry[0].dtype) for role in roles}
   starts = [a for pair in zip(carry_dot, carry, strict=True) for a in pair]
-  peaks = lax.stop_gradient(
-    _peaks(lambda t: twice_of(*rest, rest_dot, ones, t), both, starts, depth)
-  )
+  layer_at = lambda t: twice_of(params, constants, decays, dots, ones, t)
+  peaks = lax.stop_gradient(_peaks(layer_at, both, starts, depth))
   scales = {r.name: scale_for(r, peaks[_tangent(r.name)]) for r in roles}
   ordered = [scales[role.name] for role in roles]
   starts[::2] = [a * s for a, s in zip(starts[::2], ordered, strict=True)]
@@ -180,7 +179,7 @@ def of(
     twice_of,
     both,
     with_tangents(rows),
-    (starts, *rest, rest_dot, scales),
+    (starts, params, constants, decays, dots, scales),
     (with_tangents(schedules), valid),
     ordered,
   )

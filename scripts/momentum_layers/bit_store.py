@@ -8,7 +8,7 @@ asks whether the word is full (`momentumnet/exact_rep_pytorch.py`, version
 0.10).  Positions are float32.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,8 @@ RADIX = 2.0**52
 class Layers(NamedTuple):
   """tanh(x w) v of every layer."""
 
-  w: np.ndarray  # [depth, width, hidden]
-  v: np.ndarray  # [depth, hidden, width]
+  w: Any  # [depth, width, hidden]
+  v: Any  # [depth, hidden, width]
 
 
 def residual(w: np.ndarray, v: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from jax import lax
 from momentum_layers import bit_store
 from momentum_layers.bit_store import Layers
 from revmom import depth
+from shared import runs
 
 WIDTH, HIDDEN, BATCH = 32, 64, 64
 
@@ -54,8 +55,9 @@ def errors(gamma: float, number: int, seed: int) -> dict[str, Any]:
   exact = bit_store.kept_gradient(layers, x, gamma)
   single = Layers(*(a.astype(np.float32) for a in layers))
   x32 = x.astype(np.float32)
+  inputs = jnp.asarray(x32)
   ours = jax.jit(
-    jax.grad(lambda l: jnp.mean(restored(l, x32, gamma, residual) ** 2))
+    jax.grad(lambda l: jnp.mean(restored(l, inputs, gamma, residual) ** 2))
   )(Layers(*map(jnp.asarray, single)))
   with np.errstate(all="ignore"):
     found = {
@@ -92,5 +94,5 @@ def megabytes(gamma: float, number: int) -> dict[str, Any]:
       jax.grad(lambda l, x, run=run: jnp.mean(run(l, x, gamma, residual) ** 2))
     )
     compiled = gradient.lower(layers, shaped(batch, WIDTH)).compile()
-    row[name] = compiled.memory_analysis().temp_size_in_bytes / 1e6
+    row[name] = runs.megabytes(compiled)
   return row

@@ -17,6 +17,11 @@ def timed(program: Callable, *args: Any) -> tuple[Any, float]:
   return result, time.perf_counter() - begin
 
 
+def megabytes(compiled: Any) -> float:
+  """Temporary memory of a compiled program, as the compiler counts it."""
+  return compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+
 class Held(NamedTuple):
   """Bytes that a run keeps for its reversal."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from shared import image_data
-from shared.runs import check_finite
+from shared.runs import check_finite, megabytes
 from streams import network
 
 _CHUNK = 500  # images that are classified at once
@@ -32,9 +32,9 @@ def train(
     FloatingPointError: a loss was not finite.
   """
   images, labels = jnp.asarray(data.train_images), data.train_labels
-  params = network.init(
-    seed, number, images.shape[1:], int(labels.max()) + 1, width
-  )
+  _, height, breadth = images.shape
+  classes = int(labels.max()) + 1
+  params = network.init(seed, number, (height, breadth), classes, width)
   optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
   key = jax.random.key(seed)
   targets = jnp.asarray(labels)
@@ -72,6 +72,6 @@ def train(
     "depth": number,
     "losses": losses,
     "accuracy": float(np.mean(np.concatenate(decided) == data.test_labels)),
-    "megabytes": program.memory_analysis().temp_size_in_bytes / 1e6,
+    "megabytes": megabytes(program),
     "seconds": float(np.median(seconds)),
   }
