@@ -39,6 +39,9 @@ def init(
 ) -> Halves:
   """Parameters, uniform within 1 / sqrt(hidden_size); columns f, i, g, p, o.
 
+  The biases of p are -2, those of other gates 0: a hidden state that keeps much
+  of itself grows without bound in a network that has not learned yet.
+
   Args:
     key: of the random weights.
     input_size: D.
@@ -55,7 +58,12 @@ def init(
   """
   size = half_of(hidden_size, input_size)
   first, second = jax.random.split(key)
-  of = lambda key: init_half(key, input_size, size, 5, False, dtype)
+
+  def of(key: jax.Array) -> HalfParams:
+    half = init_half(key, input_size, size, 5, False, dtype)
+    keep = slice(3 * size, 4 * size)
+    return half._replace(bias=half.bias.at[keep].set(-2))
+
   return of(first), of(second)
 
 

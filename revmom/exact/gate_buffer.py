@@ -77,6 +77,8 @@ def is_full(buffer: GateBuffer) -> jax.Array:
 def bits_in(buffer: GateBuffer) -> jax.Array:
   """What was forgotten so far, the sum of log2(1024 / n), as a float32 [].
 
+  NaN where what is no gate has left a number that no gates leave.
+
   >>> buffer = init(jnp.zeros(4, jnp.int32), 100)
   >>> gates = jnp.full(4, 512)
   >>> for _ in range(30):
@@ -85,6 +87,7 @@ def bits_in(buffer: GateBuffer) -> jax.Array:
   120.0
   """
   heads = jnp.log2(buffer.number.astype(jnp.float32)) - (_LEAST + GATE_BITS)
+  heads = jnp.where(heads < 0, jnp.nan, heads)
   return jnp.float32(_WORD) * buffer.used.astype(jnp.float32) + jnp.sum(heads)
 
 

@@ -51,7 +51,9 @@ class Config:
   )
   window: int = flag(64, "Tokens to propagate back through.", at_least=2)
   learning_rate: float = flag(
-    5e-3, "Of Adam; it decays to zero by a cosine.", at_least=0.0
+    1e-3,
+    "Of Adam; it warms up for a tenth of the steps and decays to zero.",
+    at_least=0.0,
   )
   clip: float = flag(1.0, "Largest global norm of a gradient.", at_least=1e-6)
   seed: int = flag(0, "Of the weights.")
@@ -88,6 +90,14 @@ def windows(
     return jnp.asarray(parts.transpose(1, 2, 0))
 
   return cut(tokens), cut(tokens[1:])
+
+
+def optimizer_of(config: Config) -> optax.GradientTransformation:
+  """Adam with clipped gradients."""
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0, config.learning_rate, max(1, config.steps // 10), config.steps + 1
+  )
+  return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
 
 
 def training_step(
@@ -141,10 +151,7 @@ def learn(
   Raises:
     FloatingPointError: a loss was not finite.
   """
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(config.clip),
-    optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps)),
-  )
+  optimizer = optimizer_of(config)
   params = network.init(
     jax.random.key(config.seed),
     len(corpus.vocabulary),
