@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from revmom.depth.gates import Gate
 from revmom.exact import capacities
 from revmom.exact.keys import kind_of_key, with_keys, without_key
 from revmom.exact.pytree import static
 from revmom.exact.tracing import concrete
 from revmom.steps.closure import hoist
 from revmom.steps.equations import Equations
-from revmom.steps.leaf import Role
+from revmom.steps.leaf import Gated, Role
 
 
 class Updates(NamedTuple):
@@ -25,7 +26,8 @@ class Updates(NamedTuple):
       change: (layer, carry) -> increment, where the array's own place in the
       carry holds None.
     decays: rho of each array, in (0, 1]: a number or a function of the layer
-      that gives one; None is 1.
+      that gives one; None is 1.  With a `Gate` the array's function gives
+      (gate, increment), both like the array, and rho is the gate.
   """
 
   functions: tuple[Callable[[Any, tuple], jax.Array], ...]
@@ -70,7 +72,7 @@ class Layer(Equations, kw_only=True):
 
   def increment(
     self, name: str, given: Any, values: dict[str, jax.Array], step: jax.Array
-  ) -> jax.Array:
+  ) -> Any:
     place = self.names.index(name)
     others = [values[other] for other in self.names if other != name]
     return self.functions[place](self.constants[place], self.params, *others)
@@ -119,19 +121,30 @@ def pure(updates, structure, arrays, carry, wide) -> tuple[tuple, tuple]:
   other = jax.ShapeDtypeStruct(carry[0].shape, wide)
   dtype = carry[0].dtype
   functions, constants = [], []
+
+  def like_the_carry(place, array):
+    got = getattr(array, "shape", type(array).__name__)
+    if got != carry[0].shape:
+      raise ValueError(
+        f"update {place} gives {got}, but the arrays of the carry have the "
+        f"shape {carry[0].shape}."
+      )
+    return jnp.asarray(array).astype(wide)
+
   for place, function in enumerate(updates.functions):
 
     def flat(params, *others, place=place, function=function):
       seen = [value.astype(dtype) for value in others]
       values = (*seen[:place], None, *seen[place:])
-      increment = function(structure.unflatten(params), values)
-      got = getattr(increment, "shape", type(increment).__name__)
-      if got != carry[0].shape:
+      change = function(structure.unflatten(params), values)
+      if not isinstance(updates.decays[place], Gate):
+        return like_the_carry(place, change)
+      if not (isinstance(change, tuple | list) and len(change) == 2):
         raise ValueError(
-          f"update {place} gives {got}, but the arrays of the carry have the "
-          f"shape {carry[0].shape}."
+          f"update {place} has a Gate, so its function must give two arrays, "
+          f"(gate, increment), but it gives {type(change).__name__}."
         )
-      return jnp.asarray(increment).astype(wide)
+      return Gated(*(like_the_carry(place, part) for part in change))
 
     function_of, own, _ = hoist(flat, layer, *[other] * (len(carry) - 1))
     functions.append(function_of)
@@ -139,11 +152,23 @@ def pure(updates, structure, arrays, carry, wide) -> tuple[tuple, tuple]:
   return tuple(functions), tuple(constants)
 
 
+def pure_outputs(outputs, structure, arrays, carry, wide) -> tuple:
+  """What is read off after a layer, as `pure` gives functions."""
+  layer = [jax.ShapeDtypeStruct(a.shape[1:], a.dtype) for a in arrays]
+  values = [jax.ShapeDtypeStruct(a.shape, wide) for a in carry]
+
+  def flat(params, *values):
+    seen = tuple(value.astype(carry[0].dtype) for value in values)
+    return outputs(structure.unflatten(params), seen)
+
+  return hoist(flat, layer, *values)[:2]
+
+
 def decays_of(updates, structure, arrays, depth, roles) -> dict[str, jax.Array]:
   """The factors of all layers, [depth]."""
   decays = {}
   for role, decay in zip(roles, updates.decays, strict=True):
-    if decay is None:
+    if decay is None or isinstance(decay, Gate):
       continue
     kind = capacities.layout(role.integer).float_dtype
     with jax.ensure_compile_time_eval():  # what is known stays known

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from revmom.depth import gates
 from revmom.steps import note
 from revmom.steps.checksum import checksum
 from revmom.steps.leaf import Leaf
@@ -51,7 +52,7 @@ def proven(
     leaf: from which the reversal began.
     diverged_at: what `compare` found.
   """
-  in_range = ~jnp.any(leaf.overflowed)
+  in_range = ~jnp.any(leaf.overflowed) & ~gates.are_full(leaf)
   restored = (diverged_at < 0) & in_range
   nan = note.noted(note.LAYERS, diverged_at, in_range)
   return lambda bar: jnp.where(restored, bar, nan.astype(bar.dtype))

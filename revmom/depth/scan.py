@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.depth import receipt, tangent
+from revmom.depth import gates
 from revmom.depth.layer import (
   Layer,
   Updates,
@@ -27,20 +27,14 @@ from revmom.depth.layer import (
   decays_of,
   flatten,
   pure,
+  pure_outputs,
   timing_of,
 )
-from revmom.depth.receipt import Kept
-from revmom.exact import bit_buffer, capacities, fixed_point
-from revmom.exact.capacities import Schedule
-from revmom.exact.fence import origin
-from revmom.steps import equations as steps
-from revmom.steps.leaf import Leaf, Role
+from revmom.depth.sweep import scanned
+from revmom.exact import capacities
+from revmom.steps.leaf import Role
 
 _FRACTION_BITS = {"int32": 22, "int64": 44}
-_THRICE = (
-  "reversible_scan can't be differentiated three times.  Use the same layers "
-  "in jax.lax.scan for third derivatives."
-)
 
 
 def reversible_scan(
@@ -48,10 +42,11 @@ def reversible_scan(
   arrays: Sequence[jax.Array],
   layers: Any,
   *,
+  outputs: Callable[[Any, tuple], Any] | None = None,
   fraction_bits: int | None = None,
   integer: str = "int32",
   floors: Sequence[float] | None = None,
-) -> tuple[jax.Array, ...]:
+) -> Any:
   r"""The carry after all layers; its gradient keeps no activations.
 
   .. math::
@@ -73,6 +68,9 @@ def reversible_scan(
       function.
     layers: a pytree of arrays [depth, ...]: parameters, and whatever else the
       functions take of a layer, such as random keys.
+    outputs: (layer, carry after it) -> what is wanted of each layer, such as
+      the loss of a step of time; only its results are kept, and there are no
+      second derivatives.
     fraction_bits: the grid's resolution is 2^-fraction_bits.  By default 22,
       so that values reach 2^(30 - 22) = 256, and 44 with int64.
     integer: "int32", or "int64" where x64 is on.
@@ -80,8 +78,10 @@ def reversible_scan(
       where the factor is traced; 0.5 by default.
 
   Returns:
-    Arrays like the carry; NaN where a value left its grid, and everywhere if a
-    traced factor fell below its floor.
+    Arrays like the carry; with `outputs` a pair of them and of the outputs of
+    all layers, [depth, ...].  They are NaN where a value left its grid, and
+    everywhere if a traced factor fell below its floor or a `Gate` forgot more
+    bits than its budget.
 
   Raises:
     ValueError: arrays of the carry differ, there is not one for each function,
@@ -101,19 +101,40 @@ def reversible_scan(
   """
   carry = tuple(map(jnp.asarray, arrays))
   depth = check(updates, carry, layers)
-  bits = _bits(fraction_bits, integer)
+  bits = grid_bits(fraction_bits, integer)
   if not depth:
-    return carry
-  roles = tuple(
-    Role(f"z{i}", bits, integer=np.dtype(integer))
-    for i in range(len(updates.functions))
-  )
+    return carry if outputs is None else (carry, None)
+  views, read, _ = run(updates, carry, layers, outputs, bits, integer, floors)
+  out = tuple(array.astype(carry[0].dtype) for array in views)
+  return out if outputs is None else (out, read)
+
+
+def run(
+  updates: Updates,
+  carry: tuple[jax.Array, ...],
+  layers: Any,
+  outputs: Callable[[Any, tuple], Any] | None,
+  bits: int,
+  integer: str,
+  floors: Sequence[float] | None,
+) -> tuple[list, Any, dict]:
+  """The floats of the final carry, the outputs, and bits that are kept."""
   params, structure = flatten(layers)
+  depth = params[0].shape[0]
+  least = [gates.least_gate(decay) for decay in updates.decays]
+  roles = tuple(
+    Role(f"z{i}", bits, integer=np.dtype(integer), least_gate=gate)
+    for i, gate in enumerate(least)
+  )
   dtype = carry[0].dtype
   wide = jnp.dtype("float32") if dtype.itemsize < 4 else dtype
   functions, constants = pure(updates, structure, params, carry, wide)
   decays = decays_of(updates, structure, params, depth, roles)
   timing, rows = timing_of(decays, floors, depth, roles)
+  rows |= gates.rooms_of(updates.decays, roles, carry[0].size, depth)
+  read, own = None, []
+  if outputs is not None:
+    read, own = pure_outputs(outputs, structure, params, carry, wide)
 
   def layer_of(params, constants, decays, t):
     pick = lambda a: lax.dynamic_index_in_dim(a, t, keepdims=False)
@@ -125,12 +146,14 @@ def reversible_scan(
       functions=functions,
     )
 
-  inputs = ([a.astype(wide) for a in carry], params, constants, decays)
-  out, _ = _scanned(layer_of, roles, rows, depth)(inputs, timing)
-  return tuple(array.astype(dtype) for array in out)
+  inputs = [a.astype(wide) for a in carry], params, constants, decays
+  program = scanned(layer_of, read, roles, rows, depth)
+  views, read_off, kept = program(inputs, own, timing)
+  return views, read_off, gates.bits_kept_in(kept.leaf)
 
 
-def _bits(fraction_bits: int | None, integer: str) -> int:
+def grid_bits(fraction_bits: int | None, integer: str) -> int:
+  """Of the grid; raises ValueError for what is none."""
   capacities.check_integer(integer)
   if fraction_bits is None:
     return _FRACTION_BITS[integer]
@@ -140,146 +163,3 @@ def _bits(fraction_bits: int | None, integer: str) -> int:
       f"fraction_bits={fraction_bits!r}; give a whole number from 0 to {most}."
     )
   return fraction_bits
-
-
-def _scanned(
-  layer_of: Callable, roles: tuple, rows: dict, depth: int, order: int = 2
-):
-  """(inputs, timing) -> the floats of the final carry, and `Kept`.
-
-  Args:
-    layer_of: (*inputs after the carry, t) -> a layer.
-    roles: of the layers.
-    rows: words of each buffer.
-    depth: the number of layers.
-    order: of the derivatives that it has.
-  """
-
-  def now(schedules: dict[str, Schedule], t: jax.Array) -> dict:
-    return jax.tree.map(lambda a: a[t, 0], schedules)
-
-  def begin(carry: list, valid: jax.Array) -> Leaf:
-    integers = {}
-    for role, array in zip(roles, carry, strict=True):
-      start = fixed_point.to_fixed(array, role.bits, role.integer)
-      beyond = fixed_point.overflow(role.integer)
-      integers[role.name] = jnp.where(valid, start, beyond)
-    buffers = {
-      name: bit_buffer.init(integers[name], count)
-      for name, count in rows.items()
-    }
-    return Leaf(integers, buffers)
-
-  def forward(inputs: tuple, timing: tuple) -> tuple[list, Kept]:
-    (carry, *rest), (schedules, valid) = inputs, timing
-    start = begin(carry, valid)
-    zero = origin([start.integers[roles[0].name]])
-
-    def step(leaf, t):
-      layer = layer_of(*rest, t)
-      after = steps.forward(
-        layer, leaf, None, t, now(schedules, t), carry[0].dtype
-      )
-      return after, receipt.hash_of(leaf, t)
-
-    places = zero + jnp.arange(depth, dtype=jnp.int32)
-    leaf, hashes = lax.scan(step, start, places)
-    views = [
-      jnp.where(
-        leaf.overflowed,
-        jnp.nan,
-        fixed_point.from_fixed(
-          leaf.integers[role.name], role.bits, carry[0].dtype
-        ),
-      )
-      for role in roles
-    ]
-    return views, Kept(leaf, hashes)
-
-  @jax.custom_vjp
-  def run(inputs: tuple, timing: tuple) -> tuple[list, Kept]:
-    return forward(inputs, timing)
-
-  def run_forward(inputs, timing):
-    views, kept = run(inputs, timing)
-    return (views, kept), (inputs, timing, kept)
-
-  def run_backward(residuals, bars):
-    return pull_back(*residuals, bars[0]), None
-
-  run.defvjp(run_forward, run_backward)
-
-  @jax.custom_vjp
-  def pull_back(inputs, timing, kept: Kept, views_bar: list) -> tuple:
-    (carry, *rest), (schedules, _) = inputs, timing
-    leaf, dtype = kept.leaf, carry[0].dtype
-    zero = origin([leaf.integers[roles[0].name]])
-    words = leaf.words()
-
-    def step(state, t):
-      leaf, bars, shared, diverged_at = state
-      layer = layer_of(*rest, t)
-      own = now(schedules, t)
-      after = leaf.with_words(words)
-      before = steps.undo(layer, roles, after, None, t, own, dtype)
-      bars, _, layer_bars = steps.pull_back(
-        layer, roles, after, before, None, bars, t, own, dtype
-      )
-      total: Any = jax.tree.map(_sum, *layer_bars)
-      shared = jax.tree.map(jnp.add, shared, _floats(total.constants))
-      stacked = _floats(total.params), total.decays
-      diverged_at = receipt.compare(kept, before, t, diverged_at)
-      return (before.bare(), bars, shared, diverged_at), stacked
-
-    bars = {r.name: bar for r, bar in zip(roles, views_bar, strict=True)}
-    shared = jax.tree.map(
-      lambda a: jnp.zeros_like(a) if _is_float(a) else None, rest[1]
-    )
-    state = leaf.bare(), bars, shared, jnp.int32(-1)
-    places = zero + jnp.arange(depth, dtype=jnp.int32)
-    (_, bars, shared, diverged_at), stacked = lax.scan(
-      step, state, places, reverse=True
-    )
-    proven = receipt.proven(leaf, diverged_at)
-    params_bar, decays_bar = jax.tree.map(proven, stacked)
-    shared = jax.tree.map(proven, shared)
-    carry_bar = [proven(bars[role.name]) for role in roles]
-    others = [None] * (len(rest) - 3)
-    return (carry_bar, params_bar, shared, decays_bar, *others)
-
-  def pull_back_forward(inputs, timing, kept, views_bar):
-    if order < 2:
-      raise ValueError(_THRICE)
-    bars = pull_back(inputs, timing, kept, views_bar)
-    return bars, (inputs, timing, views_bar)
-
-  def pull_back_backward(residuals, along):
-    inputs, timing, views_bar = residuals
-
-    def change(inputs):
-      """How the results change where the inputs do so along `along`."""
-      twice = tangent.of(layer_of, roles, rows, inputs, timing, along, depth)
-      both = _scanned(twice.layer_of, twice.roles, twice.rows, depth, order=1)
-      return twice.views(both(twice.inputs, twice.timing)[0])
-
-    found, pull = jax.vjp(change, inputs)
-    (inputs_bar,) = pull(views_bar)
-    return _floats(inputs_bar), None, None, found
-
-  pull_back.defvjp(pull_back_forward, pull_back_backward)
-  return run
-
-
-def _is_float(array: jax.Array) -> bool:
-  return jnp.issubdtype(array.dtype, jnp.inexact)
-
-
-def _sum(first: Any, *others: Any) -> Any:
-  return first if first.dtype == jax.dtypes.float0 else sum(others, first)
-
-
-def _floats(bars: Any) -> Any:
-  """Cotangents, None for arrays of integers."""
-  return jax.tree.map(
-    lambda bar: None if bar.dtype == jax.dtypes.float0 else bar, bars
-  )

@@ -6,7 +6,8 @@ z_k' = rho_k z_k + phi_k(theta, others) has the tangent
     dz_k' = rho_k dz_k + drho_k z_k + dphi_k,
 
 in which all but rho_k dz_k is an increment of what is known on the way back: of
-z_k before it changes, and of the others.  So dz_k is one more array of the
+z_k before it changes, and of the others.  A gate is that of z_k, for each
+element.  So dz_k is one more array of the
 carry, right before z_k, that is restored as any other; its gradient is a second
 derivative.  Tangents live on grids of their own, scaled by powers of two that
 a first pass in floats finds.
@@ -22,7 +23,7 @@ from jax import lax
 
 from revmom.depth.layer import Layer
 from revmom.steps.equations import Equations
-from revmom.steps.leaf import Role, scale_for
+from revmom.steps.leaf import Gated, Role, scale_for
 
 
 class TangentLayer(Equations, kw_only=True):
@@ -66,7 +67,7 @@ class TangentLayer(Equations, kw_only=True):
 
   def increment(
     self, name: str, given: Any, values: dict[str, jax.Array], step: jax.Array
-  ) -> jax.Array:
+  ) -> Any:
     own = self.own
     if name in own.names:
       return own.increment(name, given, values, step)
@@ -79,11 +80,14 @@ class TangentLayer(Equations, kw_only=True):
     of = own.params, own.constants[own.names.index(role)]
     dots = params, constants[own.names.index(role)]
     seen_dot = [values[_tangent(o)] / self.scales[o] for o in others]
-    _, dot = jax.jvp(
+    value, dot = jax.jvp(
       phi,
       (*of, [values[other] for other in others]),
       (*map(_tangents, of, dots), seen_dot),
     )
+    if isinstance(value, Gated):
+      change = dot.gate * values[role] + dot.increment
+      return Gated(value.gate, change * self.scales[role])
     if role in decays:
       dot = dot + decays[role].astype(dot.dtype) * values[role]
     return dot * self.scales[role]
@@ -195,7 +199,10 @@ def _peaks(
       old = values[role.name]
       if role.name in forgotten:
         old = (1 - forgotten[role.name]).astype(old.dtype) * old
-      values[role.name] = old + layer.increment(role.name, None, values, t)
+      change = layer.increment(role.name, None, values, t)
+      if isinstance(change, Gated):
+        old, change = change.gate * old, change.increment
+      values[role.name] = old + change
     return (values, jax.tree.map(jnp.maximum, peaks, _largest(values))), None
 
   values = {role.name: a for role, a in zip(roles, starts, strict=True)}

@@ -8,7 +8,9 @@ with 0 < rho <= 1, is an exact bijection on a grid: phi is an increment that is
 computed from quantities which are known on the way back, so it is rounded and
 subtracted again; only the factors lose information, and a `BitBuffer` keeps it
 (Maclaurin, Duvenaud & Adams 2015, Algorithm 3).  Its Jacobian is a product of
-shears and scalings, so log|det| is the sum of the log factors.
+shears and scalings, so log|det| is the sum of the log factors.  A factor may
+also be computed like an increment, for each element by itself, from all but
+what it multiplies: a gate, whose bits a `GateBuffer` keeps.
 
 What is given, g, may depend on the quantities that have not changed yet; those
 that change before it is asked for are early roles, the others are late ones.
@@ -18,13 +20,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax import lax
 from jax.typing import DTypeLike
 
+from revmom.exact import gate_buffer
 from revmom.exact.capacities import Schedule
 from revmom.exact.fence import fence, isolate
 from revmom.exact.pytree import Pytree, static
 from revmom.steps import leaf as leaves
-from revmom.steps.leaf import Leaf, Role
+from revmom.steps.leaf import Gated, Leaf, Role
 
 Now = Mapping[str, Schedule]  # of the roles that are multiplied, at one step
 
@@ -44,8 +48,11 @@ class Equations(Pytree, kw_only=True):
 
   def increment(
     self, name: str, given: Any, values: dict[str, jax.Array], step: jax.Array
-  ) -> jax.Array:
-    """phi of a role; `values` are the floats of those changed before it."""
+  ) -> Any:
+    """phi of a role, `Gated` if its elements have factors of their own.
+
+    `values` are the floats of those that it is computed from.
+    """
     raise NotImplementedError
 
   def contracts(self, name: str) -> bool:
@@ -128,10 +135,27 @@ def undo(
   dtype: DTypeLike,
 ) -> Leaf:
   """Equation (1) undone for the early roles, or for the late ones."""
+  return retrace(equations, roles, leaf, given, step, now, dtype)[0]
+
+
+def retrace(
+  equations: Equations,
+  roles: Sequence[Role],
+  leaf: Leaf,
+  given: Any,
+  step: Any,
+  now: Now,
+  dtype: DTypeLike,
+) -> tuple[Leaf, dict[str, jax.Array]]:
+  """`undo`, and the gates that it computed for that, as `pull_back` wants."""
+  gates = {}
   for role in reversed(roles):
     increment = _increment(equations, role, leaf, given, step, now, dtype)
     leaf = leaves.retreat(role, leaf, increment, now.get(role.name))
-  return leaf
+    if role.least_gate is not None:
+      rounded = leaves.gates_of(role, increment)
+      gates[role.name] = gate_buffer.from_gates(rounded, dtype)
+  return leaf, gates
 
 
 def _values(equations, role, changed, rest, now, dtype) -> dict[str, jax.Array]:
@@ -149,7 +173,7 @@ def _values(equations, role, changed, rest, now, dtype) -> dict[str, jax.Array]:
   return values
 
 
-def _increment(equations, role, leaf, given, step, now, dtype) -> jax.Array:
+def _increment(equations, role, leaf, given, step, now, dtype) -> Any:
   """phi of a role, behind fences: its bits are the same both ways."""
   values = {
     name: fence(value, step)
@@ -164,7 +188,9 @@ def _increment(equations, role, leaf, given, step, now, dtype) -> jax.Array:
     increment = isolate(phi, step, equations, given, values, step)
   else:
     increment = equations.increment(role.name, given, values, step)
-    increment = fence(increment, step)
+    increment = jax.tree.map(lambda value: fence(value, step), increment)
+  if role.least_gate is not None:
+    return increment  # of a role that no scale belongs to
   return increment * equations.scale(role.name)
 
 
@@ -178,6 +204,7 @@ def pull_back(
   step: Any,
   now: Now,
   dtype: DTypeLike,
+  gates: Mapping[str, jax.Array] | None = None,
 ) -> tuple[dict[str, jax.Array], Any, list[Equations]]:
   """The adjoint of equation (1) for the early roles, or for the late ones.
 
@@ -194,6 +221,7 @@ def pull_back(
     step: int32 [].
     now: the schedules of this step.
     dtype: of the floats.
+    gates: of `retrace`.
 
   Returns:
     Cotangents of all roles before, of what is given, and of the equations
@@ -201,6 +229,7 @@ def pull_back(
   """
   given_bar = None
   equations_bars = []
+  rounded = gates or {}
   for role in reversed(roles):
     values = _values(equations, role, after, before, now, dtype)
     old = value_before(equations, role, before, now, dtype)
@@ -208,7 +237,12 @@ def pull_back(
     def change(equations, given, values, old, name=role.name):
       forgotten = equations.forgetting(step).get(name)
       kept = old if forgotten is None else (1 - forgotten) * old
-      return kept + equations.increment(name, given, values, step)
+      change = equations.increment(name, given, values, step)
+      if not isinstance(change, Gated):
+        return kept + change
+      # Rounded as it was, though it may be computed a little otherwise here.
+      moved = change.gate - lax.stop_gradient(change.gate)
+      return (rounded[name] + moved) * kept + change.increment
 
     _, pullback = jax.vjp(change, equations, given, values, old)
     own_bar, from_given, values_bar, old_bar = pullback(bars[role.name])

@@ -1,6 +1,6 @@
 """The integers that a step changes, one array for each of its roles."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from revmom.exact import bit_buffer, fixed_point
+from revmom.exact import bit_buffer, fixed_point, gate_buffer
 from revmom.exact.bit_buffer import BitBuffer
 from revmom.exact.capacities import Schedule
+from revmom.exact.gate_buffer import GateBuffer
 
 _TANGENT = "_tangent"
 # Bits of an integer that the largest tangent of a run leaves unused.
@@ -30,6 +31,9 @@ class Role(NamedTuple):
   fine: bool = False
   nonnegative: bool = False  # fine, and what is positive never rounds to zero
   integer: np.dtype = np.dtype("int32")
+  # Where each element has a factor of its own, the smallest of them, in units
+  # of 1 / `gate_buffer.ONE`: increments are `Gated` then.
+  least_gate: int | None = None
 
   @property
   def largest(self) -> float:
@@ -37,14 +41,25 @@ class Role(NamedTuple):
     return fixed_point.largest(self.bits, self.integer)
 
 
+class Gated(NamedTuple):
+  """What changes a role whose elements have factors of their own."""
+
+  gate: jax.Array  # rho, floats
+  increment: jax.Array  # phi
+
+
 class Leaf(NamedTuple):
   """The integers of one array, or of some that are packed."""
 
   integers: dict[str, jax.Array]  # by the name of the role
-  buffers: dict[str, BitBuffer]  # of the roles that are multiplied
+  # Of the roles that are multiplied.
+  buffers: Mapping[str, BitBuffer | GateBuffer]
 
   def put(
-    self, name: str, integers: jax.Array, buffer: BitBuffer | None
+    self,
+    name: str,
+    integers: jax.Array,
+    buffer: BitBuffer | GateBuffer | None,
   ) -> "Leaf":
     """The leaf with other integers of a role."""
     own = {} if buffer is None else {name: buffer}
@@ -153,30 +168,50 @@ def _rounded(role: Role, increment: jax.Array, now: Schedule | None) -> tuple:
   )
 
 
+def gates_of(role: Role, change: Gated) -> jax.Array:
+  """The factors of the elements, as integers."""
+  assert role.least_gate is not None
+  return gate_buffer.to_gates(change.gate, role.least_gate)
+
+
 def advance(
-  role: Role, leaf: Leaf, increment: jax.Array, now: Schedule | None
+  role: Role, leaf: Leaf, increment: Any, now: Schedule | None
 ) -> Leaf:
   """z' = rho z + increment; `now` is None where nothing is multiplied."""
   name, integers = role.name, leaf.integers[role.name]
+  if isinstance(increment, Gated):
+    return leaf.put(name, *_gated(role, leaf, increment, back=False))
   whole, parts = _rounded(role, increment, now)
   if now is None:
     return leaf.put(name, fixed_point.add(integers, whole), None)
+  buffer: Any = leaf.buffers[name]
   return leaf.put(
     name,
-    *bit_buffer.multiply_add(integers, leaf.buffers[name], now, whole, parts),
+    *bit_buffer.multiply_add(integers, buffer, now, whole, parts),
   )
 
 
 def retreat(
-  role: Role, leaf: Leaf, increment: jax.Array, now: Schedule | None
+  role: Role, leaf: Leaf, increment: Any, now: Schedule | None
 ) -> Leaf:
   """Undoes `advance`."""
   name, integers = role.name, leaf.integers[role.name]
+  if isinstance(increment, Gated):
+    return leaf.put(name, *_gated(role, leaf, increment, back=True))
   whole, parts = _rounded(role, increment, now)
   if now is None:
     return leaf.put(name, fixed_point.subtract(integers, whole), None)
-  buffer = leaf.buffers[name]
+  buffer: Any = leaf.buffers[name]
   integers, number = bit_buffer.subtract_divide(
     integers, buffer, now, whole, parts
   )
   return leaf.put(name, integers, buffer._replace(number=number))
+
+
+def _gated(role: Role, leaf: Leaf, change: Gated, back: bool) -> tuple:
+  """The integers and the buffer after, or before, each has its own factor."""
+  buffer: Any = leaf.buffers[role.name]
+  whole, _ = _rounded(role, change.increment, None)
+  move = gate_buffer.subtract_divide if back else gate_buffer.multiply_add
+  gates = gates_of(role, change)
+  return move(leaf.integers[role.name], buffer, gates, whole)

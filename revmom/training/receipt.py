@@ -206,8 +206,9 @@ def _of_layers(number: int) -> str:
   if number == note.LEFT_GRID:
     return (
       "a value of reversible_scan left its grid on the way: it was NaN or too "
-      "large, or a traced factor was below its floor.  Give fewer "
-      "fraction_bits, or lower floors."
+      "large, a gate was outside of its limits, a traced factor was below its "
+      "floor, or gates forgot more bits than their budget.  Give fewer "
+      "fraction_bits, lower floors, or a larger budget."
     )
   return (
     f"reversible_scan diverged between layers {number - 1} and "

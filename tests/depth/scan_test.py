@@ -9,7 +9,7 @@ from jax import lax
 
 import revmom
 from revmom import depth
-from revmom.depth import scan as scans
+from revmom.depth import sweep
 
 WIDTH, BATCH = 5, 3
 
@@ -101,7 +101,7 @@ def test_a_thousand_layers_come_back(gamma, dtype, monkeypatch):
   A gradient is finite only if every one was restored.
   """
   integers = lambda leaf, t: jnp.stack([*leaf.integers.values()])
-  monkeypatch.setattr(scans.receipt, "hash_of", integers)
+  monkeypatch.setattr(sweep.receipt, "hash_of", integers)
   updates = depth.revnet(dense("f"), dense("g"))
   if gamma is not None:
     updates = depth.momentum(dense("f"), gamma)
@@ -178,15 +178,15 @@ def test_a_reversal_that_fails_gives_no_number_and_says_where(monkeypatch):
   objective = lambda x: jnp.sum(
     depth.reversible_scan(MEMBERS["revnet"], (x, carry[1]), parameters)[0]
   )
-  honest = scans.steps.undo
+  honest = sweep.steps.retrace
 
   def faulty(layer, roles, after, given, t, *others):
-    leaf = honest(layer, roles, after, given, t, *others)
+    leaf, gates = honest(layer, roles, after, given, t, *others)
     wrong = leaf.integers["z1"].at[0, 0].add((t == 37).astype(jnp.int32))
-    return leaf.put("z1", wrong, None)
+    return leaf.put("z1", wrong, None), gates
 
   assert bool(jnp.isfinite(jax.grad(objective)(carry[0])).all())
-  monkeypatch.setattr(scans.steps, "undo", faulty)
+  monkeypatch.setattr(sweep.steps, "retrace", faulty)
   found = jax.grad(objective)(carry[0])
   assert bool(jnp.isnan(found).all())
   assert "between layers 32 and 48" in revmom.explain({"carry": 2 * found})

@@ -21,7 +21,17 @@ def dense(name):
   return lambda layer, x: jnp.tanh(x @ layer[name] + layer["b"]) / 2
 
 
+def gated(layer, carry):
+  """(gate, increment) of the first array, from the second."""
+  keep = jax.nn.sigmoid(2 * carry[1] @ layer["g"])
+  return depth.Gate(3).limit(keep), dense("f")(layer, carry[1])
+
+
 MEMBERS = {
+  "gated": depth.Updates(
+    (gated, lambda layer, carry: dense("g")(layer, carry[0])),
+    (depth.Gate(3), None),
+  ),
   "revnet": depth.revnet(dense("f"), dense("g")),
   "learned": depth.momentum(
     dense("f"), lambda layer: jax.nn.sigmoid(layer["rate"])
@@ -36,10 +46,14 @@ def kept(updates, carry, layers):
   def step(carry, layer):
     carry = list(carry)
     for k, (function, decay) in enumerate(zip(*updates, strict=True)):
+      seen = (*carry[:k], None, *carry[k + 1 :])
+      increment = function(layer, seen)
       rho = 1 if decay is None else decay
       rho = rho(layer) if callable(rho) else rho
-      seen = (*carry[:k], None, *carry[k + 1 :])
-      carry[k] = rho * carry[k] + function(layer, seen)
+      if isinstance(decay, depth.Gate):
+        gate, increment = increment
+        rho = gate + lax.stop_gradient(jnp.round(gate * 1024) / 1024 - gate)
+      carry[k] = rho * carry[k] + increment
     return tuple(carry), None
 
   return lax.scan(step, tuple(carry), layers)[0]

@@ -1,0 +1,1 @@
+"""Parts of scripts/reversible_language_model.py."""
