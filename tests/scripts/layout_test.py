@@ -29,7 +29,7 @@ def imports(path):
 
 def test_every_file_at_the_top_is_a_program():
   start = '\n\nif __name__ == "__main__":\n  launch(Config, '
-  assert len(PROGRAMS) == 21
+  assert len(PROGRAMS) == 22
   assert [p for p in PROGRAMS if start not in p.read_text()] == []
 
 
