@@ -82,7 +82,9 @@ def outputs_of(scale):
   }
 
 
-@pytest.mark.parametrize("sharpness", [2.0, 60.0])
+@pytest.mark.parametrize(
+  "sharpness", [pytest.param(2.0, marks=pytest.mark.slow), 60.0]
+)
 def test_gradients_are_those_of_a_scan_that_keeps_all(sharpness, x64):
   """Of carry, layers, what is closed over, by the end and by outputs."""
   updates = gated(sharpness=sharpness)

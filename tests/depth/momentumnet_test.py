@@ -30,7 +30,12 @@ def kept(gamma, carry, layers):
 
 @pytest.mark.parametrize(
   "gamma, number, exactly",
-  [(0.1, 30, 1e-10), (0.5, 60, 1e-10), (0.9, 200, 1e-9), (0.9, 10, 1e-9)],
+  [
+    (0.1, 30, 1e-10),
+    pytest.param(0.5, 60, 1e-10, marks=pytest.mark.slow),
+    (0.9, 200, 1e-9),
+    pytest.param(0.9, 10, 1e-9, marks=pytest.mark.slow),
+  ],
 )
 def test_gradients_where_momentumnet_has_none(gamma, number, exactly, x64):
   """Against float64 that keeps all.

@@ -91,8 +91,15 @@ def plain(cell, params, xs, carry, lengths=None, bits=3):
   return outputs, carry
 
 
-@pytest.mark.parametrize("lengths", [None, (11, 5, 1)])
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+  "name, lengths",
+  [
+    ("revgru", (11, 5, 1)),
+    ("revlstm", None),
+    pytest.param("revgru", None, marks=pytest.mark.slow),
+    pytest.param("revlstm", (11, 5, 1), marks=pytest.mark.slow),
+  ],
+)
 def test_values_and_gradients_are_those_of_a_plain_loop(name, lengths, x64):
   cell, bits = CELLS[name], 2.0
   ends = None if lengths is None else jnp.array(lengths)
@@ -132,6 +139,7 @@ def test_values_and_gradients_are_those_of_a_plain_loop(name, lengths, x64):
   assert all(jnp.max(jnp.abs(bar)) > 0.01 for bar in jax.tree.leaves(got))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_memory_of_what_is_read_off(name):
   """Nothing grows with the steps but the stack: 3 bits a unit and step."""
@@ -153,6 +161,7 @@ def test_memory_of_what_is_read_off(name):
   assert bytes_of(500) - bytes_of(100) < 1.01 * 400 * units * 3 / 8 + 400 * 64
 
 
+@pytest.mark.slow
 def test_bfloat16_and_batches():
   params, xs, _ = problem(revgru, "bfloat16")
 

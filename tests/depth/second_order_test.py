@@ -91,6 +91,7 @@ def gradient_of_a_gradient(scan, updates, places):
   return jax.grad(outer, (0, 1))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_second_derivatives_are_those_of_a_scan_that_keeps_all(name, x64):
   layers, carry = network_of(5)
@@ -182,6 +183,7 @@ def test_a_training_run_and_its_layers_reversed_at_once(x64):
   assert abs(float(got[0].learning_rate)) > 0.01
 
 
+@pytest.mark.slow
 def test_a_training_run_of_restored_layers_comes_back():
   layers, batches = problem(20, 30, "float32")
   loss, optimizer = network(depth.reversible_scan), revmom.sgd(0.1, 0.9)
