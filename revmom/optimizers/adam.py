@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from revmom.exact.fence import fence
 from revmom.optimizers.build import build
 from revmom.optimizers.grid import Grid
 from revmom.optimizers.reversible import ReversibleOptimizer
@@ -18,6 +17,7 @@ class Adam(ReversibleOptimizer, kw_only=True):
   """Adam; build it with `adam` or `adamw`."""
 
   elementwise = True
+  corrected = ("b1", "b2")
   slots = (
     Slot(
       FIRST_MOMENT,
@@ -43,17 +43,11 @@ class Adam(ReversibleOptimizer, kw_only=True):
   def displacement(
     self, slots: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    first = slots[FIRST_MOMENT] / weight(self.b1, step)
-    second = slots[SECOND_MOMENT] / weight(self.b2, step)
+    first = slots[FIRST_MOMENT] / self.weight("b1", step)
+    second = slots[SECOND_MOMENT] / self.weight("b2", step)
     if self.eps_root is not None:
       second = second + self.eps_root
     return -self.learning_rate * first / (safe_sqrt(second) + self.eps)
-
-
-def weight(factor: jax.Array, step: jax.Array) -> jax.Array:
-  """1 - factor^(step + 1): what the weights in a moving average add up to."""
-  # A power may end in a product, which must not be fused with the difference.
-  return 1 - fence(factor ** (step + 1).astype(factor.dtype), step)
 
 
 def safe_sqrt(values: jax.Array) -> jax.Array:

@@ -18,11 +18,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from revmom.exact.fence import fence
 from revmom.exact.pytree import is_static, static
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.slot import AVERAGE, PARAMS, Slot
 from revmom.steps.equations import Equations
 from revmom.steps.leaf import Role
+
+
+def weight_of(factor: str) -> str:
+  """The name of the weights of a moving average, among hyperparameters."""
+  return f"weight of {factor}"
 
 
 class Declared(Equations, kw_only=True):
@@ -40,6 +46,8 @@ class Declared(Equations, kw_only=True):
     learning_rate, weight_decay: theta is multiplied by one minus their product
       in every step; without a weight decay it is not.
     clip: see `revmom.clipped`; None is no limit.
+    weights: of moving averages, if they were computed before the run; see
+      `weight`.
     average: factor rho of an average of the parameters, see `revmom.averaged`.
     preprocess: see `revmom.preprocessed`.
     shown_bits: fraction bits of the floats that the parameters are shown as,
@@ -48,11 +56,15 @@ class Declared(Equations, kw_only=True):
 
   slots: ClassVar[tuple[Slot, ...]] = ()
   elementwise: ClassVar[bool] = False
+  corrected: ClassVar[
+    tuple[str, ...]
+  ] = ()  # factors that `weight` is asked for
 
   learning_rate: Any = None
   weight_decay: Any = None
   clip: Any = None
   average: Any = None
+  weights: dict[str, Any] | None = None
   preprocess: optax.GradientTransformation | None = static(default=None)
   shown_bits: int | None = static(default=None)
 
@@ -61,6 +73,14 @@ class Declared(Equations, kw_only=True):
   ) -> jax.Array:
     """u, equation (2): what is added to the parameters."""
     raise NotImplementedError
+
+  def weight(self, factor: str, step: jax.Array) -> jax.Array:
+    """1 - rho^(step + 1): what the weights in a moving average add up to."""
+    if self.weights is not None:
+      return self.weights[factor]
+    rho = self.value(factor)
+    # A power may end in a product, which must not be fused with the difference.
+    return 1 - fence(rho ** (step + 1).astype(rho.dtype), step)
 
   # What `revmom.steps.equations` asks for.
 
@@ -128,11 +148,23 @@ class Declared(Equations, kw_only=True):
 
   def value(self, name: str) -> Any:
     """One of the hyperparameters, by its name."""
+    if self.weights is not None:
+      for factor, weight in self.weights.items():
+        if name == weight_of(factor):
+          return weight
     return getattr(self, name)
 
   def with_values(self, values: dict[str, Any]) -> Self:
     """The optimizer with other values of some of its hyperparameters."""
-    return self.replace(**values)
+    own = dict(values)
+    weights = {
+      factor: own.pop(weight_of(factor))
+      for factor in self.corrected
+      if weight_of(factor) in own
+    }
+    if weights:
+      own["weights"] = weights
+    return self.replace(**own)
 
   def num_steps(self) -> int | None:
     """The length of the hyperparameters' step axis, if one has it."""

@@ -3,7 +3,7 @@
 Every hyperparameter has a value for each parameter array and step.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from revmom.exact import capacities, compensated
 from revmom.exact.pytree import Pytree, static
 from revmom.optimizers import hyperparameters
+from revmom.optimizers.declared import weight_of
 from revmom.optimizers.hyperparameters import PerStep
 from revmom.optimizers.slot import AVERAGE, PARAMS
 from revmom.optimizers.spills import Spills
@@ -65,6 +66,47 @@ class Resolved(Pytree):
   def add_thresholds_bar(self, totals: tuple, bars: list, step: Any) -> tuple:
     """Adds the cotangents of `thresholds` to those of hyperparameters."""
     return (*totals[:-1], add_bars(totals[-1], "clip", bars, step))
+
+  def tabulated(self) -> Self:
+    """With the weights of moving averages computed, for all steps at once."""
+    found = []
+    dtype = max(self.dtypes, key=lambda d: d.itemsize, default=jnp.float32)
+    steps = jnp.arange(self.steps, dtype=jnp.int32)
+    for part, (equations, own) in enumerate(
+      zip(self.equations, self.hyperparameters, strict=False)
+    ):
+      alike = self.replace(part=tuple(part for _ in self.part))
+      of = lambda factor, leaf, alike=alike: jax.vmap(
+        lambda t: alike.at(leaf, t, dtype).weight(factor, t)
+      )(steps)
+      found.append(
+        own
+        | {
+          weight_of(factor): tuple(
+            PerStep(of(factor, leaf)) for leaf in range(len(own[factor]))
+          )
+          for factor in equations.corrected
+        }
+      )
+    return self.replace(
+      hyperparameters=(*found, *self.hyperparameters[len(found) :])
+    )
+
+  def tables(self) -> list[jax.Array]:
+    """Numbers of every step, [steps]."""
+    return [v.values for v in self._values()[0] if _is_table(v)]
+
+  def with_tables(self, tables: list[jax.Array]) -> Self:
+    """With others in the place of `tables`."""
+    leaves, structure = self._values()
+    new = iter(tables)
+    values = [PerStep(next(new)) if _is_table(v) else v for v in leaves]
+    return self.replace(hyperparameters=structure.unflatten(values))
+
+  def _values(self) -> tuple[list, Any]:
+    return jax.tree.flatten(
+      self.hyperparameters, is_leaf=lambda v: isinstance(v, PerStep)
+    )
 
   def forgetting(self, leaf: int) -> dict[str, jax.Array]:
     """1 - rho of every role, [] if no step differs from another or [steps]."""
@@ -178,6 +220,10 @@ class Resolved(Pytree):
         log = log.plus(log_factor(forgotten, count, self.steps))
       factors.append(log)
     return factors
+
+
+def _is_table(value: Any) -> bool:
+  return isinstance(value, PerStep) and value.values.ndim == 1
 
 
 def log_factor(

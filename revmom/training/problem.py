@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from revmom.exact import residue
 from revmom.exact.fence import isolate
+from revmom.exact.residue import Bits
 from revmom.optimizers.gradients import consumed
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import ReversibleOptimizer
@@ -58,9 +58,9 @@ class Problem(NamedTuple):
   # views, of the state and of data
   pull_back: Callable[..., tuple[list, list, Data]]
   outputs: Outputs  # shapes and dtypes
-  digits: tuple  # that gradients of leaves are rounded to, see `residue`
+  gradient_types: tuple  # of leaves: of the parameters, the narrowest
   checksum_every: int
-  residue_bits: int = 0  # kept of each rounded gradient; 0: of none
+  residue_bits: Bits = 0  # kept of each rounded gradient; 0: of none
 
 
 class Source(NamedTuple):
@@ -207,8 +207,8 @@ def pose(
     consume=consume,
     pull_back=pull_back,
     outputs=example,
-    digits=tuple(
-      min(residue.digits_of(dtypes[i]) for i in group.members)
+    gradient_types=tuple(
+      min((dtypes[i] for i in group.members), key=lambda d: jnp.finfo(d).nmant)
       for group in packing.groups
     ),
     checksum_every=checksum_every,

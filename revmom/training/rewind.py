@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from revmom.exact import residue
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.checks import check_factors, check_slots
@@ -21,6 +22,7 @@ from revmom.training import run as runs
 from revmom.training.model import Model
 from revmom.training.problem import pose, run_length
 from revmom.training.receipt import Receipt
+from revmom.training.rounding import same_tables
 from revmom.training.train import RunState
 
 
@@ -47,10 +49,11 @@ def rewind(
   The arguments are those of `train`, with the state it returned in the
   parameters' place; `model_state` is any of the same structure, such as
   `run.model_state`.  Reverse as the run went forward: jitted if it was, with
-  the same batching, devices and threads.
+  the same batching, devices and threads.  With residues it may be reversed
+  otherwise: `receipt.describe()` says how near that came to what they forgive.
 
   Raises:
-    ValueError: the state was made in another environment.
+    ValueError: the state was made in another environment, without residues.
     RuntimeError: outside of `jit`, if the reversal is not exact, naming the
       steps where it diverged.  Under `jit` ask `receipt.ok`.
 
@@ -72,12 +75,7 @@ def rewind(
       "Undo steps that optimizer.forward or a Stepper took with its inverse."
     )
   state = jax.tree.map(jnp.asarray, state)
-  changed = receipts.differences(state.fingerprint, receipts.fingerprint())
-  if changed and not state.residue_bits:
-    raise ValueError(
-      "the run was made in another environment, whose gradients may differ in "
-      "their last bits: " + "; ".join(changed)
-    )
+  receipts.check_environment(state.fingerprint, bool(state.residue_bits))
   run_length(optimizer, batches, state.steps)
   model = Model(loss_fn, has_aux, model_state)
   _check_model_state(state, model)
@@ -96,6 +94,8 @@ def rewind(
   check_slots(dynamics, state.leaves)
   check_factors(dynamics, state.schedules)
   spills = dynamics.spills()._replace(schedules=state.schedules)
+  if state.residue_bits:
+    dynamics = same_tables(dynamics.tabulated(), state.tables)
   message = NO_DERIVATIVE.format("revmom.rewind")
   state, values, data = refuse_derivative(
     (state, dynamics.hyperparameters, data), message
@@ -109,6 +109,7 @@ def rewind(
       state.leaves,
       None,
       receipts.of_start(state.leaves, state.checksums, state.steps),
+      residue.margin() if state.residue_bits else None,
     ),
     state.plan,
     state.kept,

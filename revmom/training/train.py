@@ -1,6 +1,5 @@
 """Training as one bijection, and the gradient through it."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,15 +8,18 @@ import jax.numpy as jnp
 
 from revmom.exact import residue
 from revmom.exact.pytree import Pytree, static
+from revmom.exact.residue import Bits
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.checks import check_params
+from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.reversible import (
   ReversibleOptimizer,
   check_optimizer,
 )
 from revmom.optimizers.slot import PARAMS
+from revmom.optimizers.spills import Spills
 from revmom.optimizers.state import State
-from revmom.training import plans
+from revmom.training import plans, rounding
 from revmom.training import receipt as receipts
 from revmom.training.differentiable import differentiable
 from revmom.training.model import Model
@@ -31,12 +33,13 @@ class RunState(State):
 
   checksums: jax.Array  # uint32 [1 + ceil(steps / checksum_every), 2]
   kept: list[Any]  # checkpoints or words of the plan's leading segments
-  residues: list[Any]  # of the gradients, if they were asked for
+  residues: list[Any]  # of what steps consumed, if they were asked for
+  tables: list[jax.Array]  # [steps], of schedules and the like, beside them
   model_states: list[Any]  # before each step
   zero: jax.Array  # float []: 0, with the tangents that integers can't have
   plan: Plan = static()
   checksum_every: int = static()
-  residue_bits: int = static()
+  residue_bits: Bits = static()
   fingerprint: Fingerprint = static()
 
   @property
@@ -69,7 +72,7 @@ def train(
   plan: Policy | None = None,
   checksum_every: int = 16,
   second_order_mode: str = "auto",
-  residue_bits: int = 0,
+  residue_bits: Bits = 0,
 ) -> Run:
   """Trains, reversibly; `jax.grad` through it runs the training backward.
 
@@ -111,7 +114,9 @@ def train(
       bits of each element are kept at each step, which forgive a reversal
       whose gradients are computed otherwise: in other microbatches, on other
       devices, by another program (see `revmom.exact.residue` for how much).
-      They stay on the device, and the plan counts them.
+      "syndromes" keeps an eighth of a bit on a coarser grid, which forgives
+      less, and takes longer to reverse.  They stay on the device, and the
+      plan counts them.
 
   Returns:
     A `Run` of params, losses (NaN from where a value left its grid), state,
@@ -160,15 +165,16 @@ def train(
   )
   problem = problem._replace(residue_bits=residue_bits)
   spills = dynamics.spills()
+  loop = dynamics.tabulated() if residue_bits else dynamics
   structure: Any
   arrays, structure = jax.tree.flatten(params)
   dtypes = tuple(jnp.asarray(array).dtype for array in arrays)
   packed = dynamics.pack(arrays)
   made = policy.make(
-    steps, _costs(packed, spills, steps, model.state, residue_bits)
+    steps, _costs(packed, dynamics, spills, model.state, residue_bits)
   )
-  results, extra = differentiable(problem, made, dynamics, spills)(
-    dynamics.hyperparameters,
+  results, extra = differentiable(problem, made, loop, spills)(
+    loop.hyperparameters,
     (spills.schedules, spills.valid),
     packed,
     model.state,
@@ -185,6 +191,7 @@ def train(
     zero=jnp.sum(losses[:0]),
     plan=made,
     checksum_every=checksum_every,
+    tables=loop.tables() if residue_bits else [],
     residue_bits=residue_bits,
     fingerprint=receipts.fingerprint(),
     **extra,
@@ -212,20 +219,25 @@ def train(
   return run
 
 
-def _check_residues(bits: int) -> None:
-  if type(bits) is not int or bits not in residue.BITS:
+def _check_residues(bits: Any) -> None:
+  if type(bits) not in (int, str) or bits not in residue.BITS:
     raise ValueError(f"residue_bits={bits!r}; choose one of {residue.BITS}.")
 
 
 def _costs(
-  arrays: list, spills: Any, steps: int, model_state: list, residue_bits: int
+  arrays: list,
+  dynamics: Dynamics,
+  spills: Spills,
+  model_state: list,
+  residue_bits: Bits,
 ) -> plans.Costs:
   sizes = [jnp.size(array) for array in arrays]
   kept = sum(leaf.size * leaf.dtype.itemsize for leaf in model_state)
   if residue_bits:
-    kept += sum(residue.bytes_of(size, residue_bits) for size in sizes)
+    consumed = rounding.sizes(dynamics, sizes)
+    kept += sum(residue.bytes_of(size, residue_bits) for size in consumed)
   return plans.Costs(
     spills.state_bytes(sizes),
     spills.bytes_per_step(sizes),
-    math.ceil(steps * kept),
+    dynamics.steps * kept,
   )
