@@ -72,11 +72,11 @@ def block_of(bits: Bits) -> int:
 def digits_of(dtype: DTypeLike, bits: Bits) -> int:
   """Binary digits that gradients of a type are rounded to, of the largest.
 
-  One or two bits are for the same arithmetic in another order: five digits less
+  Up to four bits are for the same arithmetic in another order: five digits less
   than the type has, so that k = 2 forgives errors of 48 units in the last
-  place of the largest.  Ten less for more bits, which are for another
-  precision, k = 8 forgiving 0.8 % of the largest; and for syndromes, which
-  forgive small parts of a unit.  Narrow types have to do with all they have.
+  place of the largest.  Ten less for eight bits, which are for another
+  precision and forgive 0.8 % of the largest; and for syndromes, which forgive
+  small parts of a unit.  Narrow types have to do with all they have.
 
   Raises:
     ValueError: syndromes of a type that has no digits to spare.
@@ -88,7 +88,7 @@ def digits_of(dtype: DTypeLike, bits: Bits) -> int:
   """
   own = jnp.finfo(dtype).nmant + 1
   if own > 16:
-    return own - 5 if bits in (1, 2) else own - 10
+    return own - 5 if bits in (1, 2, 4) else own - 10
   if bits != SYNDROMES:
     return min(own, 8)
   raise ValueError(

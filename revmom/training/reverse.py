@@ -188,7 +188,11 @@ def _undo(
   )
   margin = state.margin
   if margin is not None and rounding.margin is not None:
-    margin = margin.nearer(rounding.margin)
+    # Once the way is lost, nothing is near to what was kept of it.
+    seen = margin.nearer(rounding.margin)
+    margin = jax.tree.map(
+      lambda a, b: jnp.where(state.diverged_at < 0, a, b), seen, margin
+    )
   return Backward(before, adjoint, diverged_at, margin)
 
 
