@@ -40,9 +40,13 @@ def of(integers: jax.Array) -> jax.Array:
 
 def _sums(integers: jax.Array) -> jax.Array:
   """The syndromes as words, uint32 [n]."""
-  odd = (integers & 1).astype(bool)
-  words = jnp.where(odd, _words(), jnp.uint32(0))
-  return jax.lax.reduce(words, np.uint32(0), jax.lax.bitwise_xor, (1,))
+  # As a product, which is exact whatever the precision and can be spread over
+  # devices: zeros and ones, and no sum is larger than a block.
+  places = np.arange(8 * BYTES, dtype=np.uint32)
+  digits = ((_words()[:, None] >> places) & 1).astype(np.float32)
+  counts = (integers & 1).astype(jnp.float32) @ digits
+  odd = counts.astype(jnp.uint32) & 1
+  return jnp.sum(odd << places, 1, dtype=jnp.uint32)
 
 
 def _as_bytes(words: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from revmom.exact.fence import fence
 from revmom.optimizers.build import build
 from revmom.optimizers.grid import Grid
 from revmom.optimizers.reversible import ReversibleOptimizer
@@ -43,8 +44,12 @@ class Adam(ReversibleOptimizer, kw_only=True):
   def displacement(
     self, slots: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    first = slots[FIRST_MOMENT] / self.weight("b1", step)
-    second = slots[SECOND_MOMENT] / self.weight("b2", step)
+    # Each product is rounded, whatever it may be put together with.
+    corrected = lambda name, factor: fence(
+      slots[name] * self.correction(factor, step), step
+    )
+    first = corrected(FIRST_MOMENT, "b1")
+    second = corrected(SECOND_MOMENT, "b2")
     if self.eps_root is not None:
       second = second + self.eps_root
     return -self.learning_rate * first / (safe_sqrt(second) + self.eps)

@@ -26,9 +26,9 @@ from revmom.steps.equations import Equations
 from revmom.steps.leaf import Role
 
 
-def weight_of(factor: str) -> str:
-  """The name of the weights of a moving average, among hyperparameters."""
-  return f"weight of {factor}"
+def correction_of(factor: str) -> str:
+  """The name of what a moving average is corrected by, as a hyperparameter."""
+  return f"correction by {factor}"
 
 
 class Declared(Equations, kw_only=True):
@@ -46,8 +46,8 @@ class Declared(Equations, kw_only=True):
     learning_rate, weight_decay: theta is multiplied by one minus their product
       in every step; without a weight decay it is not.
     clip: see `revmom.clipped`; None is no limit.
-    weights: of moving averages, if they were computed before the run; see
-      `weight`.
+    corrections: of moving averages, if they were computed before the run; see
+      `correction`.
     average: factor rho of an average of the parameters, see `revmom.averaged`.
     preprocess: see `revmom.preprocessed`.
     shown_bits: fraction bits of the floats that the parameters are shown as,
@@ -58,13 +58,13 @@ class Declared(Equations, kw_only=True):
   elementwise: ClassVar[bool] = False
   corrected: ClassVar[
     tuple[str, ...]
-  ] = ()  # factors that `weight` is asked for
+  ] = ()  # that `correction` is asked for
 
   learning_rate: Any = None
   weight_decay: Any = None
   clip: Any = None
   average: Any = None
-  weights: dict[str, Any] | None = None
+  corrections: dict[str, Any] | None = None
   preprocess: optax.GradientTransformation | None = static(default=None)
   shown_bits: int | None = static(default=None)
 
@@ -74,13 +74,18 @@ class Declared(Equations, kw_only=True):
     """u, equation (2): what is added to the parameters."""
     raise NotImplementedError
 
-  def weight(self, factor: str, step: jax.Array) -> jax.Array:
-    """1 - rho^(step + 1): what the weights in a moving average add up to."""
-    if self.weights is not None:
-      return self.weights[factor]
+  def correction(self, factor: str, step: jax.Array) -> jax.Array:
+    """1 / (1 - rho^(step + 1)): one over the weights in a moving average.
+
+    A number to multiply with, since a compiler may or may not make one of a
+    quotient.
+    """
+    if self.corrections is not None:
+      return self.corrections[factor]
     rho = self.value(factor)
     # A power may end in a product, which must not be fused with the difference.
-    return 1 - fence(rho ** (step + 1).astype(rho.dtype), step)
+    power = fence(rho ** (step + 1).astype(rho.dtype), step)
+    return fence(1 / (1 - power), step)
 
   # What `revmom.steps.equations` asks for.
 
@@ -148,22 +153,21 @@ class Declared(Equations, kw_only=True):
 
   def value(self, name: str) -> Any:
     """One of the hyperparameters, by its name."""
-    if self.weights is not None:
-      for factor, weight in self.weights.items():
-        if name == weight_of(factor):
-          return weight
+    for factor, correction in (self.corrections or {}).items():
+      if name == correction_of(factor):
+        return correction
     return getattr(self, name)
 
   def with_values(self, values: dict[str, Any]) -> Self:
     """The optimizer with other values of some of its hyperparameters."""
     own = dict(values)
-    weights = {
-      factor: own.pop(weight_of(factor))
+    corrections = {
+      factor: own.pop(correction_of(factor))
       for factor in self.corrected
-      if weight_of(factor) in own
+      if correction_of(factor) in own
     }
-    if weights:
-      own["weights"] = weights
+    if corrections:
+      own["corrections"] = corrections
     return self.replace(**own)
 
   def num_steps(self) -> int | None:

@@ -42,7 +42,7 @@ class Muon(ReversibleOptimizer, kw_only=True):
   def displacement(
     self, slots: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    mean = slots[MOMENTUM] / self.weight(MOMENTUM, step)
+    mean = slots[MOMENTUM] * self.correction(MOMENTUM, step)
     fan_in, fan_out = mean.shape
     scale = math.sqrt(max(1, fan_out / max(1, fan_in)))
     direction = orthogonalise(mean, self.eps, self.iterations)

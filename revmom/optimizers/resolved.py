@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from revmom.exact import capacities, compensated
 from revmom.exact.pytree import Pytree, static
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.declared import weight_of
+from revmom.optimizers.declared import correction_of
 from revmom.optimizers.hyperparameters import PerStep
 from revmom.optimizers.slot import AVERAGE, PARAMS
 from revmom.optimizers.spills import Spills
@@ -68,7 +68,7 @@ class Resolved(Pytree):
     return (*totals[:-1], add_bars(totals[-1], "clip", bars, step))
 
   def tabulated(self) -> Self:
-    """With the weights of moving averages computed, for all steps at once."""
+    """With corrections of moving averages computed for all steps at once."""
     found = []
     dtype = max(self.dtypes, key=lambda d: d.itemsize, default=jnp.float32)
     steps = jnp.arange(self.steps, dtype=jnp.int32)
@@ -77,12 +77,12 @@ class Resolved(Pytree):
     ):
       alike = self.replace(part=tuple(part for _ in self.part))
       of = lambda factor, leaf, alike=alike: jax.vmap(
-        lambda t: alike.at(leaf, t, dtype).weight(factor, t)
+        lambda t: alike.at(leaf, t, dtype).correction(factor, t)
       )(steps)
       found.append(
         own
         | {
-          weight_of(factor): tuple(
+          correction_of(factor): tuple(
             PerStep(of(factor, leaf)) for leaf in range(len(own[factor]))
           )
           for factor in equations.corrected
