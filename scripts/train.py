@@ -80,14 +80,11 @@ def bits_figure(each: np.ndarray, result: dict) -> Figure:
   axes = figure.subplots()
   places = np.arange(len(each))
   axes.bar(places, each, label="gradients: going back, beside the run's")
-  axes.plot(
-    places,
-    np.zeros(len(each)),
-    "k_",
-    label="initial weights: restored, beside those drawn",
-  )
+  if result["weights_equal_those_drawn"]:
+    label = "initial weights: restored, beside those drawn"
+    axes.plot(places, np.zeros(len(each)), "k_", label=label)
   axes.set_title(
-    f"Restored by {result['residue_bits']} residue bits: "
+    f"residue_bits={result['residue_bits']} restored every bit: "
     f"{result['margin_distance']:.2g} of {result['margin_bound']:.2g} units"
   )
   axes.set_xlabel("bit: sign, exponent, then fraction")

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from revmom.exact.pytree import static
 from revmom.exact.fence import fence
+from revmom.exact.pytree import static
 from revmom.optimizers.adam import safe_sqrt
 from revmom.optimizers.build import build
 from revmom.optimizers.grid import Grid
