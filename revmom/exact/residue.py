@@ -31,6 +31,8 @@ BITS = (0, 1, 2, 4, 8, SYNDROMES)
 _BLOCK = 512  # numbers
 _LEAST, _MOST, _LOST = -100, 126, 127  # exponents, and of what is not a number
 
+_NEAR = 0.9  # of the bound: a margin that is narrower is a warning
+
 Bits = int | str  # of `BITS`
 
 
@@ -51,6 +53,34 @@ class Margin(NamedTuple):
   distance: jax.Array  # float32 [], in units of the grid; infinite if lost
   bound: jax.Array  # float32 [], what is certain to be restored
   step: jax.Array  # int32 []
+
+  @property
+  def is_narrow(self) -> jax.Array:
+    """Whether it is a warning."""
+    return self.distance > _NEAR * self.bound
+
+  def describe(self) -> str:
+    """What was seen, in words; outside of `jit`."""
+    distance, bound = float(self.distance), float(self.bound)
+    step = int(self.step)
+    if step < 0:
+      return "Its residues were not needed: all numbers were on the grid."
+    if math.isinf(distance):
+      return (
+        f"What was computed again in step {step} is none of what its residues "
+        "stand for: it differs by more than they forgive."
+      )
+    said = (
+      f"What was computed again was at most {distance:.3g} units of the grid "
+      f"from what residues restored, in step {step}; up to {bound:.3g} are "
+      "forgiven"
+    )
+    if bool(self.is_narrow):
+      said += (
+        ".  That is near the bound: keep more bits, or compute gradients more "
+        "like those of the run"
+      )
+    return f"{said}."
 
   def nearer(self, other: "Margin") -> "Margin":
     """That of the two which is nearer to its bound."""
@@ -75,20 +105,20 @@ def digits_of(dtype: DTypeLike, bits: Bits) -> int:
   Up to four bits are for the same arithmetic in another order: five digits less
   than the type has, so that k = 2 forgives errors of 48 units in the last
   place of the largest.  Ten less for eight bits, which are for another
-  precision and forgive 0.8 % of the largest; and for syndromes, which forgive
-  small parts of a unit.  Narrow types have to do with all they have.
+  precision and forgive 0.8 % of the largest; twelve less for syndromes, which
+  forgive some hundredth of a unit.  Narrow types have to do with all they have.
 
   Raises:
     ValueError: syndromes of a type that has no digits to spare.
 
   >>> [digits_of(jnp.float32, bits) for bits in (2, 8, "syndromes")]
-  [19, 14, 14]
+  [19, 14, 12]
   >>> digits_of(jnp.bfloat16, 2)
   8
   """
   own = jnp.finfo(dtype).nmant + 1
   if own > 16:
-    return own - 5 if bits in (1, 2, 4) else own - 10
+    return own - {8: 10, SYNDROMES: 12}.get(bits, 5)
   if bits != SYNDROMES:
     return min(own, 8)
   raise ValueError(
@@ -190,17 +220,23 @@ def _least(distances: jax.Array, bounds: jax.Array) -> Margin:
 
 
 def _packed(low: jax.Array, bits: int, size: int) -> jax.Array:
-  """Low bits of so many integers, 8 / bits of them in a byte."""
+  """Low bits of so many integers, 8 / bits of them in a byte.
+
+  They are as many integers apart as there are bytes, so that bytes are made
+  and read side by side.
+  """
   count = math.ceil(size / 8) * 8
-  each = low.astype(jnp.uint8).reshape(-1)[:count].reshape(-1, 8 // bits)
-  shifts = jnp.arange(0, 8, bits, dtype=jnp.uint8)
-  return jnp.sum(each << shifts, 1, dtype=jnp.uint8)
+  parts = low.astype(jnp.uint8).reshape(-1)[:count].reshape(8 // bits, -1)
+  packed = parts[0]
+  for i in range(1, 8 // bits):
+    packed = packed | (parts[i] << (i * bits))
+  return packed
 
 
 def _unpacked(packed: jax.Array, bits: int, count: int) -> jax.Array:
-  shifts = jnp.arange(0, 8, bits, dtype=jnp.uint8)
-  low = (packed[:, None] >> shifts) & jnp.uint8(2**bits - 1)
-  return jnp.pad(low.reshape(-1), (0, count - low.size))
+  parts = [packed >> i for i in range(0, 8, bits)]
+  low = jnp.concatenate(parts) & (2**bits - 1)
+  return jnp.pad(low, (0, count - low.size))
 
 
 def _blocks(values: jax.Array, block: int) -> jax.Array:

@@ -19,7 +19,7 @@ import numpy as np
 
 BLOCK = 256  # integers
 BYTES = 3  # of a syndrome
-_TRIED = 12  # ambiguous numbers, in all 2^12 subsets
+_TRIED = 8  # ambiguous numbers, in all 2^8 subsets
 _SEED = 20
 
 

@@ -56,9 +56,7 @@ class Declared(Equations, kw_only=True):
 
   slots: ClassVar[tuple[Slot, ...]] = ()
   elementwise: ClassVar[bool] = False
-  corrected: ClassVar[
-    tuple[str, ...]
-  ] = ()  # that `correction` is asked for
+  corrected: ClassVar[tuple[str, ...]] = ()  # that `correction` is asked for
 
   learning_rate: Any = None
   weight_decay: Any = None

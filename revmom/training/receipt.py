@@ -46,7 +46,7 @@ class Receipt(NamedTuple):
     """Whether residues hardly sufficed: a warning, if the rest is ok."""
     if self.margin is None:
       return jnp.zeros((), bool)
-    return self.margin.distance > _NEAR * self.margin.bound
+    return self.margin.is_narrow
 
   def describe(self) -> str:
     """What was found, in words; outside of `jit`."""
@@ -57,41 +57,12 @@ class Receipt(NamedTuple):
         said += f", first seen at step {int(self.diverged_at)}"
     if self.margin is None:
       return f"{said}."
-    return f"{said}.  {_in_words(self)}"
+    return f"{said}.  {self.margin.describe()}"
 
   def check(self, checksum_every: int, steps: int) -> None:
     """Raises RuntimeError unless the reversal was exact."""
     if not bool(self.ok):
       raise RuntimeError(message(self, checksum_every, steps))
-
-
-# Of the bound: a margin that is narrower is a warning.
-_NEAR = 0.9
-
-
-def _in_words(receipt: Receipt) -> str:
-  margin = receipt.margin
-  assert margin is not None
-  distance, bound = float(margin.distance), float(margin.bound)
-  step = int(margin.step)
-  if step < 0:
-    return "Its residues were not needed: all gradients were on the grid."
-  if np.isinf(distance):
-    return (
-      f"What was computed again in step {step} is none of what its residues "
-      "stand for: it differs by more than they forgive."
-    )
-  said = (
-    "What was computed again was at most "
-    f"{distance:.3g} units of the grid from what residues restored, in step "
-    f"{step}; up to {bound:.3g} are forgiven"
-  )
-  if bool(receipt.near_bound):
-    said += (
-      ".  That is near the bound: keep more bits, or compute gradients more "
-      "like those of the run"
-    )
-  return f"{said}."
 
 
 def message(receipt: Receipt, checksum_every: int, steps: int) -> str:
@@ -134,7 +105,7 @@ def _remedy(receipt: Receipt) -> str:
     )
   return (
     "keep more residue_bits, which forgive more, or reverse in a way that "
-    f"rounds more like the run.  {_in_words(receipt)}"
+    f"rounds more like the run.  {receipt.margin.describe()}"
   )
 
 

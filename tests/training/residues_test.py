@@ -151,7 +151,7 @@ def test_hypergradients_are_those_of_the_undisturbed_run(bits, monkeypatch):
   of = jax.jit(lambda *args: gradient(*args, bits))
   inputs = OPTIMIZERS["sgd"], params
   value, undisturbed = of(*inputs, 0.0)
-  # Half of 1.5 units of 2^-19 of the largest, and of what twelve forgive.
+  # Half of 1.5 units of 2^-19 of the largest, and of what eight forgive.
   _, disturbed = of(*inputs, 1.4e-6 if bits == 2 else 2e-7)
   plain_value, plain = jax.jit(lambda *args: gradient(*args, 0))(*inputs, 0.0)
   np.testing.assert_allclose(value, plain_value, rtol=1e-4)
