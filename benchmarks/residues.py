@@ -42,6 +42,7 @@ _PARTS = flags.DEFINE_list(
 BITS = (0, 1, 2, 4, 8, "syndromes")
 _LOSSES = (1, 2, 8, "syndromes")
 _TIMES = (0, 1, 2, "syndromes")
+_BACK = (*_TIMES, 8)
 _MOMENTUM = 0.9
 
 
@@ -58,7 +59,10 @@ def main(argv: list[str]) -> None:
     ],
     "bits": lambda: [bits(mlp, name) for name in names],
     "back": lambda: [
-      back(mlp, choice, 20 if quick else 10_000) for choice in _TIMES
+      back(mlp, choice, steps)
+      # At the end of the longer one all batches are learned by heart.
+      for steps in ((20,) if quick else (300, 10_000))
+      for choice in _BACK
     ],
     "times": lambda: [
       times(mlp, *((10, 2) if quick else (200, 20))),
@@ -180,10 +184,16 @@ def back(
     "residue_bits": choice,
     "steps": steps,
     "restored": bool(receipt.ok),
-    "distance": None if receipt.margin is None else receipt.margin.distance,
-    "bound": None if receipt.margin is None else receipt.margin.bound,
+    "distance": _finite(receipt, "distance"),
+    "bound": _finite(receipt, "bound"),
     "in_words": receipt.describe(),
   }
+
+
+def _finite(receipt: revmom.Receipt, name: str) -> float | None:
+  """A number of the margin, which JSON can hold if it is one."""
+  number = float(getattr(receipt.margin, name, math.nan))
+  return number if math.isfinite(number) else None
 
 
 def times(
