@@ -114,9 +114,9 @@ def train(
       bits of each element are kept at each step, which forgive a reversal
       whose gradients are computed otherwise: in other microbatches, on other
       devices, by another program (see `revmom.exact.residue` for how much).
-      "syndromes" keeps an eighth of a bit on a coarser grid, which forgives
-      less, and takes longer to reverse.  They stay on the device, and the
-      plan counts them.
+      "syndromes" keeps an eighth of a bit on a coarser grid, without a bound
+      that is certain, and takes longer to reverse.  They stay on the device,
+      and the plan counts them.
 
   Returns:
     A `Run` of params, losses (NaN from where a value left its grid), state,
