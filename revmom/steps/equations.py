@@ -14,7 +14,7 @@ What is given, g, may depend on the quantities that have not changed yet; those
 that change before it is asked for are early roles, the others are late ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,9 @@ from revmom.steps import leaf as leaves
 from revmom.steps.leaf import Leaf, Role
 
 Now = Mapping[str, Schedule]  # of the roles that are multiplied, at one step
+# What makes the same of increments that contract, although they may be computed
+# otherwise on the way back.
+Settle = Callable[[str, jax.Array], jax.Array]
 
 
 class Equations(Pytree, kw_only=True):
@@ -110,10 +113,13 @@ def forward(
   step: Any,
   now: Now,
   dtype: DTypeLike,
+  settle: Settle | None = None,
 ) -> Leaf:
-  """Equation (1) for all roles in turn."""
+  """Equation (1) for all roles in turn; see `Settle`."""
   for role in equations.roles:
-    increment = _increment(equations, role, leaf, given, step, now, dtype)
+    increment = _increment(
+      equations, role, leaf, given, step, now, dtype, settle
+    )
     leaf = leaves.advance(role, leaf, increment, now.get(role.name))
   return leaf
 
@@ -126,10 +132,13 @@ def undo(
   step: Any,
   now: Now,
   dtype: DTypeLike,
+  settle: Settle | None = None,
 ) -> Leaf:
   """Equation (1) undone for the early roles, or for the late ones."""
   for role in reversed(roles):
-    increment = _increment(equations, role, leaf, given, step, now, dtype)
+    increment = _increment(
+      equations, role, leaf, given, step, now, dtype, settle
+    )
     leaf = leaves.retreat(role, leaf, increment, now.get(role.name))
   return leaf
 
@@ -149,7 +158,9 @@ def _values(equations, role, changed, rest, now, dtype) -> dict[str, jax.Array]:
   return values
 
 
-def _increment(equations, role, leaf, given, step, now, dtype) -> jax.Array:
+def _increment(
+  equations, role, leaf, given, step, now, dtype, settle
+) -> jax.Array:
   """phi of a role, behind fences: its bits are the same both ways."""
   values = {
     name: fence(value, step)
@@ -162,6 +173,8 @@ def _increment(equations, role, leaf, given, step, now, dtype) -> jax.Array:
   if equations.contracts(role.name):
     phi = lambda equations, *args: equations.increment(role.name, *args)
     increment = isolate(phi, step, equations, given, values, step)
+    if settle is not None:
+      increment = settle(role.name, increment)
   else:
     increment = equations.increment(role.name, given, values, step)
     increment = fence(increment, step)
