@@ -18,6 +18,7 @@ class Adam(ReversibleOptimizer, kw_only=True):
   """Adam; build it with `adam` or `adamw`."""
 
   elementwise = True
+  corrected = ("b1", "b2")
   slots = (
     Slot(
       FIRST_MOMENT,
@@ -43,17 +44,15 @@ class Adam(ReversibleOptimizer, kw_only=True):
   def displacement(
     self, slots: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    first = slots[FIRST_MOMENT] / weight(self.b1, step)
-    second = slots[SECOND_MOMENT] / weight(self.b2, step)
+    # Each product is rounded, whatever it may be put together with.
+    corrected = lambda name, factor: fence(
+      slots[name] * self.correction(factor, step), step
+    )
+    first = corrected(FIRST_MOMENT, "b1")
+    second = corrected(SECOND_MOMENT, "b2")
     if self.eps_root is not None:
       second = second + self.eps_root
     return -self.learning_rate * first / (safe_sqrt(second) + self.eps)
-
-
-def weight(factor: jax.Array, step: jax.Array) -> jax.Array:
-  """1 - factor^(step + 1): what the weights in a moving average add up to."""
-  # A power may end in a product, which must not be fused with the difference.
-  return 1 - fence(factor ** (step + 1).astype(factor.dtype), step)
 
 
 def safe_sqrt(values: jax.Array) -> jax.Array:

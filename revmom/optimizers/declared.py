@@ -18,11 +18,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from revmom.exact.fence import fence
 from revmom.exact.pytree import is_static, static
 from revmom.optimizers import hyperparameters
 from revmom.optimizers.slot import AVERAGE, PARAMS, Slot
 from revmom.steps.equations import Equations
 from revmom.steps.leaf import Role
+
+
+def correction_of(factor: str) -> str:
+  """The name of what a moving average is corrected by, as a hyperparameter."""
+  return f"correction by {factor}"
 
 
 class Declared(Equations, kw_only=True):
@@ -40,6 +46,8 @@ class Declared(Equations, kw_only=True):
     learning_rate, weight_decay: theta is multiplied by one minus their product
       in every step; without a weight decay it is not.
     clip: see `revmom.clipped`; None is no limit.
+    corrections: of moving averages, if they were computed before the run; see
+      `correction`.
     average: factor rho of an average of the parameters, see `revmom.averaged`.
     preprocess: see `revmom.preprocessed`.
     shown_bits: fraction bits of the floats that the parameters are shown as,
@@ -48,11 +56,13 @@ class Declared(Equations, kw_only=True):
 
   slots: ClassVar[tuple[Slot, ...]] = ()
   elementwise: ClassVar[bool] = False
+  corrected: ClassVar[tuple[str, ...]] = ()  # that `correction` is asked for
 
   learning_rate: Any = None
   weight_decay: Any = None
   clip: Any = None
   average: Any = None
+  corrections: dict[str, Any] | None = None
   preprocess: optax.GradientTransformation | None = static(default=None)
   shown_bits: int | None = static(default=None)
 
@@ -61,6 +71,19 @@ class Declared(Equations, kw_only=True):
   ) -> jax.Array:
     """u, equation (2): what is added to the parameters."""
     raise NotImplementedError
+
+  def correction(self, factor: str, step: jax.Array) -> jax.Array:
+    """1 / (1 - rho^(step + 1)): one over the weights in a moving average.
+
+    A number to multiply with, since a compiler may or may not make one of a
+    quotient.
+    """
+    if self.corrections is not None:
+      return self.corrections[factor]
+    rho = self.value(factor)
+    # A power may end in a product, which must not be fused with the difference.
+    power = fence(rho ** (step + 1).astype(rho.dtype), step)
+    return fence(1 / (1 - power), step)
 
   # What `revmom.steps.equations` asks for.
 
@@ -128,11 +151,22 @@ class Declared(Equations, kw_only=True):
 
   def value(self, name: str) -> Any:
     """One of the hyperparameters, by its name."""
+    for factor, correction in (self.corrections or {}).items():
+      if name == correction_of(factor):
+        return correction
     return getattr(self, name)
 
   def with_values(self, values: dict[str, Any]) -> Self:
     """The optimizer with other values of some of its hyperparameters."""
-    return self.replace(**values)
+    own = dict(values)
+    corrections = {
+      factor: own.pop(correction_of(factor))
+      for factor in self.corrected
+      if correction_of(factor) in own
+    }
+    if corrections:
+      own["corrections"] = corrections
+    return self.replace(**own)
 
   def num_steps(self) -> int | None:
     """The length of the hyperparameters' step axis, if one has it."""

@@ -64,8 +64,9 @@ class Dynamics(Resolved):
       start = fixed_point.to_fixed(values, bits, self.integer)
       start = jnp.where(spills.valid, start, fixed_point.overflow(self.integer))
       # Spread over devices as the parameters are, see `bit_buffer.empty_words`.
-      zeros = start * origin([start]).astype(start.dtype)
-      begun = {r.name: zeros for r in roles} | {PARAMS: start}
+      # Each slot has a buffer of its own, so that a step may donate them.
+      zero = origin([start]).astype(start.dtype)
+      begun = {r.name: start * zero for r in roles} | {PARAMS: start}
       buffers = {
         name: bit_buffer.init(begun[name], 0) for name in spills.schedules[part]
       }
@@ -80,9 +81,22 @@ class Dynamics(Resolved):
     return [leaf.put(PARAMS, off(leaf), None) for leaf in leaves]
 
   def forward(
-    self, leaves: list[Leaf], gradients: list, step: Any, schedules: list
+    self,
+    leaves: list[Leaf],
+    gradients: list,
+    step: Any,
+    schedules: list,
+    settle: Any = None,
   ) -> list[Leaf]:
-    """One step: z' = rho z + phi for all roles in turn, of all leaves."""
+    """One step: z' = rho z + phi for all roles in turn, of all leaves.
+
+    Args:
+      leaves: before the step.
+      gradients: as they are consumed.
+      step: int32 [].
+      schedules: of the run.
+      settle: (leaf, role, increment) -> increment; see `equations.Settle`.
+    """
     return [
       steps.forward(
         self.at(i, step),
@@ -91,29 +105,44 @@ class Dynamics(Resolved):
         step,
         self.now(schedules, i, step),
         self.dtypes[i],
+        _of_leaf(settle, i),
       )
       for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True))
     ]
 
   def undo_update(
-    self, leaves: list[Leaf], step: Any, schedules: list
+    self, leaves: list[Leaf], step: Any, schedules: list, settle: Any = None
   ) -> list[Leaf]:
     """The parameters before a step, and what followed them in it."""
-    return self._undo(leaves, [None] * len(leaves), step, schedules)
+    return self._undo(leaves, [None] * len(leaves), step, schedules, settle)
 
   def undo_increments(
-    self, leaves: list[Leaf], gradients: list, step: Any, schedules: list
+    self,
+    leaves: list[Leaf],
+    gradients: list,
+    step: Any,
+    schedules: list,
+    settle: Any = None,
   ) -> list[Leaf]:
     """The slots before a step, from its gradients."""
-    return self._undo(leaves, gradients, step, schedules)
+    return self._undo(leaves, gradients, step, schedules, settle)
 
-  def _undo(self, leaves, gradients, step, schedules) -> list[Leaf]:
+  def _undo(self, leaves, gradients, step, schedules, settle) -> list[Leaf]:
     undone = []
     for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
       equations, now = self.at(i, step), self.now(schedules, i, step)
       roles = equations.late if gradient is None else equations.early
       undone.append(
-        steps.undo(equations, roles, leaf, gradient, step, now, self.dtypes[i])
+        steps.undo(
+          equations,
+          roles,
+          leaf,
+          gradient,
+          step,
+          now,
+          self.dtypes[i],
+          _of_leaf(settle, i),
+        )
       )
     return undone
 
@@ -247,6 +276,12 @@ class Dynamics(Resolved):
       for name, values in totals[part].items()
     }
     return (*totals[:part], own, *totals[part + 1 :])
+
+
+def _of_leaf(settle: Any, leaf: int) -> steps.Settle | None:
+  return (
+    None if settle is None else lambda name, values: settle(leaf, name, values)
+  )
 
 
 @jax.custom_jvp

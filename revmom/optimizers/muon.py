@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.exact.pytree import static
-from revmom.optimizers.adam import adam, weight
+from revmom.optimizers.adam import adam
 from revmom.optimizers.build import build
 from revmom.optimizers.grid import Grid
 from revmom.optimizers.partition import Partition, partition
@@ -22,6 +22,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 class Muon(ReversibleOptimizer, kw_only=True):
   """Muon for matrices; build it with `muon`."""
 
+  corrected = (MOMENTUM,)
   slots = (
     Slot(
       MOMENTUM,
@@ -35,10 +36,13 @@ class Muon(ReversibleOptimizer, kw_only=True):
   eps: Any
   iterations: int = static(default=5)
 
+  def contracts(self, name: str) -> bool:
+    return name == PARAMS  # the momentum's increment is one product
+
   def displacement(
     self, slots: dict[str, jax.Array], step: jax.Array
   ) -> jax.Array:
-    mean = slots[MOMENTUM] / weight(self.momentum, step)
+    mean = slots[MOMENTUM] * self.correction(MOMENTUM, step)
     fan_in, fan_out = mean.shape
     scale = math.sqrt(max(1, fan_out / max(1, fan_in)))
     direction = orthogonalise(mean, self.eps, self.iterations)

@@ -3,7 +3,7 @@
 Every hyperparameter has a value for each parameter array and step.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from revmom.exact.capacities import Schedule
 from revmom.exact.pytree import Pytree, static
 from revmom.exact.tracing import concrete
 from revmom.optimizers import hyperparameters
+from revmom.optimizers.declared import correction_of
 from revmom.optimizers.hyperparameters import PerStep
 from revmom.optimizers.slot import AVERAGE, PARAMS
 from revmom.optimizers.spills import Spills
@@ -67,6 +68,51 @@ class Resolved(Pytree):
   def add_thresholds_bar(self, totals: tuple, bars: list, step: Any) -> tuple:
     """Adds the cotangents of `thresholds` to those of hyperparameters."""
     return (*totals[:-1], add_bars(totals[-1], "clip", bars, step))
+
+  def tabulated(self) -> Self:
+    """With corrections of moving averages computed for all steps at once."""
+    found = []
+    dtype = max(self.dtypes, key=lambda d: d.itemsize, default=jnp.float32)
+    steps = jnp.arange(self.steps, dtype=jnp.int32)
+    for part, (equations, own) in enumerate(
+      zip(self.equations, self.hyperparameters, strict=False)
+    ):
+      alike = self.replace(part=tuple(part for _ in self.part))
+      of = lambda factor, leaf, alike=alike: jax.vmap(
+        lambda t: alike.at(leaf, t, dtype).correction(factor, t)
+      )(steps)
+      found.append(
+        own
+        | {
+          correction_of(factor): tuple(
+            PerStep(of(factor, leaf)) for leaf in range(len(own[factor]))
+          )
+          for factor in equations.corrected
+        }
+      )
+    return self.replace(
+      hyperparameters=(*found, *self.hyperparameters[len(found) :])
+    )
+
+  def tables(self) -> dict[str, jax.Array]:
+    """Numbers of every step, [steps], by where they belong."""
+    return {name: v.values for name, v in self._values()[0] if _is_table(v)}
+
+  def with_tables(self, tables: dict[str, jax.Array]) -> Self:
+    """With others in the place of those of `tables` that have these names."""
+    leaves, structure = self._values()
+    values = [
+      PerStep(tables[name]) if _is_table(v) and name in tables else v
+      for name, v in leaves
+    ]
+    return self.replace(hyperparameters=structure.unflatten(values))
+
+  def _values(self) -> tuple[list[tuple[str, Any]], Any]:
+    structure: Any
+    leaves, structure = jax.tree.flatten_with_path(
+      self.hyperparameters, is_leaf=lambda v: isinstance(v, PerStep)
+    )
+    return [(jax.tree_util.keystr(path), v) for path, v in leaves], structure
 
   def forgetting(self, leaf: int) -> dict[str, jax.Array]:
     """1 - rho of every role, [] if no step differs from another or [steps]."""
@@ -196,6 +242,10 @@ def _multiplied_by(taken: Schedule, forgetting: jax.Array) -> jax.Array:
   real = lambda capacity: capacity.astype(now.dtype)
   then = real(taken.after - taken.before) / real(taken.after)
   return jnp.all(jnp.abs(then - now) <= 2.0**-20)
+
+
+def _is_table(value: Any) -> bool:
+  return isinstance(value, PerStep) and value.values.ndim == 1
 
 
 def log_factor(

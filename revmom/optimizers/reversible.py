@@ -87,8 +87,14 @@ class ReversibleOptimizer(Declared, kw_only=True):
     dynamics, state = self._constant(state, "optimizer.forward")
     return self.advance(state, self.gradients(dynamics, state, grad_fn))
 
-  def advance(self, state: State, gradients: list) -> State:
-    """One step, with the gradients that it consumes."""
+  def advance(self, state: State, gradients: list, settle: Any = None) -> State:
+    """One step, with the gradients that it consumes.
+
+    Args:
+      state: before it.
+      gradients: packed.
+      settle: see `Dynamics.forward`.
+    """
     dynamics, state = self._constant(state, "optimizer.forward")
     gradients = refuse_derivative(
       gradients, NO_DERIVATIVE.format("optimizer.forward")
@@ -98,7 +104,7 @@ class ReversibleOptimizer(Declared, kw_only=True):
       jnp.where(state.count < state.steps, g, jnp.nan) for g in gradients
     ]
     leaves = dynamics.forward(
-      state.leaves, gradients, state.count, state.schedules
+      state.leaves, gradients, state.count, state.schedules, settle
     )
     return state.replace(count=state.count + 1, leaves=leaves)
 
@@ -114,15 +120,17 @@ class ReversibleOptimizer(Declared, kw_only=True):
       before, self.gradients(dynamics, before, grad_fn)
     )
 
-  def undo_update(self, state: State) -> State:
+  def undo_update(self, state: State, settle: Any = None) -> State:
     """The first half of `inverse`: equation (2) undone, parameters restored."""
     dynamics, state = self._constant(state, "optimizer.inverse")
     step = state.count - 1
     check_factors(dynamics, state.schedules, step)
-    leaves = dynamics.undo_update(state.leaves, step, state.schedules)
+    leaves = dynamics.undo_update(state.leaves, step, state.schedules, settle)
     return state.replace(count=step, leaves=leaves)
 
-  def undo_increments(self, state: State, gradients: list) -> State:
+  def undo_increments(
+    self, state: State, gradients: list, settle: Any = None
+  ) -> State:
     """The second half: equation (1) undone, with the gradients consumed."""
     dynamics, state = self._constant(state, "optimizer.inverse")
     gradients = refuse_derivative(
@@ -131,7 +139,7 @@ class ReversibleOptimizer(Declared, kw_only=True):
     # There is nothing before the first step.
     gradients = [jnp.where(state.count >= 0, g, jnp.nan) for g in gradients]
     leaves = dynamics.undo_increments(
-      state.leaves, gradients, state.count, state.schedules
+      state.leaves, gradients, state.count, state.schedules, settle
     )
     leaves = dynamics.erase(leaves, state.count, state.schedules)
     return state.replace(leaves=leaves)

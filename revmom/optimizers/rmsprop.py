@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from revmom.exact.fence import fence
 from revmom.exact.pytree import static
 from revmom.optimizers.adam import safe_sqrt
 from revmom.optimizers.build import build
@@ -20,7 +21,9 @@ class RMSProp(ReversibleOptimizer, kw_only=True):
 
   def _velocity(self, g: Any, z: dict[str, Any], t: Any) -> Any:
     if self.eps_in_sqrt:
-      return -self.learning_rate * g / jnp.sqrt(z[SQUARES] + self.eps)
+      # A quotient by a root is not to become a product.
+      root = fence(jnp.sqrt(z[SQUARES] + self.eps), t)
+      return -self.learning_rate * g / root
     return -self.learning_rate * g / (safe_sqrt(z[SQUARES]) + self.eps)
 
   elementwise = True
@@ -52,7 +55,7 @@ class Adagrad(ReversibleOptimizer, kw_only=True):
   def _velocity(self, g: Any, z: dict[str, Any], t: Any) -> Any:
     squares = self.initial_accumulator_value + z[SQUARES]
     positive = squares > 0
-    root = jnp.sqrt(jnp.where(positive, squares + self.eps, 1))
+    root = fence(jnp.sqrt(jnp.where(positive, squares + self.eps, 1)), t)
     return jnp.where(positive, -self.learning_rate * g / root, 0)
 
   elementwise = True

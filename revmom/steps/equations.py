@@ -16,7 +16,7 @@ What is given, g, may depend on the quantities that have not changed yet; those
 that change before it is asked for are early roles, the others are late ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +31,9 @@ from revmom.steps import leaf as leaves
 from revmom.steps.leaf import Gated, Leaf, Role
 
 Now = Mapping[str, Schedule]  # of the roles that are multiplied, at one step
+# What makes the same of increments that contract, although they may be computed
+# otherwise on the way back.
+Settle = Callable[[str, jax.Array], jax.Array]
 
 
 class Equations(Pytree, kw_only=True):
@@ -117,10 +120,13 @@ def forward(
   step: Any,
   now: Now,
   dtype: DTypeLike,
+  settle: Settle | None = None,
 ) -> Leaf:
-  """Equation (1) for all roles in turn."""
+  """Equation (1) for all roles in turn; see `Settle`."""
   for role in equations.roles:
-    increment = _increment(equations, role, leaf, given, step, now, dtype)
+    increment = _increment(
+      equations, role, leaf, given, step, now, dtype, settle
+    )
     leaf = leaves.advance(role, leaf, increment, now.get(role.name))
   return leaf
 
@@ -133,9 +139,10 @@ def undo(
   step: Any,
   now: Now,
   dtype: DTypeLike,
+  settle: Settle | None = None,
 ) -> Leaf:
   """Equation (1) undone for the early roles, or for the late ones."""
-  return retrace(equations, roles, leaf, given, step, now, dtype)[0]
+  return retrace(equations, roles, leaf, given, step, now, dtype, settle)[0]
 
 
 def retrace(
@@ -146,11 +153,14 @@ def retrace(
   step: Any,
   now: Now,
   dtype: DTypeLike,
+  settle: Settle | None = None,
 ) -> tuple[Leaf, dict[str, jax.Array]]:
   """`undo`, and the gates that it computed for that, as `pull_back` wants."""
   gates = {}
   for role in reversed(roles):
-    increment = _increment(equations, role, leaf, given, step, now, dtype)
+    increment = _increment(
+      equations, role, leaf, given, step, now, dtype, settle
+    )
     leaf = leaves.retreat(role, leaf, increment, now.get(role.name))
     if role.least_gate is not None:
       rounded = leaves.gates_of(role, increment)
@@ -173,7 +183,7 @@ def _values(equations, role, changed, rest, now, dtype) -> dict[str, jax.Array]:
   return values
 
 
-def _increment(equations, role, leaf, given, step, now, dtype) -> Any:
+def _increment(equations, role, leaf, given, step, now, dtype, settle) -> Any:
   """phi of a role, behind fences: its bits are the same both ways."""
   values = {
     name: fence(value, step)
@@ -186,6 +196,8 @@ def _increment(equations, role, leaf, given, step, now, dtype) -> Any:
   if equations.contracts(role.name):
     phi = lambda equations, *args: equations.increment(role.name, *args)
     increment = isolate(phi, step, equations, given, values, step)
+    if settle is not None:
+      increment = settle(role.name, increment)
   else:
     increment = equations.increment(role.name, given, values, step)
     increment = jax.tree.map(lambda value: fence(value, step), increment)

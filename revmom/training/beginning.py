@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from revmom.exact import residue
 from revmom.exact.refusal import refuse_derivative
+from revmom.exact.residue import Bits
 from revmom.optimizers.checks import check_params
 from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.reversible import NO_DERIVATIVE, ReversibleOptimizer
@@ -70,7 +71,7 @@ def go_on(
 
 
 def past_of(
-  params: Any, checksum_every: int | None, residue_bits: int | None
+  params: Any, checksum_every: int | None, residue_bits: Bits | None
 ) -> RunState | None:
   """The state that a run goes on from, if it does.
 
@@ -106,7 +107,7 @@ def check_numbers(checksum_every: int, residue_bits: Any) -> None:
       f"checksum_every={checksum_every}; there must be one step or more "
       "between checksums."
     )
-  if type(residue_bits) is not int or residue_bits not in residue.BITS:
+  if type(residue_bits) not in (int, str) or residue_bits not in residue.BITS:
     raise ValueError(
       f"residue_bits={residue_bits!r}; choose one of {residue.BITS}."
     )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from revmom.exact import residue
 from revmom.exact.pytree import Pytree, static
 from revmom.exact.refusal import refuse_derivative
 from revmom.optimizers.dynamics import Dynamics
@@ -184,6 +185,7 @@ def _backward(problem, plan, inputs, residuals, bars):
       extra["leaves"],
       adjoint,
       receipts.of_start(extra["leaves"], extra["checksums"], steps),
+      residue.margin() if problem.residue_bits else None,
     ),
     plan,
     extra["kept"],

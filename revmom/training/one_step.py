@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact.pytree import Pytree, static
+from revmom.exact.residue import Margin
 from revmom.optimizers.reversible import ReversibleOptimizer
 from revmom.steps.checksum import checksum
 from revmom.training import reverse
 from revmom.training import run as runs
 from revmom.training.model import Model, Outputs, is_float
 from revmom.training.problem import Data, pose
-from revmom.training.rounding import restored, rounded
+from revmom.training.rounding import Keeping, Restoring, narrowest
 from revmom.training.stepper_state import StepperState, is_proven
 
 
@@ -43,9 +44,10 @@ def forward(
   """One step, with the gradients of the loss and the model's new state."""
   step, every = state.count, state.checksum_every
   consumed = _consumed(optimizer, state, gradients)
-  consumed, residues = rounded(consumed, *state.rounding)
+  rounding = Keeping(optimizer.resolve_for(state), *state.rounding)
+  consumed = rounding.gradients(consumed)
   put = lambda all_, own: all_.at[step].set(own)
-  after = optimizer.advance(state, consumed)
+  after = optimizer.advance(state, consumed, rounding.increment)
   row = (step + 1) // every
   checked = lax.cond(
     (step + 1) % every == 0,
@@ -56,7 +58,7 @@ def forward(
     count=after.count,
     leaves=after.leaves,
     checksums=state.checksums.at[row].set(checked),
-    residues=jax.tree.map(put, state.residues, residues),
+    residues=jax.tree.map(put, state.residues, rounding.kept),
     model=model,
     model_states=list(map(put, state.model_states, state.model)),
   )
@@ -70,30 +72,38 @@ def at(optimizer: ReversibleOptimizer, state: StepperState) -> tuple[Any, list]:
 
 def undo_update(
   optimizer: ReversibleOptimizer, state: StepperState
-) -> tuple[list, list, tuple[Any, list]]:
+) -> tuple[tuple[list, Margin | None], list, tuple[Any, list]]:
   """The first half of the way back.
 
   What it reads of the words is taken out, so that the program of the second
   half only writes them: one that did both would copy them first.
 
   Returns:
-    The leaves half way, with one word for each element; those words; and `at`
-    before the last step.
+    The leaves half way, with one word for each element, and the margin of
+    residues there; those words; and `at` before the last step.
   """
-  between = optimizer.undo_update(state)
+  rounding = _restoring(optimizer, state, state.count - 1)
+  between = optimizer.undo_update(state, rounding.increment)
   words = optimizer.resolve_for(state).words_of(
     state.leaves, between.count, state.schedules
   )
   model = [leaf[between.count] for leaf in state.model_states]
   own = state.replace(leaves=between.leaves, model=model)
   leaves = runs.put_words(between.leaves, words)
-  return leaves, words, at(optimizer, own)
+  return (leaves, rounding.margin), words, at(optimizer, own)
+
+
+def _restoring(
+  optimizer: ReversibleOptimizer, state: StepperState, step: Any
+) -> Restoring:
+  dynamics = optimizer.resolve_for(state)
+  return Restoring(dynamics, *state.rounding, state.residues, step)
 
 
 def undo_increments(
   optimizer: ReversibleOptimizer,
   state: StepperState,
-  between: list,
+  between: tuple[list, Margin | None],
   model: list,
   gradients: Any,
 ) -> StepperState:
@@ -101,22 +111,29 @@ def undo_increments(
 
   Args:
     state: after the step.
-    between: the leaves of `undo_update`.
+    between: what `undo_update` found.
     model: its state before the step.
     gradients: of the loss there.
   """
   step = state.count - 1
+  leaves, margin = between
+  margin = narrowest(state.margin, margin, state.diverged_at)
   own = state.replace(
     count=step,
-    leaves=between,
+    leaves=leaves,
     schedules=runs.rebased(state.schedules, step),
     model=model,
   )
   consumed = _consumed(optimizer, own, gradients)
-  consumed = restored(consumed, state.residues, step, *state.rounding)
-  before = optimizer.undo_increments(own, consumed)
+  rounding = _restoring(optimizer, state, step)
+  consumed = rounding.gradients(consumed)
+  before = optimizer.undo_increments(own, consumed, rounding.increment)
   wrong = ~is_proven(before.leaves, step, state)
-  own = own.replace(leaves=state.leaves, schedules=state.schedules)
+  own = own.replace(
+    leaves=state.leaves,
+    schedules=state.schedules,
+    margin=narrowest(margin, rounding.margin, state.diverged_at),
+  )
   return _verified(optimizer, own, before.leaves, wrong)
 
 
@@ -244,7 +261,10 @@ def backward(
     problem,
     runs.Inputs(dynamics, spills, data),
     reverse.Backward(
-      runs.put_words(state.leaves, words), adjoint, state.diverged_at
+      runs.put_words(state.leaves, words),
+      adjoint,
+      state.diverged_at,
+      state.margin,
     ),
     step,
     runs.rebased(state.schedules, step),
@@ -255,7 +275,9 @@ def backward(
   # A reversal that failed must not return a plausible number.
   adjoint = jax.tree.map(lambda bar: jnp.where(ok, bar, jnp.nan), back.adjoint)
   before = state.replace(
-    count=step, model=[leaf[0] for leaf in reference.states]
+    count=step,
+    model=[leaf[0] for leaf in reference.states],
+    margin=back.margin,
   )
   wrong = (back.diverged_at >= 0) & (state.diverged_at < 0)
   structure: Any = jax.tree.structure(batch)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact.fence import isolate
+from revmom.exact.residue import Bits
 from revmom.optimizers.gradients import consumed
 from revmom.optimizers.packing import Packing
 from revmom.optimizers.reversible import ReversibleOptimizer
@@ -15,7 +16,7 @@ from revmom.steps.closure import hoist
 from revmom.training import second_order
 from revmom.training.lengths import check_arrays
 from revmom.training.model import Model, Outputs, is_float, shaped
-from revmom.training.rounding import digits_of
+from revmom.training.rounding import gradient_types
 
 
 class Data(NamedTuple):
@@ -52,15 +53,15 @@ class Problem(NamedTuple):
   # views, of the state and of data
   pull_back: Callable[..., tuple[list, list, Data]]
   outputs: Outputs  # shapes and dtypes
-  digits: tuple  # that gradients of leaves are rounded to, see `residue`
+  gradient_types: tuple  # of leaves: of the parameters, the narrowest
   checksum_every: int
-  residue_bits: int = 0  # kept of each rounded gradient; 0: of none
+  residue_bits: Bits = 0  # kept of each rounded gradient; 0: of none
   start: Any = 0  # the step that the first of the batches is of
 
   @property
-  def rounding(self) -> tuple[int, tuple]:
-    """Bits that are kept and digits of gradients."""
-    return self.residue_bits, self.digits
+  def rounding(self) -> tuple[Bits, tuple]:
+    """Bits that are kept and types of gradients."""
+    return self.residue_bits, self.gradient_types
 
 
 class Source(NamedTuple):
@@ -204,7 +205,7 @@ def pose(
     consume=consume,
     pull_back=pull_back,
     outputs=example,
-    digits=digits_of(packing, dtypes),
+    gradient_types=gradient_types(packing, dtypes),
     checksum_every=checksum_every,
   )
   return problem, Data(shared, source.stacked)

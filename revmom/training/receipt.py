@@ -9,6 +9,7 @@ import jaxlib
 from absl import logging
 
 from revmom.exact import bit_buffer
+from revmom.exact.residue import Margin
 from revmom.exact.tracing import concrete
 from revmom.optimizers.slot import PARAMS
 from revmom.steps import note
@@ -30,6 +31,7 @@ class Receipt(NamedTuple):
   # int32 []: last checked step still wrong (the length of the run if the state
   # was not that which the run left), else -1.
   diverged_at: jax.Array
+  margin: Margin | None = None  # of residues, if the run kept any
 
   @property
   def ok(self) -> jax.Array:
@@ -41,6 +43,24 @@ class Receipt(NamedTuple):
       & self.in_range
       & (self.diverged_at < 0)
     )
+
+  @property
+  def near_bound(self) -> jax.Array:
+    """Whether residues hardly sufficed: a warning, if the rest is ok."""
+    if self.margin is None:
+      return jnp.zeros((), bool)
+    return self.margin.is_narrow
+
+  def describe(self) -> str:
+    """What was found, in words; outside of `jit`."""
+    said = "the reversal was exact: every bit is restored"
+    if not bool(self.ok):
+      said = "the reversal was NOT exact"
+      if int(self.diverged_at) >= 0:
+        said += f", first seen at step {int(self.diverged_at)}"
+    if self.margin is None:
+      return f"{said}."
+    return f"{said}.  {self.margin.describe()}"
 
   def check(self, checksum_every: int, steps: int) -> None:
     """Raises RuntimeError unless the reversal was exact."""
@@ -74,10 +94,21 @@ def message(receipt: Receipt, checksum_every: int, steps: int) -> str:
     f"{bool(receipt.slots_restored)}, buffers empty: "
     f"{bool(receipt.buffers_empty)}.  First make sure that it was given the "
     "run's inputs: the same loss, optimizer, batches and further arguments.  "
-    "Then reverse with the same batching, devices and threads as the run, or "
-    "train with residue_bits=2, which forgives other rounding; "
+    f"Then {_remedy(receipt)} "
     "scripts/doctor.py names what on this machine makes gradients "
     "irreproducible."
+  )
+
+
+def _remedy(receipt: Receipt) -> str:
+  if receipt.margin is None:
+    return (
+      "reverse with the same batching, devices and threads as the run, or "
+      "train with residue_bits=2, which forgives other rounding;"
+    )
+  return (
+    "keep more residue_bits, which forgive more, or reverse in a way that "
+    f"rounds more like the run.  {receipt.margin.describe()}"
   )
 
 
@@ -123,6 +154,7 @@ def of_reversal(
     buffers_empty=every(empty),
     in_range=every([~jnp.any(leaf.overflowed) for leaf in final]),
     diverged_at=back.diverged_at,
+    margin=back.margin,
   )
 
 
@@ -155,6 +187,7 @@ def of_part(restored: jax.Array, back: Any, final: list[Leaf]) -> Receipt:
     buffers_empty=restored,
     in_range=jnp.all(jnp.stack([jnp.ones((), bool), *in_range])),
     diverged_at=back.diverged_at,
+    margin=back.margin,
   )
 
 
@@ -261,6 +294,26 @@ def fingerprint() -> Fingerprint:
     matmul_precision=str(jax.config.values["jax_default_matmul_precision"]),
     xla_flags=os.environ.get("XLA_FLAGS", ""),
   )
+
+
+def check_environment(then: Fingerprint, forgives: bool) -> None:
+  """That of a run is the one of this process, unless it kept residues.
+
+  Raises:
+    ValueError: it is another one, and gradients may differ in their last bits.
+  """
+  changed = "; ".join(differences(then, fingerprint()))
+  if changed and not forgives:
+    raise ValueError(
+      "the run was made in another environment, whose gradients may differ in "
+      f"their last bits: {changed}"
+    )
+  if changed:
+    logging.warning(
+      "revmom: the run was made in another environment (%s); its residues "
+      "forgive other rounding, and the receipt says how much was needed.",
+      changed,
+    )
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[str]:

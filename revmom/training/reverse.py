@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from revmom.exact.fence import keep_alive
+from revmom.exact.residue import Margin
 from revmom.optimizers.dynamics import Bars
 from revmom.steps.checksum import checksum
 from revmom.steps.leaf import Leaf
 from revmom.training import run as runs
 from revmom.training.plans import Plan
 from revmom.training.problem import Data, Problem
-from revmom.training.rounding import restored
+from revmom.training.rounding import Restoring, narrowest
 from revmom.training.run import Inputs, Reference
 
 
@@ -32,6 +33,7 @@ class Backward(NamedTuple):
   leaves: list[Leaf]
   adjoint: Adjoint | None
   diverged_at: jax.Array  # int32 []
+  margin: Margin | None  # the narrowest so far, of residues if there are any
 
 
 def backward(
@@ -161,17 +163,19 @@ def undo(
   """
   dynamics, _, data = inputs
   after = state.leaves
-  between = dynamics.undo_update(after, t, schedules)
+  rounding = Restoring(
+    dynamics, *problem.rounding, reference.residues, t, reference.start
+  )
+  settle = rounding.increment
+  between = dynamics.undo_update(after, t, schedules, settle)
   views, item = dynamics.views(between), data.at(t - problem.start)
   thresholds = dynamics.thresholds(t)
   bars, model_state = reference.at(t)
   out, raw = problem.gradient(views, model_state, item, t)
   gradients = problem.consume(raw, views, thresholds, t)
-  gradients = restored(
-    gradients, reference.residues, t - reference.start, *problem.rounding
-  )
+  gradients = rounding.gradients(gradients)
   t = keep_alive(t, out.witness)
-  before = dynamics.undo_increments(between, gradients, t, schedules)
+  before = dynamics.undo_increments(between, gradients, t, schedules, settle)
   adjoint = state.adjoint
   if adjoint is not None:
     own, totals = adjoint.leaves, adjoint.hyperparameters
@@ -216,7 +220,8 @@ def undo(
   diverged_at = jnp.where(
     diverged & (state.diverged_at < 0), t, state.diverged_at
   )
-  return Backward(before, adjoint, diverged_at)
+  margin = narrowest(state.margin, rounding.margin, state.diverged_at)
+  return Backward(before, adjoint, diverged_at, margin)
 
 
 def _plus(bars: Bars, more: Bars) -> Bars:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from revmom.exact import residue
 from revmom.exact.refusal import refuse_derivative
 from revmom.exact.tracing import concrete
 from revmom.optimizers import hyperparameters
@@ -24,6 +25,7 @@ from revmom.training.model import Model
 from revmom.training.plans import Plan
 from revmom.training.problem import pose
 from revmom.training.receipt import Receipt
+from revmom.training.rounding import same_tables
 from revmom.training.run_state import RunState
 
 
@@ -51,7 +53,8 @@ def rewind(
   The arguments are those of `train`, with the state it returned in the
   parameters' place; `model_state` is any of the same structure, such as
   `run.model_state`.  Reverse as the run went forward: jitted if it was, with
-  the same batching, devices and threads.
+  the same batching, devices and threads.  With residues it may be reversed
+  otherwise: `receipt.describe()` says how near that came to what they forgive.
 
   Args:
     loss_fn: as the run had it.
@@ -67,8 +70,8 @@ def rewind(
       many; `train` goes on from it, with other batches if you like.
 
   Raises:
-    ValueError: the state was made in another environment, or the batches don't
-      reach to a checksum.
+    ValueError: the state was made in another environment, without residues, or
+      the batches don't reach to a checksum.
     RuntimeError: outside of `jit`, if the reversal is not exact, naming the
       steps where it diverged.  Under `jit` ask `receipt.ok`.
 
@@ -114,6 +117,8 @@ def rewind(
   dynamics = optimizer.resolve_for(state)
   run_states.check(state, dynamics, model.state)
   spills = dynamics.spills()._replace(schedules=state.schedules)
+  if state.residue_bits:
+    dynamics = same_tables(dynamics.tabulated(), state.tables)
   message = NO_DERIVATIVE.format("revmom.rewind")
   state, values, data = refuse_derivative(
     (state, dynamics.hyperparameters, data), message
@@ -135,7 +140,8 @@ def rewind(
     )
 
   damaged = receipts.of_start(state.leaves, state.checksums, state.steps)
-  back = reverse.Backward(state.leaves, None, damaged)
+  margin = residue.margin() if state.residue_bits else None
+  back = reverse.Backward(state.leaves, None, damaged, margin)
   back, kept = undone(back, state.plan, state.kept, to)
   last = back
   if proven < to:

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from revmom.exact import residue
 from revmom.exact.capacities import Schedule
 from revmom.exact.fence import origin
 from revmom.exact.residue import Residues
@@ -24,7 +23,7 @@ from revmom.steps.leaf import Leaf
 from revmom.training.model import Outputs
 from revmom.training.plans import Plan
 from revmom.training.problem import Data, Problem
-from revmom.training.rounding import restored, rounded
+from revmom.training.rounding import Keeping, Restoring, Rounding, nothing
 
 
 class Inputs(NamedTuple):
@@ -41,7 +40,7 @@ class Log(NamedTuple):
   losses: jax.Array
   aux: list[jax.Array]
   checksums: jax.Array  # uint32 [steps, 2], of the integers after the step
-  residues: list[Residues]  # of the gradients of leaves, if any are kept
+  residues: list[Residues]  # of what a step consumed, if any are kept
   states: list[jax.Array]  # of the model, before the step
 
 
@@ -110,14 +109,10 @@ class Moving(NamedTuple):
   state: list[jax.Array]  # of the model
 
 
-def _empty_log(problem: Problem, now: Moving) -> Log:
+def _empty_log(problem: Problem, dynamics: Dynamics, now: Moving) -> Log:
   """That of no steps."""
-  residues = []
-  if problem.residue_bits:
-    residues = [
-      residue.nothing(leaf.integers[PARAMS].size, problem.residue_bits)
-      for leaf in now.leaves
-    ]
+  sizes = [leaf.integers[PARAMS].size for leaf in now.leaves]
+  residues = nothing(dynamics, sizes, problem.residue_bits)
   out = problem.outputs
   log = Log(out.value, out.aux, jnp.zeros(2, jnp.uint32), residues, now.state)
   return jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), log)
@@ -133,7 +128,7 @@ def forward_steps(
 ) -> tuple[Moving, Log]:
   """Steps start, ..., start + length - 1; again, if there is a reference."""
   if not length:
-    return now, _empty_log(problem, now)
+    return now, _empty_log(problem, inputs.dynamics, now)
   dynamics, spills, data = inputs
   schedules = rebased(spills.schedules, start)
 
@@ -143,14 +138,15 @@ def forward_steps(
     item = data.at(t - problem.start)
     out, gradients = problem.gradient(views, state, item, t)
     gradients = problem.consume(gradients, views, dynamics.thresholds(t), t)
-    if reference is None:
-      gradients, residues = rounded(gradients, *problem.rounding)
-    else:
-      residues = []
-      gradients = restored(
-        gradients, reference.residues, t - reference.start, *problem.rounding
+    rounding: Rounding = Keeping(dynamics, *problem.rounding)
+    if reference is not None:
+      rounding = Restoring(
+        dynamics, *problem.rounding, reference.residues, t, reference.start
       )
-    leaves = dynamics.forward(leaves, gradients, t, schedules)
+    gradients = rounding.gradients(gradients)
+    leaves = dynamics.forward(
+      leaves, gradients, t, schedules, rounding.increment
+    )
     # Of the new integers, which nothing overwrites in this step: a compiler
     # would copy the old ones for it.
     checked = lax.cond(
@@ -158,7 +154,7 @@ def forward_steps(
       lambda: checksum(leaves),
       lambda: jnp.zeros_like(jax.eval_shape(checksum, leaves)),
     )
-    log = Log(out.value, out.aux, checked, residues, state)
+    log = Log(out.value, out.aux, checked, rounding.kept, state)
     return Moving(leaves, out.state), log
 
   return lax.scan(step, now, start + jnp.arange(length, dtype=jnp.int32))

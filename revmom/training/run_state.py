@@ -8,6 +8,7 @@ from jax import lax
 
 from revmom.exact import bit_buffer
 from revmom.exact.pytree import static
+from revmom.exact.residue import Bits
 from revmom.optimizers.checks import check_factors, check_slots
 from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.spills import Spills
@@ -17,6 +18,7 @@ from revmom.training import receipt as receipts
 from revmom.training import run as runs
 from revmom.training.plans import Plan
 from revmom.training.receipt import Fingerprint
+from revmom.training.rounding import joined_tables
 
 
 class RunState(State):
@@ -24,12 +26,14 @@ class RunState(State):
 
   checksums: jax.Array  # uint32 [1 + ceil(steps / checksum_every), 2]
   kept: list[Any]  # checkpoints or words of the plan's leading segments
-  residues: list[Any]  # of the gradients, if they were asked for
+  residues: list[Any]  # of what steps consumed, if they were asked for
+  # [steps], of schedules and the like, beside them
+  tables: dict[str, jax.Array]
   model_states: list[Any]  # before each step
   zero: jax.Array  # float []: 0, with the tangents that integers can't have
   plan: Plan = static()
   checksum_every: int = static()
-  residue_bits: int = static()
+  residue_bits: Bits = static()
   fingerprint: Fingerprint = static()
 
   @property
@@ -40,12 +44,7 @@ class RunState(State):
 
 def check(state: RunState, dynamics: Dynamics, model_state: list) -> None:
   """Raises ValueError unless a run can be undone, or go on, like this."""
-  changed = receipts.differences(state.fingerprint, receipts.fingerprint())
-  if changed and not state.residue_bits:
-    raise ValueError(
-      "the run was made in another environment, whose gradients may differ in "
-      "their last bits: " + "; ".join(changed)
-    )
+  receipts.check_environment(state.fingerprint, bool(state.residue_bits))
   check_slots(dynamics, state.leaves)
   check_factors(dynamics, state.schedules)
   kept = [(leaf.shape[1:], leaf.dtype) for leaf in state.model_states]
@@ -100,6 +99,7 @@ def joined(past: RunState, own: RunState, spills: Spills) -> RunState:
     checksums=jnp.concatenate([past.checksums[:whole], own.checksums[1:]]),
     kept=[*past.kept, *kept],
     residues=residues,
+    tables=joined_tables(past.tables, own.tables, past.steps, own.steps),
     model_states=model_states,
     plan=past.plan.then(own.plan),
   )
@@ -174,6 +174,7 @@ def shortened(
     checksums=checksums,
     kept=kept,
     residues=cut(state.residues),
+    tables=cut(state.tables),
     model_states=cut(state.model_states),
     plan=plan,
   )

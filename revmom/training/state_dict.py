@@ -18,7 +18,7 @@ import numpy as np
 from revmom.exact.bit_buffer import BitBuffer
 from revmom.exact.capacities import Schedule
 from revmom.exact.pytree import is_static
-from revmom.exact.residue import Residues
+from revmom.exact.residue import Margin, Residues
 from revmom.optimizers.checks import check_factors, check_slots
 from revmom.optimizers.packing import Group, Packing
 from revmom.optimizers.reversible import ReversibleOptimizer, check_optimizer
@@ -33,7 +33,7 @@ VERSION = 1
 _ABOUT = "about"
 _STATES = {kind.__name__: kind for kind in (State, RunState, StepperState)}
 _TUPLES = {
-  kind.__name__: kind for kind in (Leaf, BitBuffer, Schedule, Residues)
+  kind.__name__: kind for kind in (Leaf, BitBuffer, Schedule, Residues, Margin)
 }
 
 

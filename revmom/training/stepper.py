@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from revmom.exact.refusal import refuse_derivative
+from revmom.exact.residue import Bits
 from revmom.optimizers.checks import check_like
 from revmom.optimizers.reversible import (
   NO_DERIVATIVE,
@@ -66,7 +67,7 @@ class Stepper:
     has_aux: bool = False,
     model_state: Any = None,
     checksum_every: int = 1,
-    residue_bits: int = 0,
+    residue_bits: Bits = 0,
   ):
     """Compiles nothing yet.
 
@@ -107,7 +108,8 @@ class Stepper:
   def init(self, params: Any, num_steps: int | None = None) -> StepperState:
     """See `ReversibleOptimizer.init`."""
     state = self.optimizer.init(params, num_steps)
-    return begin(state, self._model, *self._checks)
+    dynamics = self.optimizer.resolve_for(state)
+    return begin(state, dynamics, self._model, *self._checks)
 
   def params(self, state: StepperState) -> Any:
     """See `ReversibleOptimizer.params`."""

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 
 from revmom.exact import residue
 from revmom.exact.pytree import Pytree
+from revmom.exact.residue import Bits
 from revmom.exact.tracing import concrete
 from revmom.optimizers import hyperparameters
-from revmom.optimizers.packing import Packing
+from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.reversible import (
   ReversibleOptimizer,
   check_optimizer,
 )
-from revmom.training import beginning, plans
+from revmom.optimizers.spills import Spills
+from revmom.training import beginning, plans, rounding
 from revmom.training import receipt as receipts
 from revmom.training import run_state as run_states
 from revmom.training.differentiable import differentiable
@@ -51,7 +53,7 @@ def train(
   plan: Policy | None = None,
   checksum_every: int | None = None,
   second_order_mode: str = "auto",
-  residue_bits: int | None = None,
+  residue_bits: Bits | None = None,
 ) -> Run:
   """Trains, reversibly; `jax.grad` through it runs the training backward.
 
@@ -101,8 +103,9 @@ def train(
       bits of each element are kept at each step, which forgive a reversal
       whose gradients are computed otherwise: in other microbatches, on other
       devices, by another program (see `revmom.exact.residue` for how much).
-      They stay on the device, and the plan counts them.  None by default, or
-      those of the state.
+      "syndromes" keeps an eighth of a bit on a coarser grid, without a bound
+      that is certain, and takes longer to reverse.  They stay on the device,
+      and the plan counts them.  None by default, or those of the state.
 
   Returns:
     A `Run` of params, losses (NaN from where a value left its grid), state,
@@ -161,11 +164,12 @@ def train(
     dynamics.packing,
   )
   problem = problem._replace(residue_bits=residue_bits, start=taken)
+  loop = dynamics.tabulated() if residue_bits else dynamics
   made = policy.make(
-    steps, _costs(dynamics.packing, spills, steps, model.state, residue_bits)
+    steps, _costs(dynamics, spills, steps, model.state, residue_bits)
   )
-  results, extra = differentiable(problem, made, dynamics, spills)(
-    dynamics.hyperparameters,
+  results, extra = differentiable(problem, made, loop, spills)(
+    loop.hyperparameters,
     (spills.schedules, spills.valid),
     begun.origin,
     model.state,
@@ -183,6 +187,7 @@ def train(
     zero=jnp.sum(losses[:0]),
     plan=made,
     checksum_every=checksum_every,
+    tables=loop.tables() if residue_bits else {},
     residue_bits=residue_bits,
     fingerprint=receipts.fingerprint(),
     **extra,
@@ -210,21 +215,22 @@ def train(
 
 
 def _costs(
-  packing: Packing,
-  spills: Any,
+  dynamics: Dynamics,
+  spills: Spills,
   steps: int,
   model_state: list,
-  residue_bits: int,
+  residue_bits: Bits,
 ) -> plans.Costs:
   sizes = [
-    sum(math.prod(packing.shapes[i]) for i in group.members)
-    for group in packing.groups
+    sum(math.prod(dynamics.packing.shapes[i]) for i in group.members)
+    for group in dynamics.packing.groups
   ]
   kept = sum(leaf.size * leaf.dtype.itemsize for leaf in model_state)
   if residue_bits:
-    kept += sum(residue.bytes_of(size, residue_bits) for size in sizes)
+    consumed = rounding.sizes(dynamics, sizes)
+    kept += sum(residue.bytes_of(size, residue_bits) for size in consumed)
   return plans.Costs(
     spills.state_bytes(sizes),
     spills.bytes_per_step(sizes),
-    math.ceil(steps * kept),
+    steps * kept,
   )

@@ -43,12 +43,11 @@ class Config:
     "Bytes on the device for integers and buffers; none is no limit.",
     at_least=1,
   )
-  residue_bits: int = flag(
-    0,
+  residue_bits: str = flag(
+    "0",
     "Bits kept of each gradient, so that it may be computed otherwise going "
-    "back: 0, 1, 2, 4 or 8.",
-    at_least=0,
-    at_most=8,
+    "back.",
+    choices=["0", "1", "2", "4", "8", "syndromes"],
   )
   reverse_microbatches: int = flag(
     1,
@@ -57,9 +56,27 @@ class Config:
     at_least=1,
     may_change=True,
   )
+  reverse_devices: int = flag(
+    1,
+    "Devices that a batch is spread over in going back; other than 1 needs "
+    "--residue_bits.  On a CPU they are virtual.",
+    at_least=1,
+    may_change=True,
+  )
   dtype: str = flag(
     "float32", "Of weights and activations.", choices=["float32", "bfloat16"]
   )
+
+  @property
+  def residues(self) -> int | str:
+    """As `revmom.train` takes them."""
+    bits = self.residue_bits
+    return int(bits) if bits.isdigit() else bits
+
+  @property
+  def is_otherwise(self) -> bool:
+    """Whether gradients are computed in another way going back."""
+    return self.reverse_microbatches > 1 or self.reverse_devices > 1
 
 
 class Problem(NamedTuple):
@@ -98,11 +115,12 @@ def pose(config: Config) -> Problem:
     key = jax.random.fold_in(batch_key, step)
     return jax.random.randint(key, (config.batch_size,), 0, len(labels))
 
-  if config.batch_size % config.reverse_microbatches:
-    raise ValueError(
-      f"--reverse_microbatches={config.reverse_microbatches} does not divide "
-      f"--batch_size={config.batch_size}."
-    )
+  for name in ("reverse_microbatches", "reverse_devices"):
+    if config.batch_size % getattr(config, name):
+      raise ValueError(
+        f"--{name}={getattr(config, name)} does not divide "
+        f"--batch_size={config.batch_size}."
+      )
   params = jax.jit(model.init)(weights_key, images[:1])
   optimizer = revmom.sgd(
     config.learning_rate,

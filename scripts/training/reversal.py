@@ -1,13 +1,17 @@
 """The programs of a run: trained, beside optax, and run backward."""
 
+import contextlib
+import functools
 import math
 import statistics
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 
 import revmom
@@ -41,7 +45,7 @@ def reversible_training(problem: Problem, config: Config) -> Wrapped:
       *args,
       num_steps=config.steps,
       plan=plan,
-      residue_bits=config.residue_bits,
+      residue_bits=config.residues,
     )
 
   return jax.jit(run)
@@ -74,15 +78,73 @@ def plain_training(problem: Problem, config: Config) -> Wrapped:
 
 def reversal(problem: Problem, config: Config) -> Wrapped:
   """(state, images, labels) -> Rewound."""
-  parts = config.reverse_microbatches
-  loss_fn = problem.loss_fn
-  if parts > 1:
-    loss_fn = revmom.accumulated(loss_fn, parts)
+  loss_fn, batches = way_back(problem, config)
   return jax.jit(
     lambda state, *args: revmom.rewind(
-      loss_fn, problem.optimizer, state, problem.batches, *args
+      loss_fn, problem.optimizer, state, batches, *args
     )
   )
+
+
+def way_back(problem: Problem, config: Config) -> tuple[Callable, Callable]:
+  """The loss in parts, and batches spread over devices."""
+  parts, devices = config.reverse_microbatches, config.reverse_devices
+  loss_fn, batches = problem.loss_fn, problem.batches
+  if devices > 1:
+    mesh = jax.make_mesh((devices,), ("rows",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("rows"))
+    batches = lambda step: jax.lax.with_sharding_constraint(
+      problem.batches(step), rows
+    )
+  if parts > 1:
+    loss_fn = revmom.accumulated(loss_fn, parts)
+  return loss_fn, batches
+
+
+def provide_devices(config: Config) -> None:
+  """Makes virtual devices of a CPU, before JAX looks for any.
+
+  Raises:
+    ValueError: there are fewer devices than the way back is to have.
+  """
+  if config.reverse_devices > 1:
+    with contextlib.suppress(RuntimeError):  # JAX has looked already
+      jax.config.update("jax_num_cpu_devices", config.reverse_devices)
+  if jax.device_count() < config.reverse_devices:
+    raise ValueError(
+      f"--reverse_devices={config.reverse_devices}, but there are "
+      f"{jax.device_count()} devices."
+    )
+
+
+def differing_bits(
+  problem: Problem, config: Config, state: Any
+) -> tuple[float, np.ndarray]:
+  """The share of elements that differ, and that in each bit, highest first.
+
+  Of gradients at the last weights, as the run computes them and as the way back
+  does.
+  """
+  params = problem.optimizer.params(state)
+  ways = (problem.loss_fn, problem.batches), way_back(problem, config)
+
+  def gradients(loss_fn, batches, params, args):
+    of = lambda step: jax.grad(loss_fn)(params, batches(step), *args)
+    return jax.lax.map(of, jnp.arange(min(8, config.steps)))
+
+  found = [
+    jax.jit(functools.partial(gradients, *way))(params, problem.args)
+    for way in ways
+  ]
+  integer = np.dtype(f"uint{8 * jnp.dtype(config.dtype).itemsize}")
+  flat = [
+    np.concatenate([np.ravel(a).view(integer) for a in jax.tree.leaves(tree)])
+    for tree in jax.device_get(found)
+  ]
+  apart = flat[0] ^ flat[1]
+  shifts = np.arange(8 * integer.itemsize, dtype=integer)[::-1]
+  each = np.mean((apart[:, None] >> shifts) & integer.type(1), axis=0)
+  return float(np.mean(apart != 0)), each
 
 
 def train(problem: Problem, config: Config) -> Trained:
@@ -149,9 +211,23 @@ def rewind(problem: Problem, config: Config, state: Any) -> dict[str, Any]:
     "receipt_buffers_empty": bool(receipt.buffers_empty),
     "receipt_in_range": bool(receipt.in_range),
     "receipt_diverged_at": int(receipt.diverged_at),
+    **_margin(receipt),
     "weights_equal_those_drawn": all(jax.tree.leaves(same)),
     "rewind_seconds_per_step": seconds / state.steps,
     "rewind_peak_bytes": peak_bytes(compiled),
+  }
+
+
+def _margin(receipt: revmom.Receipt) -> dict[str, Any]:
+  if receipt.margin is None:
+    return {}
+  distance, bound, step = receipt.margin
+  return {
+    "margin_distance": float(distance),
+    "margin_bound": float(bound),
+    "margin_step": int(step),
+    "margin_is_narrow": bool(receipt.near_bound),
+    "margin_in_words": receipt.describe(),
   }
 
 

@@ -111,9 +111,13 @@ def test_a_wrong_flag_is_named(script, flag, message):
 
 def test_a_reversal_in_other_microbatches(script, tmp_path):
   script = script.at(tmp_path)
-  flags = "--steps=60", "--batch_size=40", "--reverse_microbatches=4"
-  assert (
-    "receipt            OK" in script.run(*flags, "--residue_bits=2").stdout
-  )
+  flags = "--steps=20", "--batch_size=40", "--reverse_microbatches=4"
+  more = "--reverse_devices=2", "--residue_bits=2"
+  out = script.run(*flags, *more).stdout
+  assert "receipt            OK" in out and "units of the grid" in out
   result = script.result()
   assert result["bits_kept"] > result["bits_spilled"] + 2
+  assert 0 < result["margin_distance"] < result["margin_bound"] == 2
+  assert not result["margin_is_narrow"]
+  assert result["gradients_differ_share"] > 0.3
+  assert set(script.figures()) == {"loss", "bits"}

@@ -138,6 +138,48 @@ def test_rolled_back_to_any_step_and_on(plan, to):
   assert bool(back.receipt.ok)
 
 
+@pytest.mark.parametrize(
+  "of",
+  [
+    lambda rates: revmom.sgd(rates, 0.7),
+    slow(lambda rates: revmom.adamw(rates, b1=0.6)),
+  ],
+  ids=["sgd", "adamw"],
+)
+def test_parts_with_residues_come_back_by_another_program(of):
+  """Whose gradients and schedules are others in their last bits."""
+  start, batches = problem()
+  cut, to = 21, 30
+  rates = np.full(STEPS, 0.01, np.float32)
+  rates[cut:] = np.linspace(0.01, 0.002, STEPS - cut)
+  begun = train_of(of(0.01), residue_bits=2)(start, batches[:cut])
+  run = train_of(of(rates))(begun.state, batches[cut:])
+  whole = train_of(of(rates), residue_bits=2)(start, batches)
+  same_integers(run.state, whole.state)
+  assert {name: len(t) for name, t in run.state.tables.items()} == {
+    name: STEPS for name in whole.state.tables
+  }
+
+  def back(state, batches, to):
+    # A rate that was a number is given exactly.
+    other = rates * np.where(rates < 0.01, np.float32(1 + 1e-6), 1)
+    optimizer = of(other.astype(np.float32))
+    return jax.jit(
+      lambda state, batches: revmom.rewind(
+        loss_fn, optimizer, state, batches, 1.3 * (1 + 1e-6), to=to
+      )
+    )(state, batches)
+
+  there = back(run.state, batches[16:], to)
+  first = back(there.state, batches[:to], 0)
+  for rewound in there, first:
+    assert bool(rewound.receipt.ok), rewound.receipt.describe()
+    assert 0.1 < float(rewound.receipt.margin.distance) < 1.5
+  assert int(there.receipt.margin.step) >= 16
+  assert all(len(table) == to for table in there.state.tables.values())
+  chex.assert_trees_all_equal(first.params, whole.initial_params)
+
+
 def test_a_part_has_the_gradients_of_its_steps(x64):
   """They are those of the whole run, at the steps of the part."""
   start, batches = problem()

@@ -205,3 +205,50 @@ def test_strings_are_no_data():
   state = stepper.init(jnp.ones(2), num_steps=1)
   with pytest.raises(ValueError, match="batch.'name'. is the string 'a'"):
     stepper.forward(state, {"name": "a"})
+
+
+@pytest.mark.parametrize(
+  ("bits", "adjoint"),
+  [
+    (2, False),
+    pytest.param(2, True, marks=pytest.mark.slow),
+    pytest.param("syndromes", True, marks=pytest.mark.slow),
+  ],
+)
+def test_residues_of_muons_update_and_their_margin(bits, adjoint):
+  """Another program restores it, too, and says how near it was."""
+
+  def loss_fn(x, batch, turned=False):
+    rows, target = batch[:, :-1], batch[:, -1:]
+    if turned:
+      rows, target = rows[::-1], target[::-1]
+    return jnp.mean((jnp.tanh(rows @ x["w"]) - target) ** 2)
+
+  of = lambda loss_fn: revmom.Stepper(
+    loss_fn, revmom.muon(0.01, 0.8), residue_bits=bits
+  )
+  other = of(lambda x, batch: loss_fn(x, batch, True) * (1 + 4e-7))
+  draw = np.random.default_rng(0).normal
+  start = {"w": jnp.asarray(draw(size=(4, 6)), "float32")}
+  batches = draw(size=(5, 32, 5)).astype(np.float32)
+  stepper = of(loss_fn)
+  state = stepper.init(start, num_steps=5)
+  first = jax.tree.map(np.asarray, stepper.params(state))
+  assert int(stepper.receipt(state).margin.step) == -1
+  for batch in batches:
+    state, _ = stepper.forward(state, batch)
+  if adjoint:
+    bars = other.cotangents(state, stepper.params(state))
+  for batch in batches[::-1]:
+    if adjoint:
+      state, bars, _ = other.backward(state, bars, batch)
+    else:
+      state, _ = other.inverse(state, batch)
+  other.check(state)
+  margin = other.receipt(state).margin
+  assert 0 <= float(margin.distance) < float(margin.bound)
+  assert bits != 2 or float(margin.distance) > 0.1
+  jax.tree.map(np.testing.assert_array_equal, other.params(state), first)
+  if adjoint:
+    gradients = other.gradients(state, bars)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
