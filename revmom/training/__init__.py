@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from revmom.training import plans
+from revmom.training.environment import Fingerprint, fingerprint
 from revmom.training.microbatches import accumulated
 from revmom.training.one_step import Cotangents
-from revmom.training.receipt import Fingerprint, Receipt, explain, fingerprint
+from revmom.training.receipt import Receipt, explain
 from revmom.training.rewind import Rewound, rewind
 from revmom.training.run_state import RunState
 from revmom.training.state_dict import from_state_dict, to_state_dict

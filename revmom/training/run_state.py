@@ -14,10 +14,9 @@ from revmom.optimizers.dynamics import Dynamics
 from revmom.optimizers.spills import Spills
 from revmom.optimizers.state import State
 from revmom.steps.leaf import Leaf
-from revmom.training import receipt as receipts
 from revmom.training import run as runs
+from revmom.training.environment import Fingerprint, check_environment
 from revmom.training.plans import Plan
-from revmom.training.receipt import Fingerprint
 from revmom.training.rounding import joined_tables
 
 
@@ -44,7 +43,7 @@ class RunState(State):
 
 def check(state: RunState, dynamics: Dynamics, model_state: list) -> None:
   """Raises ValueError unless a run can be undone, or go on, like this."""
-  receipts.check_environment(state.fingerprint, bool(state.residue_bits))
+  check_environment(state.fingerprint, bool(state.residue_bits))
   check_slots(dynamics, state.leaves)
   check_factors(dynamics, state.schedules)
   kept = [(leaf.shape[1:], leaf.dtype) for leaf in state.model_states]

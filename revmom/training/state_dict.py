@@ -24,8 +24,8 @@ from revmom.optimizers.packing import Group, Packing
 from revmom.optimizers.reversible import ReversibleOptimizer, check_optimizer
 from revmom.optimizers.state import State
 from revmom.steps.leaf import Leaf
+from revmom.training.environment import Fingerprint
 from revmom.training.plans import Plan
-from revmom.training.receipt import Fingerprint
 from revmom.training.run_state import RunState
 from revmom.training.stepper_state import StepperState
 

@@ -19,9 +19,9 @@ from revmom.optimizers.reversible import (
 )
 from revmom.optimizers.spills import Spills
 from revmom.training import beginning, plans, rounding
-from revmom.training import receipt as receipts
 from revmom.training import run_state as run_states
 from revmom.training.differentiable import differentiable
+from revmom.training.environment import fingerprint
 from revmom.training.lengths import run_length
 from revmom.training.model import Model
 from revmom.training.plans import Policy
@@ -189,7 +189,7 @@ def train(
     checksum_every=checksum_every,
     tables=loop.tables() if residue_bits else {},
     residue_bits=residue_bits,
-    fingerprint=receipts.fingerprint(),
+    fingerprint=fingerprint(),
     **extra,
   )
   if past is not None:

@@ -15,7 +15,7 @@ import revmom
 from revmom.exact.bit_buffer import BitBuffer
 from revmom.steps.checksum import checksum
 from revmom.steps.leaf import Leaf
-from revmom.training import receipt as receipts
+from revmom.training import environment
 
 STEPS = 100
 START = np.array([0.3, -1.2, 0.8], np.float32)
@@ -401,11 +401,11 @@ def test_planted_faults_are_all_found_where_they_are(count):
 
 
 def test_fingerprint():
-  fingerprint = receipts.fingerprint()
-  assert fingerprint == receipts.fingerprint()
+  fingerprint = environment.fingerprint()
+  assert fingerprint == environment.fingerprint()
   assert fingerprint.jax == jax.__version__
   assert fingerprint.device_count == len(jax.devices())
-  assert receipts.differences(fingerprint, fingerprint) == []
+  assert environment.differences(fingerprint, fingerprint) == []
   other = fingerprint._replace(x64=not fingerprint.x64)
-  (line,) = receipts.differences(fingerprint, other)
+  (line,) = environment.differences(fingerprint, other)
   assert line.startswith("x64")
