@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from revmom.depth import gates
 from revmom.depth.layer import Updates, check
 from revmom.depth.scan import grid_bits, run
 
@@ -49,5 +50,6 @@ def bits_kept(
   names = [f"z{i}" for i in range(len(carry))]
   if not depth:
     return (None,) * len(carry)
-  kept = run(updates, carry, layers, None, bits, integer, None)[2]
+  after = run(updates, carry, layers, None, bits, integer, None)[2].leaf
+  kept = gates.bits_kept_in(after)
   return tuple(kept.get(name) for name in names)

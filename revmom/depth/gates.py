@@ -87,10 +87,10 @@ def are_full(leaf: Leaf) -> jax.Array:
   return jnp.any(jnp.stack([jnp.zeros((), bool), *full]))
 
 
-def are_read(leaf: Leaf) -> jax.Array:
-  """Whether all that stacks held was taken from them."""
-  left = [buffer.used for buffer in _gated(leaf).values()]
-  return jnp.all(jnp.stack([jnp.zeros((), jnp.int32), *left]) == 0)
+def height(leaf: Leaf) -> jax.Array:
+  """How many bytes are on all stacks, an int32 []."""
+  used = [buffer.used for buffer in _gated(leaf).values()]
+  return sum(used, jnp.zeros((), jnp.int32))
 
 
 def bits_kept_in(leaf: Leaf) -> dict[str, jax.Array]:

@@ -28,7 +28,7 @@ def hash_of(leaf: Leaf, t: jax.Array) -> jax.Array:
   """Of the integers before layer t, if it is one that is compared."""
   return lax.cond(
     t % note.EVERY == 0,
-    lambda: checksum([leaf]),
+    lambda: checksum([leaf]) + gates.height(leaf).astype(jnp.uint32),
     lambda: jnp.zeros(2, jnp.uint32),
   )
 
@@ -52,7 +52,7 @@ def proven(
     leaf: from which the reversal began.
     diverged_at: what `compare` found.
   """
-  in_range = ~jnp.any(leaf.overflowed) & ~gates.are_full(leaf)
-  restored = (diverged_at < 0) & in_range
-  nan = note.noted(note.LAYERS, diverged_at, in_range)
+  in_range, full = ~jnp.any(leaf.overflowed), gates.are_full(leaf)
+  restored = (diverged_at < 0) & in_range & ~full
+  nan = note.noted(note.LAYERS, diverged_at, in_range, full)
   return lambda bar: jnp.where(restored, bar, nan.astype(bar.dtype))

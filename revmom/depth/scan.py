@@ -30,7 +30,8 @@ from revmom.depth.layer import (
   pure_outputs,
   timing_of,
 )
-from revmom.depth.sweep import scanned
+from revmom.depth.receipt import Kept
+from revmom.depth.sweep import Sweep, scanned
 from revmom.exact import capacities
 from revmom.steps.leaf import Role
 
@@ -69,8 +70,7 @@ def reversible_scan(
     layers: a pytree of arrays [depth, ...]: parameters, and whatever else the
       functions take of a layer, such as random keys.
     outputs: (layer, carry after it) -> what is wanted of each layer, such as
-      the loss of a step of time; only its results are kept, and there are no
-      second derivatives.
+      the loss of a step of time; only its results are kept.
     fraction_bits: the grid's resolution is 2^-fraction_bits.  By default 22,
       so that values reach 2^(30 - 22) = 256, and 44 with int64.
     integer: "int32", or "int64" where x64 is on.
@@ -117,8 +117,8 @@ def run(
   bits: int,
   integer: str,
   floors: Sequence[float] | None,
-) -> tuple[list, Any, dict]:
-  """The floats of the final carry, the outputs, and bits that are kept."""
+) -> tuple[list, Any, Kept]:
+  """The floats of the final carry, the outputs, and what gradients need."""
   params, structure = flatten(layers)
   depth = params[0].shape[0]
   least = [gates.least_gate(decay) for decay in updates.decays]
@@ -132,9 +132,11 @@ def run(
   decays = decays_of(updates, structure, params, depth, roles)
   timing, rows = timing_of(decays, floors, depth, roles)
   rows |= gates.rooms_of(updates.decays, roles, carry[0].size, depth)
-  read, own = None, []
+  read: Callable | None = None
+  read_of: list[jax.Array] = []
   if outputs is not None:
-    read, own = pure_outputs(outputs, structure, params, carry, wide)
+    pure_read, read_of = pure_outputs(outputs, structure, params, carry, wide)
+    read = lambda own, layer, *values: pure_read(own, layer.params, *values)
 
   def layer_of(params, constants, decays, t):
     pick = lambda a: lax.dynamic_index_in_dim(a, t, keepdims=False)
@@ -146,10 +148,9 @@ def run(
       functions=functions,
     )
 
-  inputs = [a.astype(wide) for a in carry], params, constants, decays
-  program = scanned(layer_of, read, roles, rows, depth)
-  views, read_off, kept = program(inputs, own, timing)
-  return views, read_off, gates.bits_kept_in(kept.leaf)
+  wider = [a.astype(wide) for a in carry]
+  sweep = Sweep(layer_of, read, roles, rows, depth)
+  return scanned(sweep)((wider, read_of, params, constants, decays), timing)
 
 
 def grid_bits(fraction_bits: int | None, integer: str) -> int:

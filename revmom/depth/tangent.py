@@ -6,11 +6,10 @@ z_k' = rho_k z_k + phi_k(theta, others) has the tangent
     dz_k' = rho_k dz_k + drho_k z_k + dphi_k,
 
 in which all but rho_k dz_k is an increment of what is known on the way back: of
-z_k before it changes, and of the others.  A gate is that of z_k, for each
-element.  So dz_k is one more array of the
+z_k before it changes, and of the others.  So dz_k is one more array of the
 carry, right before z_k, that is restored as any other; its gradient is a second
-derivative.  Tangents live on grids of their own, scaled by powers of two that
-a first pass in floats finds.
+derivative.  Where rho_k is a gate, it is one of both.  Tangents live on
+grids of their own, scaled by powers of two that a first pass in floats finds.
 """
 
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from revmom.depth.cotangents import only_floats
 from revmom.depth.layer import Layer
 from revmom.steps.equations import Equations
 from revmom.steps.leaf import Gated, Role, scale_for
@@ -80,14 +80,14 @@ class TangentLayer(Equations, kw_only=True):
     of = own.params, own.constants[own.names.index(role)]
     dots = params, constants[own.names.index(role)]
     seen_dot = [values[_tangent(o)] / self.scales[o] for o in others]
-    value, dot = jax.jvp(
+    change, dot = jax.jvp(
       phi,
       (*of, [values[other] for other in others]),
       (*map(_tangents, of, dots), seen_dot),
     )
-    if isinstance(value, Gated):
-      change = dot.gate * values[role] + dot.increment
-      return Gated(value.gate, change * self.scales[role])
+    if isinstance(change, Gated):
+      moved = dot.gate * values[role] + dot.increment
+      return Gated(change.gate, moved * self.scales[role])
     if role in decays:
       dot = dot + decays[role].astype(dot.dtype) * values[role]
     return dot * self.scales[role]
@@ -112,6 +112,7 @@ class Twice(NamedTuple):
   """A scan over layers and its tangent, as one scan."""
 
   layer_of: Callable
+  read: Callable | None
   roles: tuple[Role, ...]
   rows: dict[str, int]
   inputs: tuple
@@ -119,40 +120,30 @@ class Twice(NamedTuple):
   scales: list[jax.Array]
 
   def views(self, both: list) -> list[jax.Array]:
-    """The tangents of the results."""
+    """The tangents of the final carry."""
     return [dz / s for dz, s in zip(both[::2], self.scales, strict=True)]
 
 
-def of(
-  layer_of: Callable,
-  roles: tuple[Role, ...],
-  rows: dict[str, int],
-  inputs: tuple,
-  timing: tuple,
-  along: tuple,
-  depth: int,
-) -> Twice:
+def of(sweep: Any, inputs: tuple, timing: tuple, along: tuple) -> Twice:
   """The scan of a scan and its tangent.
 
   Args:
-    layer_of: (params, constants, decays, t) -> `Layer`.
-    roles: of the layers.
-    rows: words of each buffer.
-    inputs: (carry, params, constants, decays).
-    timing: (schedules, whether they are right).
+    sweep: the layers, a `Sweep` of `Layer`.
+    inputs: its inputs.
+    timing: its timing.
     along: like `inputs`, None for what is no float.
-    depth: the number of layers.
   """
+  roles = sweep.roles
   both = tuple(
     own
     for role in roles
     for own in (role._replace(name=_tangent(role.name)), role)
   )
-  carry, params, constants, decays = inputs
-  carry_dot, *dots = lax.stop_gradient(along)
+  carry, read_of, params, constants, decays = inputs
+  carry_dot, read_dot, *dots = lax.stop_gradient(along)
 
   def twice_of(params, constants, decays, dots, scales, t):
-    own = layer_of(params, constants, decays, t)
+    own = sweep.layer_of(params, constants, decays, t)
     params_dot, constants_dot, decays_dot = dots
     pick = lambda a: lax.dynamic_index_in_dim(a, t, keepdims=False)
     return TangentLayer(
@@ -169,7 +160,7 @@ def of(
   ones = {role.name: jnp.ones((), carry[0].dtype) for role in roles}
   starts = [a for pair in zip(carry_dot, carry, strict=True) for a in pair]
   layer_at = lambda t: twice_of(params, constants, decays, dots, ones, t)
-  peaks = lax.stop_gradient(_peaks(layer_at, both, starts, depth))
+  peaks = lax.stop_gradient(_peaks(layer_at, both, starts, sweep.depth))
   scales = {r.name: scale_for(r, peaks[_tangent(r.name)]) for r in roles}
   ordered = [scales[role.name] for role in roles]
   starts[::2] = [a * s for a, s in zip(starts[::2], ordered, strict=True)]
@@ -177,12 +168,39 @@ def of(
   with_tangents = lambda own: own | {_tangent(n): a for n, a in own.items()}
   return Twice(
     twice_of,
+    sweep.read and _tangent_of_outputs(sweep.read),
     both,
-    with_tangents(rows),
-    (starts, params, constants, decays, dots, scales),
+    with_tangents(sweep.rows),
+    (starts, (read_of, read_dot), params, constants, decays, dots, scales),
     (with_tangents(schedules), valid),
     ordered,
   )
+
+
+def _tangent_of_outputs(read: Callable) -> Callable:
+  """The outputs of `Twice`: tangents of those of floats, None for others."""
+
+  def read_twice(own, layer, *both):
+    constants, constants_dot = own
+    dots = [
+      dz / layer.scales[name]
+      for dz, name in zip(both[::2], layer.own.names, strict=True)
+    ]
+    of = lambda constants, params, *values: only_floats(
+      read(constants, layer.own.replace(params=params), *values)
+    )
+    _, dot = jax.jvp(
+      of,
+      (constants, layer.params, *both[1::2]),
+      (
+        _tangents(constants, constants_dot),
+        _tangents(layer.params, layer.along[0]),
+        *dots,
+      ),
+    )
+    return dot
+
+  return read_twice
 
 
 def _peaks(
@@ -201,8 +219,9 @@ def _peaks(
         old = (1 - forgotten[role.name]).astype(old.dtype) * old
       change = layer.increment(role.name, None, values, t)
       if isinstance(change, Gated):
-        old, change = change.gate * old, change.increment
-      values[role.name] = old + change
+        values[role.name] = change.gate * old + change.increment
+      else:
+        values[role.name] = old + change
     return (values, jax.tree.map(jnp.maximum, peaks, _largest(values))), None
 
   values = {role.name: a for role, a in zip(roles, starts, strict=True)}

@@ -237,9 +237,15 @@ def _of_layers(number: int) -> str:
   if number == note.LEFT_GRID:
     return (
       "a value of reversible_scan left its grid on the way: it was NaN or too "
-      "large, a gate was outside of its limits, a traced factor was below its "
-      "floor, or gates forgot more bits than their budget.  Give fewer "
-      "fraction_bits, lower floors, or a larger budget."
+      "large, a traced factor was below its floor, or a gate was out of its "
+      "range.  Give fewer fraction_bits, lower floors, or gates that "
+      "`Gate.limit` made."
+    )
+  if number == note.FULL:
+    return (
+      "gates of reversible_scan forgot more bits than their budget has room "
+      "for.  Give a larger one: `revmom.depth.bits_kept` says how much it "
+      "takes, and with None there is always room."
     )
   return (
     f"reversible_scan diverged between layers {number - 1} and "

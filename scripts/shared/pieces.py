@@ -32,14 +32,14 @@ def work(
   Raises:
     ValueError: the checkpoints belong to other flags or data.
   """
-  checkpoints = Checkpoints(workdir, config, data)
-  latest = checkpoints.latest()
-  results: Results = dict(latest[1]["about"]) if latest else {}
-  before = len(results)
-  bar = progress([piece for piece in pieces if piece[0] not in results])
-  for name, piece in bar:
-    bar.set_description(name)
-    results[name] = piece()
-    checkpoints.save(len(results), jnp.asarray(len(results)), results)
-  checkpoints.close()
+  with Checkpoints(workdir, config, data) as checkpoints:
+    latest = checkpoints.latest()
+    results: Results = dict(latest[1]["about"]) if latest else {}
+    before = len(results)
+    bar = progress([piece for piece in pieces if piece[0] not in results])
+    for name, piece in bar:
+      bar.set_description(name)
+      results[name] = piece()
+      number = len(results)
+      checkpoints.save(number, jnp.asarray(number), results)
   return results, before

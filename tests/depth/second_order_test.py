@@ -21,17 +21,7 @@ def dense(name):
   return lambda layer, x: jnp.tanh(x @ layer[name] + layer["b"]) / 2
 
 
-def gated(layer, carry):
-  """(gate, increment) of the first array, from the second."""
-  keep = jax.nn.sigmoid(2 * carry[1] @ layer["g"])
-  return depth.Gate(3).limit(keep), dense("f")(layer, carry[1])
-
-
 MEMBERS = {
-  "gated": depth.Updates(
-    (gated, lambda layer, carry: dense("g")(layer, carry[0])),
-    (depth.Gate(3), None),
-  ),
   "revnet": depth.revnet(dense("f"), dense("g")),
   "learned": depth.momentum(
     dense("f"), lambda layer: jax.nn.sigmoid(layer["rate"])
@@ -46,14 +36,10 @@ def kept(updates, carry, layers):
   def step(carry, layer):
     carry = list(carry)
     for k, (function, decay) in enumerate(zip(*updates, strict=True)):
-      seen = (*carry[:k], None, *carry[k + 1 :])
-      increment = function(layer, seen)
       rho = 1 if decay is None else decay
       rho = rho(layer) if callable(rho) else rho
-      if isinstance(decay, depth.Gate):
-        gate, increment = increment
-        rho = gate + lax.stop_gradient(jnp.round(gate * 1024) / 1024 - gate)
-      carry[k] = rho * carry[k] + increment
+      seen = (*carry[:k], None, *carry[k + 1 :])
+      carry[k] = rho * carry[k] + function(layer, seen)
     return tuple(carry), None
 
   return lax.scan(step, tuple(carry), layers)[0]
@@ -129,6 +115,66 @@ def test_tangents_of_any_size_and_what_is_closed_over(x64):
   )()
   for ours_, theirs in zip(got, expected, strict=True):
     np.testing.assert_allclose(ours_, theirs, rtol=1e-9)
+
+
+def gated(name, gate):
+  """A half whose gates and increments see the other one."""
+
+  def change(layer, carry):
+    (other,) = (array for array in carry if array is not None)
+    keep = gate.limit(jax.nn.sigmoid(2 * other @ layer["g"] + layer["b"]))
+    return keep, (1 - keep) * jnp.tanh(other @ layer[name])
+
+  return change
+
+
+def kept_gates(updates, carry, layers, outputs):
+  """The same with gates rounded likewise, in floats."""
+
+  def step(carry, layer):
+    carry = list(carry)
+    for k, function in enumerate(updates.functions):
+      gate, change = function(layer, (*carry[:k], None, *carry[k + 1 :]))
+      rounded = jnp.round(gate * 1024) / 1024
+      gate = gate + lax.stop_gradient(rounded - gate)
+      carry[k] = gate * carry[k] + change
+    return tuple(carry), outputs(layer, tuple(carry))
+
+  return lax.scan(step, tuple(carry), layers)
+
+
+@pytest.mark.slow
+def test_those_of_gates_and_of_outputs(x64):
+  """Outputs see the layer, the carry, what they close over; some are whole."""
+  layers, carry = network_of(5)
+  gate = depth.Gate(3)
+  updates = depth.Updates((gated("f", gate), gated("rate", gate)), (gate, gate))
+  layers["rate"] = jnp.asarray(normal(7, 5, WIDTH, WIDTH))
+
+  def of(scan):
+    def objective(carry, layers, scale):
+      read = lambda layer, carry: {
+        "loss": jnp.sum(jnp.sin(carry[0] * scale) * layer["b"], 1),
+        "whole": jnp.argmax(carry[1], 1),
+      }
+      out, losses = scan(updates, carry, layers, outputs=read)
+      weighted = jnp.cos(losses["loss"]) * jnp.arange(3.0)
+      return sum(jnp.sum(jnp.sin(z)) for z in out) + jnp.sum(weighted)
+
+    def outer(*args):
+      value, grads = jax.value_and_grad(objective, (0, 1, 2))(*args)
+      leaves = jax.tree.leaves(grads)
+      return value**2 + sum(jnp.sum(jnp.cos(x)) for x in leaves)
+
+    return jax.grad(outer, (0, 1, 2))
+
+  ours = lambda *args, **kwargs: depth.reversible_scan(
+    *args, integer="int64", **kwargs
+  )
+  both = jax.jit(lambda *args: [of(scan)(*args) for scan in (ours, kept_gates)])
+  got, expected = both(carry, layers, jnp.float64(0.7))
+  chex.assert_trees_all_close(got, expected, rtol=1e-8, atol=1e-9)
+  assert all(jnp.max(jnp.abs(bar)) > 0.1 for bar in jax.tree.leaves(got))
 
 
 def test_third_derivatives_are_refused():
