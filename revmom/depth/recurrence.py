@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from revmom.depth.gates import Gate
 from revmom.depth.layer import Updates
 from revmom.depth.scan import reversible_scan
+from revmom.exact.tracing import concrete
 
 
 class HalfParams(NamedTuple):
@@ -89,6 +90,7 @@ class Recurrence(NamedTuple):
     Raises:
       ValueError: shapes do not fit.
     """
+    lengths = None if lengths is None else jnp.asarray(lengths)
     self._check(params, xs, initial_carry, lengths)
     steps, batch, _ = xs.shape
     carry = initial_carry or self.initial_carry(params, batch)
@@ -136,6 +138,12 @@ class Recurrence(NamedTuple):
       raise ValueError(
         f"{self.name}: lengths must be {xs.shape[1]} integers, one for each "
         f"sequence; got {lengths.dtype} of shape {lengths.shape}."
+      )
+    known = None if lengths is None else concrete(lengths)
+    if known is not None and ((known < 0) | (known > len(xs))).any():
+      raise ValueError(
+        f"{self.name}: lengths must lie between 0 and {len(xs)}, the number of "
+        f"steps; got {known.min()} to {known.max()}."
       )
 
 

@@ -78,6 +78,11 @@ def past_of(
   Raises:
     ValueError: it can't go on from that state, or not with these settings.
   """
+  if hasattr(params, "state") and isinstance(params.state, State):
+    raise ValueError(
+      f"train got a {type(params).__name__} as its parameters; pass its "
+      "`state` to go on from there, or its `params` to begin a new run."
+    )
   if not isinstance(params, State):
     return None
   if not isinstance(params, RunState):

@@ -25,6 +25,7 @@ class Cotangents(Pytree):
   model: list[Any]  # None for what is no float
   hyperparameters: tuple[dict[str, tuple], ...]
   args: list[Any]  # alike
+  count: jax.Array  # int32 []: the step that they are of
   structure: Any = static()  # of args
 
 
@@ -187,6 +188,7 @@ def first_cotangents(
     model=model,
     hyperparameters=jax.tree.map(jnp.zeros_like, dynamics.hyperparameters),
     args=list(map(zero, arrays)),
+    count=jnp.copy(state.count),
     structure=structure,
   )
 
@@ -271,8 +273,9 @@ def backward(
     reference,
   )
   assert back.adjoint is not None
-  ok = (back.diverged_at < 0) & (step >= 0)
-  # A reversal that failed must not return a plausible number.
+  ok = (back.diverged_at < 0) & (step >= 0) & (bars.count == state.count)
+  # A reversal that failed must not return a plausible number, nor cotangents of
+  # another step.
   adjoint = jax.tree.map(lambda bar: jnp.where(ok, bar, jnp.nan), back.adjoint)
   before = state.replace(
     count=step,
@@ -287,6 +290,7 @@ def backward(
     model=adjoint.state,
     hyperparameters=adjoint.hyperparameters,
     args=adjoint.data.shared[: len(bars.args)],
+    count=step,
   )
   return (
     _verified(optimizer, before, back.leaves, wrong),

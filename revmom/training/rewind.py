@@ -1,5 +1,6 @@
 """A training backward to its start."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,7 +68,8 @@ def rewind(
     has_aux: likewise.
     model_state: likewise.
     to: the number of steps that stay.  What comes back is the state after so
-      many; `train` goes on from it, with other batches if you like.
+      many; `train` goes on from it, with other batches if you like.  It is NaN
+      where the reversal is not exact.
 
   Raises:
     ValueError: the state was made in another environment, without residues, or
@@ -92,7 +94,8 @@ def rewind(
       "revmom.train returned, which keeps checksums and the plan of the run.  "
       "Undo steps that optimizer.forward or a Stepper took with its inverse."
     )
-  if type(to) is not int or not 0 <= to <= state.steps:
+  to = _static(to)
+  if not 0 <= to <= state.steps:
     raise ValueError(
       f"to={to!r}, but the run has {state.steps} steps; give how many of them "
       "stay, 0 for none."
@@ -154,13 +157,26 @@ def rewind(
     receipt = receipts.of_reversal(last, state.leaves, state.checksums)
   if concrete(receipt.ok) is not None:
     receipt.check(state.checksum_every, state.steps)
-  shorter = run_states.shortened(state, to, back.leaves, kept, spills)
+  leaves = back.leaves
+  if to:  # one could go on from there
+    leaves = dynamics.checked(leaves, receipt.ok)
+  shorter = run_states.shortened(state, to, leaves, kept, spills)
   if to < state.steps:
     model_state = model.as_state([leaf[to] for leaf in state.model_states])
   params = refuse_derivative(
     shorter.shown(dynamics.views(shorter.leaves)), message, state.witness
   )
   return Rewound(params, shorter, receipt, model_state)
+
+
+def _static(to: Any) -> int:
+  try:
+    return operator.index(to)
+  except TypeError as error:
+    raise ValueError(
+      f"to={to!r} is no whole number that is known now; give a Python integer, "
+      "which jit does not trace."
+    ) from error
 
 
 def _first(batches: Any, state: RunState, proven: int) -> int:

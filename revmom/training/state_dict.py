@@ -27,6 +27,7 @@ from revmom.steps.leaf import Leaf
 from revmom.training.environment import Fingerprint
 from revmom.training.plans import Plan
 from revmom.training.run_state import RunState
+from revmom.training.stepper import Stepper
 from revmom.training.stepper_state import StepperState
 
 VERSION = 1
@@ -104,6 +105,7 @@ def from_state_dict(
       parameters, had other factors (momentum, decay), or arrays are missing
       or of other shapes; the message names what differs.
   """
+  steps_alone = isinstance(optimizer, Stepper)
   optimizer = _optimizer("from_state_dict", optimizer)
   if _ABOUT not in stored:
     raise ValueError(
@@ -121,6 +123,15 @@ def from_state_dict(
   _compare("optimizer", about["optimizer"], _of_optimizer(optimizer, params))
   groups, shapes = about["packing"]
   kind = _STATES[about["kind"]]
+  if steps_alone != (kind is StepperState):
+    raise ValueError(
+      f"the state was saved as a {about['kind']}; "
+      + (
+        "a Stepper goes on from the state of a Stepper alone."
+        if steps_alone
+        else "give from_state_dict the Stepper that made it."
+      )
+    )
   static: dict[str, Any] = {
     "steps": about["steps"],
     "structure": structure,

@@ -209,7 +209,8 @@ class Stepper:
     """Undoes the last step, as `inverse` does, and pulls derivatives back.
 
     Derivatives are those that `jax.grad` of `revmom.train` computes: exact ones
-    of the steps on their grid, and NaN where the reversal is not exact.
+    of the steps on their grid, and NaN where the reversal is not exact, which
+    `check` explains, or where the cotangents are those of another step.
 
     Args:
       state: after the step; it is used up, and so are the cotangents.
@@ -225,6 +226,12 @@ class Stepper:
       the batch: None for what is no float, or if they are not wanted.
     """
     batch, args = self._constant((batch, args))
+    structure: Any = jax.tree.structure(args)
+    if structure != cotangents.structure:
+      raise ValueError(
+        f"backward got args {structure}, but `cotangents` had "
+        f"{cotangents.structure}; give both those that the steps had."
+      )
     _, words, there = self._undo_update(state)
     out, gradients = self._at(there, batch, args)
     if loss_bar is not None:

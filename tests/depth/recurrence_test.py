@@ -184,6 +184,7 @@ def test_errors():
     ("must be .T, B, 4.", (params, xs[0]), {}),
     ("must have 2 arrays", (params, xs, carry[:1]), {}),
     ("one for each sequence", (params, xs), {"lengths": jnp.ones(3)}),
+    ("between 0 and 11", (params, xs), {"lengths": [1, 12, -1]}),
   ):
     with pytest.raises(ValueError, match=message):
       revgru.apply(*args, **kwargs)

@@ -98,6 +98,11 @@ def test_a_run_goes_on_and_back_from_a_file(tmp_path):
     (None, {"a": PARAMS["b"], "w": PARAMS["w"]}, r"params\[0\]\[0\]=.*'b'"),
     (None, {"b": np.ones(2, np.float32), "w": PARAMS["w"]}, r"\[1\]\[0\]=3"),
     (optax.sgd(0.1), None, "an optax transformation"),
+    (
+      revmom.Stepper(lambda params, batch: 0.0, revmom.sgd(0.1, 0.9)),
+      None,
+      "saved as a State; a Stepper goes on from the state of a Stepper alone",
+    ),
   ],
 )
 def test_what_differs_is_named(owner, params, message):

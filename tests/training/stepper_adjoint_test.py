@@ -86,3 +86,19 @@ def test_gradients_are_those_of_train(x64, make, clip):
     (got.optimizer, got.params, stacked, got.args[0]), expected, rtol=1e-9,
     atol=1e-14,
   )  # fmt: skip
+
+
+def test_cotangents_of_another_step_give_no_number():
+  loss_fn = lambda x, batch, scale: scale * jnp.sum(jnp.cos(x - batch))
+  stepper = revmom.Stepper(loss_fn, revmom.sgd(0.1, 0.9))
+  state = stepper.init(jnp.zeros(2), num_steps=3)
+  for t in range(3):
+    state, _ = stepper.forward(state, jnp.full(2, float(t)), 1.0)
+  bars = stepper.cotangents(state, jnp.ones(2), 1.0)
+  with pytest.raises(ValueError, match="give both those that the steps had"):
+    stepper.backward(state, bars, jnp.full(2, 2.0))
+  state, _ = stepper.inverse(state, jnp.full(2, 2.0), 1.0)
+  state, bars, _ = stepper.backward(state, bars, jnp.full(2, 1.0), 1.0)
+  stepper.check(state)
+  gradients = stepper.gradients(state, bars)
+  assert all(jnp.all(jnp.isnan(a)) for a in jax.tree.leaves(gradients))
