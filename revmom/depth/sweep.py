@@ -30,9 +30,8 @@ class Sweep(NamedTuple):
   right).
   """
 
-  layer_of: (
-    Callable  # (*inputs after the second, t) -> the equations of a layer
-  )
+  # (*inputs after the second, t) -> the equations of a layer
+  layer_of: Callable
   read: Callable | None  # (what it closes over, layer, *carry) -> its outputs
   roles: tuple[Role, ...]
   rows: dict[str, int]  # by the role, how much memory its buffer needs

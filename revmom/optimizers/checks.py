@@ -107,13 +107,12 @@ def check_params(role: Role, params: Any) -> None:
         "loss)."
       )
     magnitude = _largest(leaf)
-    if magnitude is not None:
-      if not magnitude <= role.largest:
-        raise ValueError(
-          f"the parameter array {name} holds a magnitude of {magnitude}, but "
-          f"{role.bits} fraction bits reach only {role.largest:g}; pass "
-          f'grid=revmom.Grid({{"{PARAMS}": bits}}) with fewer.'
-        )
+    if magnitude is not None and not magnitude <= role.largest:
+      raise ValueError(
+        f"the parameter array {name} holds a magnitude of {magnitude}, but "
+        f"{role.bits} fraction bits reach only {role.largest:g}; pass "
+        f'grid=revmom.Grid({{"{PARAMS}": bits}}) with fewer.'
+      )
   check_copies(params)
 
 

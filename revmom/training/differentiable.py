@@ -126,9 +126,8 @@ def _forward(problem, plan, inputs, origin, state):
   every = problem.checksum_every
   due = every - 1 - problem.start % every
   checksums = jnp.concatenate([first[None], checksums[due::every]])
-  if (
-    problem.start + plan.steps
-  ) % every and plan.steps:  # that of the last step is kept in any case
+  # That of the last step is kept in any case.
+  if plan.steps and (problem.start + plan.steps) % every:
     last = checksum(leaves)
     checksums = jnp.concatenate([checksums, last[None]])
   dynamics = inputs.dynamics
